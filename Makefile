@@ -1,0 +1,69 @@
+# MiniSora. `make` alone lists what there is; every target sets up .venv by itself.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+SHELL  := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.PHONY: help video test lint lab docs readme export clean distclean
+
+# The words a user gives reach the commands through the environment, untouched: spaces, quotes and $ are safe.
+PROMPT ?=
+DATA   ?=
+OUT    ?=
+ARGS   ?=
+override PROMPT := $(value PROMPT)
+override DATA   := $(value DATA)
+override OUT    := $(value OUT)
+export PROMPT DATA OUT
+
+help:  ## list the commands
+	@echo "MiniSora: text to video on your own computer. Commands:"; echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-16s%s\n' "$$a" "$$b"; done
+	@echo; echo '  make video PROMPT="a red ring moves left"   asks for a clip; what is trained already is reused'
+	@echo '  make video DATA=folder-of-clips             the same on your own videos'
+
+video: .venv/.ready  ## train a small model from zero and make a video (PROMPT="...", DATA=folder, OUT=folder)
+	@out="$$OUT"; if [ -z "$$out" ]; then out=runs/first-video; \
+	  if [ -n "$$DATA" ]; then out="runs/$$(basename -- "$$(realpath -m -- "$$DATA")")"; fi; fi; \
+	exec $(BIN)/python -m minisora.pipeline --prompt "$$PROMPT" --data "$$DATA" --out "$$out"
+
+test: .venv/.ready  ## run every notebook, the checks, the linter and the tests (under 25 minutes on 2 cores)
+	@$(BIN)/ruff check --quiet .
+	@echo "ruff: clean. Now every notebook, two at a time:"
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/nbdev_test --n_workers 2 --timing True
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests
+
+lint: .venv/.ready  ## check the style only, in seconds
+	@$(BIN)/ruff check .
+
+lab: .venv/.ready  ## open the lessons in Jupyter Lab (ARGS="--no-browser --ip=0.0.0.0" is passed on)
+	@exec $(BIN)/jupyter lab $(ARGS) nbs/index.ipynb
+
+export: .venv/.ready  ## write the modules from the notebooks and clean the notebooks
+	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+
+docs: .venv/.ready  ## render the lessons as a web site in _docs/ (Quarto where installed, smalldocs otherwise)
+	@$(BIN)/python tools/docs.py
+
+readme: .venv/.ready  ## write README.md from nbs/index.ipynb
+	@$(BIN)/python tools/readme.py
+
+clean:  ## remove build outputs and caches (keeps .venv, data/ and runs/)
+	@rm -rf _proc _docs build dist *.egg-info .pytest_cache .ruff_cache
+	@find . -path ./.venv -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -print0 | xargs -0 rm -rf
+
+distclean: clean  ## clean, and remove .venv too
+	@rm -rf .venv
+
+# One environment for everything. The stamp is written last, so an interrupted installation starts again.
+.venv/.ready: constraints.txt settings.ini
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "MiniSora needs Python 3.11 or newer, and '$(PYTHON)' is not. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@rm -f $@; echo "Setting up .venv with PyTorch and the rest (once, a few minutes, about 1.5 GB) ..."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
+	  { echo "Could not create .venv. On Debian or Ubuntu: apt install python3-venv. Then run make again."; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' || \
+	  { echo "Could not install the packages (see above). Nothing is lost: run make again."; exit 1; }
+	@touch $@
