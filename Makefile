@@ -20,13 +20,13 @@ export PROMPT DATA OUT
 
 help:  ## list the commands
 	@echo "MiniSora: text to video on your own computer. Commands:"; echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-16s%s\n' "$$a" "$$b"; done
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s%s\n' "$$a" "$$b"; done
 	@echo; echo '  make video PROMPT="a red ring moves left"   asks for a clip; what is trained already is reused'
 	@echo '  make video DATA=folder-of-clips             the same on your own videos'
 
 video: .venv/.ready  ## train a small model from zero and make a video (PROMPT="...", DATA=folder, OUT=folder)
 	@out="$$OUT"; if [ -z "$$out" ]; then out=runs/first-video; \
-	  if [ -n "$$DATA" ]; then out="runs/$$(basename -- "$$(realpath -m -- "$$DATA")")"; fi; fi; \
+	  if [ -n "$$DATA" ]; then out="runs/$$(basename "$$(cd "$$DATA" 2>/dev/null && pwd || echo "$$DATA")")"; fi; fi; \
 	exec $(BIN)/python -m minisora.pipeline --prompt "$$PROMPT" --data "$$DATA" --out "$$out"
 
 test: .venv/.ready  ## run every notebook, the checks, the linter and the tests (under 25 minutes on 2 cores)
