@@ -64,6 +64,6 @@ distclean: clean  ## clean, and remove .venv too
 	@rm -f $@; echo "Setting up .venv with PyTorch and the rest (once, a few minutes, about 1.5 GB) ..."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
 	  { echo "Could not create .venv. On Debian or Ubuntu: apt install python3-venv. Then run make again."; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' || \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]' || \
 	  { echo "Could not install the packages (see above). Nothing is lost: run make again."; exit 1; }
 	@touch $@

@@ -1,0 +1,36 @@
+"""Before any test: no network, no windows, repeatable."""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", MPLBACKEND="Agg")
+sys.path.insert(0, str(ROOT))
+
+
+def block_network(event, args):
+    "An audit hook that lets only this machine talk to itself."
+    if event == "socket.connect" and isinstance(args[1], tuple) and args[1][0] not in ("127.0.0.1", "::1", "localhost"):
+        raise OSError(f"no network in tests: refused to connect to {args[1]}")
+    if event == "socket.getaddrinfo" and args[0] not in (None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0"):
+        raise OSError(f"no network in tests: refused to look up {args[0]}")
+
+
+sys.addaudithook(block_network)
+
+
+@pytest.fixture(scope="session")
+def root():
+    "The repository's root folder."
+    return ROOT
+
+
+def pytest_collection_modifyitems(items):
+    "Tests marked `gpu` are skipped where there is no CUDA device."
+    if not any("gpu" in i.keywords for i in items): return
+    import torch
+    if torch.cuda.is_available(): return
+    for item in items:
+        if "gpu" in item.keywords: item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,0 +1,184 @@
+"""The repository itself: modules that import alone, notebooks and modules that agree, links that lead somewhere."""
+import configparser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import readme  # noqa: E402
+
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+MODULES = sorted(p.stem for p in (ROOT / "minisora").glob("*.py") if not p.stem.startswith("_"))
+CFG = configparser.ConfigParser()
+CFG.read(ROOT / "settings.ini")
+
+ALONE = """
+import sys
+def offline(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"):
+        raise OSError(f"{event} while importing")
+sys.addaudithook(offline)
+import minisora.%s
+strays = [m for m in sys.modules if m.split(".")[0] in ("nbdev", "fastcore", "execnb", "pytest")]
+assert not strays, f"imports development tools: {strays[:3]}"
+"""
+
+
+def tracked(*ends):
+    "Files that git knows or would take up, as paths; a copy without git gives every file."
+    run = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    skip = {".venv", "_proc", "_docs", "runs", "data", ".git"}
+    names = run.stdout.splitlines() if run.returncode == 0 else [
+        str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if not skip & set(p.relative_to(ROOT).parts)]
+    return [ROOT / n for n in names if n.endswith(ends) and (ROOT / n).is_file()]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports_alone(module, tmp_path):
+    "In a fresh process, with no network, no cache to lean on and no GPU."
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, "-c", ALONE % module], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, f"minisora.{module} does not import alone:\n{run.stderr[-1500:]}"
+
+
+def test_an_import_that_needs_the_network_is_found(tmp_path):
+    (tmp_path / "minisora").mkdir()
+    (tmp_path / "minisora" / "greedy.py").write_text("import socket\nsocket.getaddrinfo('example.org', 80)")
+    run = subprocess.run([sys.executable, "-c", ALONE % "greedy"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode != 0 and "socket.getaddrinfo while importing" in run.stderr
+
+
+def export(folder):
+    "Export all notebooks of `folder` (with its settings.ini) and give its modules' texts by name."
+    run = subprocess.run([os.path.join(os.path.dirname(sys.executable), "nbdev_export")], cwd=folder, capture_output=True,
+                         text=True, env={k: v for k, v in os.environ.items() if k != "IN_TEST"})
+    assert run.returncode == 0, run.stderr[-1500:]
+    return {p.name: p.read_text(encoding="utf-8") for p in (folder / "minisora").glob("*.py")}
+
+
+def differences(want, have):
+    "Lines on which exported and committed modules disagree."
+    for name in sorted(want.keys() | have.keys()):
+        if name not in want: yield f"minisora/{name} comes from no notebook"
+        elif name not in have: yield f"minisora/{name} is missing: run make export"
+        elif want[name] != have[name]:
+            pairs = zip(want[name].splitlines() + [""], have[name].splitlines() + [""])
+            line = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), "last")
+            yield f"minisora/{name}, line {line}: differs from its notebook: run make export"
+
+
+def test_modules_are_what_the_notebooks_export(tmp_path):
+    "Exported afresh in a copy and compared file by file, so a dirty tree is no excuse and is not touched."
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "minisora").mkdir()
+    for name in ("settings.ini", "pyproject.toml", "minisora/__init__.py"): shutil.copy(ROOT / name, tmp_path / name)
+    for p in NOTEBOOKS: shutil.copy(p, tmp_path / "nbs" / p.name)
+    have = {p.name: p.read_text(encoding="utf-8") for p in (ROOT / "minisora").glob("*.py")}
+    problems = list(differences(export(tmp_path), have))
+    assert not problems, "\n" + "\n".join(problems)
+    assert (tmp_path / "pyproject.toml").read_text() == (ROOT / "pyproject.toml").read_text()
+
+
+def test_a_module_edited_by_hand_is_found():
+    assert list(differences({"a.py": "x = 1\ny = 2"}, {"a.py": "x = 1\ny = 3"})) == [
+        "minisora/a.py, line 2: differs from its notebook: run make export"]
+    assert list(differences({"a.py": ""}, {"b.py": ""})) == [
+        "minisora/a.py is missing: run make export", "minisora/b.py comes from no notebook"]
+    assert len(list(differences({"a.py": "x"}, {"a.py": "x\n"}))) == 1
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_clean_and_small(path, tmp_path):
+    "nbdev_clean changes nothing; no error is kept; 300 kB hold for the home page and the appendices too."
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    copy = shutil.copy(path, tmp_path)
+    run = [os.path.join(os.path.dirname(sys.executable), "nbdev_clean"), "--fname", copy]
+    assert subprocess.run(run, cwd=tmp_path, capture_output=True).returncode == 0
+    have = json.loads(path.read_text(encoding="utf-8"))
+    assert json.loads((tmp_path / path.name).read_text(encoding="utf-8")) == have, f"{path.name}: run nbdev_clean"
+    errors = [n for n, c in enumerate(have["cells"], 1) for o in c.get("outputs", []) if o["output_type"] == "error"]
+    assert not errors, f"{path.name} keeps an error in cells {errors}"
+    assert path.stat().st_size <= 300_000, f"{path.name} is {path.stat().st_size / 1000:.0f} kB, over 300 kB"
+
+
+HOMES = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp/pip)/[\w.-]+/|file:///|[A-Z]:\\\\Users")
+
+
+def test_no_path_of_somebody_s_machine():
+    found = []
+    for p in tracked(".py", ".ipynb", ".md", ".ini", ".toml", ".txt", ".yml", ".yaml", ".json", "Makefile", "run"):
+        if p.name == "test_repo.py": continue
+        for i, line in enumerate(p.read_text(encoding="utf-8").splitlines(), 1):
+            if len(line) < 20_000 and (m := HOMES.search(line)): found.append(f"{p.relative_to(ROOT)}:{i}: {m.group(0)}")
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_a_path_of_somebody_s_machine_is_found():
+    assert HOMES.search("see /home/ann/clips/x.mp4") and HOMES.search("/root/.cache/huggingface/")
+    assert not HOMES.search("https://example.org/home/ann/") and not HOMES.search("(B, C, T/work/h)")
+
+
+def links(path):
+    "Relative links of a Markdown file or of a notebook's Markdown cells."
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    text = re.sub(r"```.*?```|`[^`\n]*`|\$[^$\n]+\$", "", text, flags=re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)|\b(?:src|href)=\"([^\"\s]+)\"", text):
+        link = (link[0] or link[1]).split("#")[0]
+        if link and not re.match(r"[a-z]+:|//", link): yield link
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *tracked(".md")], ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    dead = [x for x in links(path) if not (path.parent / x).exists()]
+    assert not dead, f"{path.relative_to(ROOT)} links to what is not there: {dead}"
+
+
+def test_readme_is_made_from_the_index():
+    want = readme.convert(ROOT / "nbs" / "index.ipynb")
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == want, "README.md is out of date: run make readme"
+
+
+def test_readme_links_are_moved_to_the_root():
+    text = '[a](00_clips.ipynb#x) ![b](images/b.png) <img src="images/c.gif"> [d](../LICENSE) [e](https://f.org) `](g)`'
+    assert readme.relink(text) == ('[a](nbs/00_clips.ipynb#x) ![b](nbs/images/b.png) <img src="nbs/images/c.gif"> '
+                                   '[d](LICENSE) [e](https://f.org) `](g)`')
+
+
+def test_site_lists_every_notebook():
+    site = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
+    text = json.dumps(site["website"]["sidebar"]["contents"])
+    listed = re.findall(r"[\w]+\.ipynb", text)
+    assert sorted(listed) == [p.name for p in NOTEBOOKS], "the sidebar in _quarto.yml and nbs/ disagree"
+    assert site["project"]["output-dir"] == CFG["DEFAULT"]["doc_path"]
+    assert os.readlink(ROOT / "nbs" / "_quarto.yml") == "../_quarto.yml"
+
+
+def test_every_requirement_is_pinned():
+    "constraints.txt fixes one version of each package that settings.ini asks for, and that version is in its range."
+    from packaging.requirements import Requirement
+    pins = dict(s.split("==") for s in (ROOT / "constraints.txt").read_text().splitlines() if s and s[0] != "#")
+    pins = {k.lower().replace("_", "-"): v for k, v in pins.items()}
+    for r in map(Requirement, (CFG["DEFAULT"]["requirements"] + " " + CFG["DEFAULT"]["dev_requirements"]).split()):
+        pin = pins.get(r.name.lower().replace("_", "-"))
+        assert pin, f"constraints.txt does not pin {r.name}"
+        assert r.specifier.contains(pin), f"constraints.txt pins {r.name}=={pin}, outside {r.specifier} of settings.ini"
+
+
+def test_version_stands_once():
+    import minisora
+    assert minisora.__version__ == CFG["DEFAULT"]["version"]
+    assert f"[{minisora.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_make_help_names_the_commands():
+    text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    for target in ("video", "test", "lab", "docs", "readme", "clean"): assert f"make {target}" in text

@@ -1,0 +1,46 @@
+"""Render the lessons as a web site in _docs/: `python tools/docs.py` (or `make docs`).
+
+With Quarto on the machine this is `nbdev_docs`. Without it, nbdev still processes the notebooks into _proc/ (hidden
+cells out, signatures and links in), and smalldocs, which is pure Python, renders the same _quarto.yml there."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+def with_quarto():
+    (ROOT / "README.md").touch()  # README.md is ours (tools/readme.py): newer than the index, nbdev_docs leaves it alone
+    return subprocess.run([BIN / "nbdev_docs"], cwd=ROOT).returncode
+
+
+def with_smalldocs():
+    from nbdev.serve import proc_nbs
+    shutil.rmtree(ROOT / "_proc", ignore_errors=True)
+    proc = proc_nbs(force=True, n_workers=0)
+    front = [p for p in proc.glob("*.ipynb") if "output-file" not in p.read_text(encoding="utf-8")]
+    for p in front: print(f"warning: {p.name} has no title cell", file=sys.stderr)
+    done = subprocess.run([BIN / "smalldocs", "render", str(proc), "--quiet"], capture_output=True, text=True)
+    said = [s for s in done.stderr.splitlines() if not re.search(r"output-file is not read", s)]
+    if said: print("\n".join(said), file=sys.stderr)
+    if done.returncode: return done.returncode
+    shutil.rmtree(ROOT / "_docs", ignore_errors=True)
+    shutil.move(proc / "_docs", ROOT / "_docs")
+    return 0
+
+
+def main():
+    os.chdir(ROOT)
+    quarto = shutil.which("quarto")
+    print(f"Rendering nbs/ with {'Quarto' if quarto else 'smalldocs (Quarto is not installed)'} ...", flush=True)
+    code = with_quarto() if quarto else with_smalldocs()
+    if code == 0: print(f"The site is in _docs/: open {ROOT / '_docs' / 'index.html'}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
