@@ -10,11 +10,14 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", MPLBACKEND="Agg")
 sys.path.insert(0, str(ROOT))
 
 
+HERE = (None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0")
+
+
 def block_network(event, args):
     "An audit hook that lets only this machine talk to itself."
-    if event == "socket.connect" and isinstance(args[1], tuple) and args[1][0] not in ("127.0.0.1", "::1", "localhost"):
+    if event == "socket.connect" and isinstance(args[1], tuple) and args[1][0] not in HERE:
         raise OSError(f"no network in tests: refused to connect to {args[1]}")
-    if event == "socket.getaddrinfo" and args[0] not in (None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0"):
+    if event == "socket.getaddrinfo" and args[0] not in HERE:
         raise OSError(f"no network in tests: refused to look up {args[0]}")
 
 

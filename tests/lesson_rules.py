@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MAX_BYTES = 300_000
-RICH = ("image/png", "image/svg+xml", "image/jpeg", "text/html", "text/markdown", "application/vnd.jupyter.widget-view+json")
 VISIBLE = re.compile(r"<(img|video|svg|table|iframe|div|figure)\b|^\s*\|", re.I | re.M)
 PICTURE = re.compile(r"<(img|video|svg)\b", re.I)
 
@@ -101,9 +100,10 @@ def title(lesson):
     c = lesson.cells[0]
     lines = [s for s in c.src.split("\n") if s.strip()]
     if c.kind != "markdown" or not re.match(r"# \S", c.src): yield lesson.say(c, "must begin with '# Title'")
-    elif len(lines) < 2 or not lines[1].startswith("> "): yield lesson.say(c, "needs a '> subtitle' below the title")
+    elif len(lines) < 2 or not lines[1].startswith("> "):
+        yield lesson.say(c, "needs a '> subtitle' below the title")
     elif any(not s.startswith("> ") for s in lines[1:]):
-        yield lesson.say(c, "must hold only '# Title' and '> subtitle': the rest is lost in the rendered page")
+        yield lesson.say(c, "must hold only '# Title' and '> subtitle': the page loses the rest")
 
 
 def goals(lesson):
@@ -127,8 +127,10 @@ def cost(lesson):
     near = text[m.start():m.start() + 900]
     if not re.search(r"\d\s*(s|sec|seconds?|min|minutes?|h|hours?)\b", near):
         yield lesson.say(None, "'Time and memory' names no time in s or min")
-    if not re.search(r"\d\s*(MB|GB|MiB|GiB)\b", near): yield lesson.say(None, "'Time and memory' names no memory in MB or GB")
-    if "GPU" not in near: yield lesson.say(None, "'Time and memory' says nothing of a GPU ('not measured' will do)")
+    if not re.search(r"\d\s*(MB|GB|MiB|GiB)\b", near):
+        yield lesson.say(None, "'Time and memory' names no memory in MB or GB")
+    if "GPU" not in near:
+        yield lesson.say(None, "'Time and memory' says nothing of a GPU ('not measured' will do)")
 
 
 def result_first(lesson):
@@ -136,7 +138,7 @@ def result_first(lesson):
     for c in lesson.code:
         if has_rich(c): return
         if {"export", "exports", "exporti"} & c.flags.keys() and re.search(r"^(def|class) ", c.src, re.M):
-            yield lesson.say(c, "exports code before the lesson has shown its result (a figure, clip or table)")
+            yield lesson.say(c, "exports code before the lesson has shown its result (figure, clip, table)")
             return
     yield lesson.say(None, "shows no figure, clip or table at all")
 
@@ -174,26 +176,30 @@ def reading(lesson):
     elif later and later[0] not in links: yield lesson.say(None, f"'Next lesson' does not link to {later[0]}")
     elif not links: yield lesson.say(None, "'Next lesson' links to no notebook")
     for link in links:
-        if not (lesson.path.parent / link).exists(): yield lesson.say(None, f"'Next lesson' links to {link}, which is not there")
+        if not (lesson.path.parent / link).exists():
+            yield lesson.say(None, f"'Next lesson' links to {link}, which is not there")
 
 
 # ---------------------------------------------------------------- outputs and size
 
 def size(lesson):
     n = lesson.path.stat().st_size
-    if n > MAX_BYTES: yield lesson.say(None, f"is {n / 1000:.0f} kB, over the budget of {MAX_BYTES // 1000} kB")
+    if n > MAX_BYTES:
+        yield lesson.say(None, f"is {n / 1000:.0f} kB, over the budget of {MAX_BYTES // 1000} kB")
 
 
 def outputs(lesson):
     "Outputs are kept, none is an error, and none is of a kind that the rendered page drops."
     for c in lesson.code:
-        if expects_output(c) and not c.outputs: yield lesson.say(c, "should show something and has no output: run it and save")
+        if expects_output(c) and not c.outputs:
+            yield lesson.say(c, "should show something and has no output: run it and save")
         for o in c.outputs:
-            if o.get("output_type") == "error": yield lesson.say(c, f"ends in {o.get('ename')}: {o.get('evalue')}")
+            if o.get("output_type") == "error":
+                yield lesson.say(c, f"ends in {o.get('ename')}: {o.get('evalue')}")
             data = o.get("data", {})
             if "image/gif" in data and "text/html" not in data:
                 yield lesson.say(c, "has a bare image/gif output, which the page drops: use viz.show_clips")
-            if o.get("name") == "stderr" and "Traceback (most recent call last)" in "".join(o.get("text", "")):
+            if o.get("name") == "stderr" and "Traceback (most recent" in "".join(o.get("text", "")):
                 yield lesson.say(c, "has a traceback in its output")
 
 
@@ -229,7 +235,8 @@ class Exercise:
 
 
 HEADING = re.compile(r"^### Exercise (\d+): *(.+)$", re.M)
-SOLUTION = re.compile(r"<details>\s*<summary>Solution</summary>\s*\n\s*\n?```python\n(.*?)\n```\s*\n\s*</details>", re.S)
+SOLUTION = re.compile(r"<details>\s*<summary>Solution</summary>\s*\n```python\n(.*?)\n```\s*\n\s*</details>",
+                      re.S)
 WRONG = re.compile(r"<!--\s*wrong:(.*?)-->", re.S)
 
 
@@ -242,7 +249,8 @@ def parse_exercise(cell):
     prose = cell.src.split("<details>")[0]
     name = re.search(r"check\.(\w+)\(", prose)
     return Exercise(cell, int(head.group(1)) if head else 0, head.group(2).strip() if head else "",
-                    name.group(1) if name else "", sol.group(1) if sol else "", wrong.group(1).strip() if wrong else "")
+                    name.group(1) if name else "", sol.group(1) if sol else "",
+                    wrong.group(1).strip() if wrong else "")
 
 
 def exercises(lesson):
@@ -257,11 +265,13 @@ def exercises(lesson):
         if len(c.src.split("<details>")[0].split()) < 15: yield lesson.say(c, "says too little of what to do")
         if not e.checker: yield lesson.say(c, "does not name its checker, check.<name>(answer), in the text")
         if not e.solution:
-            yield lesson.say(c, "has no folded solution (<details><summary>Solution</summary>, empty line, ```python)")
-        elif f"check.{e.checker}(" not in e.solution: yield lesson.say(c, f"solution does not call check.{e.checker}")
+            yield lesson.say(c, "has no folded solution: <details><summary>Solution</summary>, then ```python")
+        elif f"check.{e.checker}(" not in e.solution:
+            yield lesson.say(c, f"solution does not call check.{e.checker}")
         if not e.wrong: yield lesson.say(c, "has no wrong answer (<!-- wrong: ... -->)")
         after = lesson.cells[c.n] if c.n < len(lesson.cells) else None
-        if after is None or after.kind != "code": yield lesson.say(c, "is not followed by a code cell for the learner")
+        if after is None or after.kind != "code":
+            yield lesson.say(c, "is not followed by a code cell for the learner")
         elif "your turn" not in after.src.lower(): yield lesson.say(after, "should begin with '# your turn'")
 
 
@@ -273,7 +283,7 @@ def namespace():
 
 
 def run_exercise(lesson, e):
-    "The checker accepts the solution and refuses the wrong answer, with a hint. Nothing else of the notebook runs."
+    "The checker takes the solution and refuses the wrong answer, with a hint. No other cell runs."
     ns, out = namespace(), io.StringIO()
     where = f"{lesson.path.name}, cell {e.cell.n}, {e.name}"
     try:
@@ -291,7 +301,8 @@ def run_exercise(lesson, e):
     except AssertionError as err:
         if not str(err).strip(): yield f"{where}: check.{e.checker} refuses the wrong answer without a hint"
     except Exception as err:
-        yield f"{where}: check.{e.checker} meets the wrong answer with {type(err).__name__}: {err}, not an AssertionError"
+        got = f"{type(err).__name__}: {err}"
+        yield f"{where}: check.{e.checker} meets the wrong answer with {got}, not an AssertionError"
     else:
         yield f"{where}: check.{e.checker} accepts the wrong answer"
 

@@ -22,16 +22,16 @@ def test_template(path):
     assert not problems, "\n" + "\n".join(problems)
 
 
-@pytest.mark.parametrize("path, exercise", EXERCISES, ids=lambda x: x.stem if hasattr(x, "stem") else str(x.number))
+@pytest.mark.parametrize("path, exercise", EXERCISES, ids=lambda x: getattr(x, "stem", None) or str(x.number))
 def test_exercise(path, exercise, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     problems = list(rules.run_exercise(rules.load(path), exercise))
     assert not problems, "\n" + "\n".join(problems)
 
 
-# ---------------------------------------------------------------- the rules themselves, on notebooks broken on purpose
+# ------------------------------------------------- the rules themselves, on notebooks broken on purpose
 
-FIGURE = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}}]
+FIGURE = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": "iVBORw0KGgo="}}]
 PRINTED = [{"output_type": "stream", "name": "stdout", "text": "2\n"}]
 
 
@@ -39,18 +39,23 @@ def md(*lines): return {"cell_type": "markdown", "metadata": {}, "source": "\n".
 
 
 def code(*lines, outputs=()):
-    return {"cell_type": "code", "metadata": {}, "execution_count": None, "source": "\n".join(lines), "outputs": list(outputs)}
+    return {"cell_type": "code", "metadata": {}, "execution_count": None, "source": "\n".join(lines),
+        "outputs": list(outputs)}
 
 
 def exercise(i):
-    return md(f"### Exercise {i}: double it", "Write a function that doubles its argument, whatever number it is given here.",
-              "Check yourself with `check.double(answer)`.", "<details><summary>Solution</summary>", "", "```python",
-              "answer = lambda x: 2 * x", "check.double(answer)", "```", "</details>", "<!-- wrong: lambda x: x -->")
+    return md(f"### Exercise {i}: double it",
+        "Write a function that doubles its argument, whatever number it is given here.",
+              "Check yourself with `check.double(answer)`.",
+        "<details><summary>Solution</summary>", "", "```python",
+        "answer = lambda x: 2 * x", "check.double(answer)", "```",
+        "</details>", "<!-- wrong: lambda x: x -->")
 
 
 GOOD = [
     md("# A lesson", "> about doubling"),
-    md("## What you will be able to do", "- double", "- double again", "", "**What you need to have read:** nothing.", "",
+    md("## What you will be able to do", "- double", "- double again", "",
+        "**What you need to have read:** nothing.", "",
        "**Time and memory:** 3 s and 200 MB on 2 CPU cores; GPU not measured."),
     code("viz.show(x)", outputs=FIGURE),
     code("#| export", "def double(x): return 2 * x"),
@@ -61,7 +66,8 @@ GOOD = [
     exercise(1), code("# your turn: answer = ..."),
     exercise(2), code("# your turn: answer = ..."),
     exercise(3), code("# your turn: answer = ..."),
-    md("## Recap", "- one", "- two", "- three", "- four", "", "## Further reading", "- [A paper](https://arxiv.org/abs/2212.09748)", "",
+    md("## Recap", "- one", "- two", "- three", "- four", "", "## Further reading",
+        "- [A paper](https://arxiv.org/abs/2212.09748)", "",
        "## Next lesson", "[Next](01_next.ipynb)"),
 ]
 
@@ -91,8 +97,9 @@ ERROR = [{"output_type": "error", "ename": "ValueError", "evalue": "no", "traceb
 BROKEN = {
     "no title": (replaced(0, "# A lesson", "A lesson"), "must begin with '# Title'"),
     "no subtitle": (replaced(0, "> about", "about"), "needs a '> subtitle'"),
-    "more below the title": (replaced(0, "doubling", "doubling\n\nand prose"), "lost in the rendered page"),
-    "no goals": (replaced(1, "## What you will be able to do", "## Hello"), "no section '## What you will be able to do'"),
+    "more below the title": (replaced(0, "doubling", "doubling\n\nand prose"), "the page loses the rest"),
+    "no goals": (replaced(1, "## What you will be able to do", "## Hello"),
+        "no section '## What you will be able to do'"),
     "one goal": (replaced(1, "- double again", ""), "at least two bullets"),
     "nothing to have read": (replaced(1, "have read", "own"), "What you need to have read"),
     "no cost": (replaced(1, "Time and memory", "Costs"), "does not say 'Time and memory'"),
@@ -105,8 +112,10 @@ BROKEN = {
     "no exercises": (replaced(7, "## Exercises", "## Games"), "no section '## Exercises'"),
     "two exercises": (GOOD[:12] + GOOD[14:], "has 2 exercises"),
     "wrong number": (replaced(8, "Exercise 1", "Exercise 2"), "where 1 was due"),
-    "no task": (replaced(8, "Write a function that doubles its argument, whatever number it is given here.", ""), "too little"),
-    "no checker": (replaced(8, "Check yourself with `check.double(answer)`.", "Check your answer yourself then."), "does not name"),
+    "no task": (replaced(8, "Write a function that doubles its argument, whatever number it is given", ""),
+        "too little"),
+    "no checker": (replaced(8, "Check yourself with `check.double(answer)`.",
+        "Check your answer yourself then."), "does not name"),
     "no solution": (replaced(8, "<summary>Solution</summary>", ""), "no folded solution"),
     "solution unchecked": (replaced(8, "check.double(answer)\n```", "```"), "solution does not call"),
     "no wrong answer": (replaced(8, "<!-- wrong:", "<!-- "), "no wrong answer"),
@@ -115,10 +124,12 @@ BROKEN = {
     "recap of three": (replaced(14, "- four", ""), "'Recap' has 3 lines"),
     "no recap": (replaced(14, "## Recap", "## End"), "no section '## Recap'"),
     "no reading": (replaced(14, "Further reading", "Links"), "no 'Further reading'"),
-    "reading without link": (replaced(14, "(https://arxiv.org/abs/2212.09748)", ""), "'Further reading' has no link"),
+    "reading without link": (replaced(14, "(https://arxiv.org/abs/2212.09748)", ""),
+        "'Further reading' has no link"),
     "no next lesson": (replaced(14, "Next lesson", "Bye"), "no 'Next lesson'"),
     "next lesson skipped": (replaced(14, "01_next", "00_lesson"), "does not link to 01_next.ipynb"),
-    "next lesson not there": (replaced(14, "[Next](01_next.ipynb)", "[Next](01_next.ipynb) [x](02_x.ipynb)"), "02_x.ipynb, which is not there"),
+    "next lesson not there": (replaced(14, "[Next](01_next.ipynb)",
+        "[Next](01_next.ipynb) [x](02_x.ipynb)"), "02_x.ipynb, which is not there"),
     "too big": (replaced(5, "Halving", "x" * 300_001), "over the budget"),
     "no output": (with_outputs(4, []), "has no output"),
     "error kept": (with_outputs(4, ERROR), "ends in ValueError: no"),

@@ -1,4 +1,4 @@
-"""The repository itself: modules that import alone, notebooks and modules that agree, links that lead somewhere."""
+"""The repository itself: modules import alone, notebooks and modules agree, links lead somewhere."""
 import configparser
 import json
 import os
@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "tools"))
 import readme  # noqa: E402
 
+BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MODULES = sorted(p.stem for p in (ROOT / "minisora").glob("*.py") if not p.stem.startswith("_"))
 CFG = configparser.ConfigParser()
@@ -33,7 +35,8 @@ assert not strays, f"imports development tools: {strays[:3]}"
 
 def tracked(*ends):
     "Files that git knows or would take up, as paths; a copy without git gives every file."
-    run = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True,
+        text=True)
     skip = {".venv", "_proc", "_docs", "runs", "data", ".git"}
     names = run.stdout.splitlines() if run.returncode == 0 else [
         str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if not skip & set(p.relative_to(ROOT).parts)]
@@ -43,22 +46,25 @@ def tracked(*ends):
 @pytest.mark.parametrize("module", MODULES)
 def test_module_imports_alone(module, tmp_path):
     "In a fresh process, with no network, no cache to lean on and no GPU."
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run([sys.executable, "-c", ALONE % module], cwd=tmp_path, env=env, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "HF_HOME": str(tmp_path),
+        "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, "-c", ALONE % module], cwd=tmp_path, env=env, capture_output=True,
+        text=True)
     assert run.returncode == 0, f"minisora.{module} does not import alone:\n{run.stderr[-1500:]}"
 
 
 def test_an_import_that_needs_the_network_is_found(tmp_path):
     (tmp_path / "minisora").mkdir()
     (tmp_path / "minisora" / "greedy.py").write_text("import socket\nsocket.getaddrinfo('example.org', 80)")
-    run = subprocess.run([sys.executable, "-c", ALONE % "greedy"], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", ALONE % "greedy"], cwd=tmp_path, capture_output=True,
+        text=True)
     assert run.returncode != 0 and "socket.getaddrinfo while importing" in run.stderr
 
 
 def export(folder):
     "Export all notebooks of `folder` (with its settings.ini) and give its modules' texts by name."
-    run = subprocess.run([os.path.join(os.path.dirname(sys.executable), "nbdev_export")], cwd=folder, capture_output=True,
-                         text=True, env={k: v for k, v in os.environ.items() if k != "IN_TEST"})
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    run = subprocess.run([BIN / "nbdev_export"], cwd=folder, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-1500:]
     return {p.name: p.read_text(encoding="utf-8") for p in (folder / "minisora").glob("*.py")}
 
@@ -78,7 +84,8 @@ def test_modules_are_what_the_notebooks_export(tmp_path):
     "Exported afresh in a copy and compared file by file, so a dirty tree is no excuse and is not touched."
     (tmp_path / "nbs").mkdir()
     (tmp_path / "minisora").mkdir()
-    for name in ("settings.ini", "pyproject.toml", "minisora/__init__.py"): shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("settings.ini", "pyproject.toml", "minisora/__init__.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
     for p in NOTEBOOKS: shutil.copy(p, tmp_path / "nbs" / p.name)
     have = {p.name: p.read_text(encoding="utf-8") for p in (ROOT / "minisora").glob("*.py")}
     problems = list(differences(export(tmp_path), have))
@@ -99,11 +106,13 @@ def test_notebook_is_clean_and_small(path, tmp_path):
     "nbdev_clean changes nothing; no error is kept; 300 kB hold for the home page and the appendices too."
     shutil.copy(ROOT / "settings.ini", tmp_path)
     copy = shutil.copy(path, tmp_path)
-    run = [os.path.join(os.path.dirname(sys.executable), "nbdev_clean"), "--fname", copy]
+    run = [BIN / "nbdev_clean", "--fname", copy]
     assert subprocess.run(run, cwd=tmp_path, capture_output=True).returncode == 0
     have = json.loads(path.read_text(encoding="utf-8"))
-    assert json.loads((tmp_path / path.name).read_text(encoding="utf-8")) == have, f"{path.name}: run nbdev_clean"
-    errors = [n for n, c in enumerate(have["cells"], 1) for o in c.get("outputs", []) if o["output_type"] == "error"]
+    clean = json.loads((tmp_path / path.name).read_text(encoding="utf-8"))
+    assert clean == have, f"{path.name}: run nbdev_clean"
+    kinds = [(n, o["output_type"]) for n, c in enumerate(have["cells"], 1) for o in c.get("outputs", [])]
+    errors = [n for n, kind in kinds if kind == "error"]
     assert not errors, f"{path.name} keeps an error in cells {errors}"
     assert path.stat().st_size <= 300_000, f"{path.name} is {path.stat().st_size / 1000:.0f} kB, over 300 kB"
 
@@ -113,10 +122,12 @@ HOMES = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp/pip)/[\w.-]+/|file:/
 
 def test_no_path_of_somebody_s_machine():
     found = []
-    for p in tracked(".py", ".ipynb", ".md", ".ini", ".toml", ".txt", ".yml", ".yaml", ".json", "Makefile", "run"):
+    kinds = ".py .ipynb .md .ini .toml .txt .yml .yaml .json .jsonl .csv Makefile run".split()
+    for p in tracked(*kinds):
         if p.name == "test_repo.py": continue
         for i, line in enumerate(p.read_text(encoding="utf-8").splitlines(), 1):
-            if len(line) < 20_000 and (m := HOMES.search(line)): found.append(f"{p.relative_to(ROOT)}:{i}: {m.group(0)}")
+            if len(line) < 20_000 and (m := HOMES.search(line)):
+                found.append(f"{p.relative_to(ROOT)}:{i}: {m.group(0)}")
     assert not found, "\n" + "\n".join(found)
 
 
@@ -129,7 +140,8 @@ def links(path):
     "Relative links of a Markdown file or of a notebook's Markdown cells."
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
-        text = "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"]
+        text = "\n\n".join("".join(c["source"]) for c in cells)
     text = re.sub(r"```.*?```|`[^`\n]*`|\$[^$\n]+\$", "", text, flags=re.S)
     for link in re.findall(r"\]\(([^)\s]+)\)|\b(?:src|href)=\"([^\"\s]+)\"", text):
         link = (link[0] or link[1]).split("#")[0]
@@ -144,13 +156,15 @@ def test_links_lead_somewhere(path):
 
 def test_readme_is_made_from_the_index():
     want = readme.convert(ROOT / "nbs" / "index.ipynb")
-    assert (ROOT / "README.md").read_text(encoding="utf-8") == want, "README.md is out of date: run make readme"
+    have = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert have == want, "README.md is out of date: run make readme"
 
 
 def test_readme_links_are_moved_to_the_root():
-    text = '[a](00_clips.ipynb#x) ![b](images/b.png) <img src="images/c.gif"> [d](../LICENSE) [e](https://f.org) `](g)`'
-    assert readme.relink(text) == ('[a](nbs/00_clips.ipynb#x) ![b](nbs/images/b.png) <img src="nbs/images/c.gif"> '
-                                   '[d](LICENSE) [e](https://f.org) `](g)`')
+    text = '[a](00_clips.ipynb#x) ![b](i/b.png) <img src="i/c.gif"> [d](../LICENSE) [e](https://f.org) `](g)`'
+    want = ('[a](nbs/00_clips.ipynb#x) ![b](nbs/i/b.png) <img src="nbs/i/c.gif"> '
+            '[d](LICENSE) [e](https://f.org) `](g)`')
+    assert readme.relink(text) == want
 
 
 def test_site_lists_every_notebook():
@@ -163,14 +177,30 @@ def test_site_lists_every_notebook():
 
 
 def test_every_requirement_is_pinned():
-    "constraints.txt fixes one version of each package that settings.ini asks for, and that version is in its range."
+    "constraints.txt fixes one version of each package that settings.ini asks for, within its range."
     from packaging.requirements import Requirement
-    pins = dict(s.split("==") for s in (ROOT / "constraints.txt").read_text().splitlines() if s and s[0] != "#")
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(s.split("==") for s in lines if s and s[0] != "#")
     pins = {k.lower().replace("_", "-"): v for k, v in pins.items()}
-    for r in map(Requirement, (CFG["DEFAULT"]["requirements"] + " " + CFG["DEFAULT"]["dev_requirements"]).split()):
+    asked = CFG["DEFAULT"]["requirements"].split() + CFG["DEFAULT"]["dev_requirements"].split()
+    for r in map(Requirement, asked):
         pin = pins.get(r.name.lower().replace("_", "-"))
         assert pin, f"constraints.txt does not pin {r.name}"
-        assert r.specifier.contains(pin), f"constraints.txt pins {r.name}=={pin}, outside {r.specifier} of settings.ini"
+        assert r.specifier.contains(pin), f"{r.name}=={pin} in constraints.txt is outside {r.specifier}"
+
+
+def test_modules_import_only_what_is_required():
+    "A package that happens to be installed beside ours is no dependency."
+    import ast
+    pip = {"PIL": "pillow", "IPython": "ipython", "yaml": "pyyaml"}
+    asked = {re.match(r"[\w-]+", r).group(0).lower() for r in CFG["DEFAULT"]["requirements"].split()}
+    for name in MODULES:
+        for node in ast.walk(ast.parse((ROOT / "minisora" / f"{name}.py").read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level: names = [node.module]
+            for top in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"minisora"}:
+                known = pip.get(top, top).lower() in asked
+                assert known, f"minisora/{name}.py imports {top}, which settings.ini does not require"
 
 
 def test_version_stands_once():

@@ -1,7 +1,7 @@
 """Render the lessons as a web site in _docs/: `python tools/docs.py` (or `make docs`).
 
-With Quarto on the machine this is `nbdev_docs`. Without it, nbdev still processes the notebooks into _proc/ (hidden
-cells out, signatures and links in), and smalldocs, which is pure Python, renders the same _quarto.yml there."""
+With Quarto on the machine this is `nbdev_docs`. Without it, nbdev still processes the notebooks into
+_proc/ (hidden cells out, signatures and links in), and smalldocs, pure Python, renders the same _quarto.yml there."""
 import os
 import re
 import shutil
@@ -14,7 +14,7 @@ BIN = Path(sys.executable).parent
 
 
 def with_quarto():
-    (ROOT / "README.md").touch()  # README.md is ours (tools/readme.py): newer than the index, nbdev_docs leaves it alone
+    (ROOT / "README.md").touch()  # made by tools/readme.py; newer than the index, nbdev_docs leaves it alone
     return subprocess.run([BIN / "nbdev_docs"], cwd=ROOT).returncode
 
 
@@ -36,7 +36,8 @@ def with_smalldocs():
 def main():
     os.chdir(ROOT)
     quarto = shutil.which("quarto")
-    print(f"Rendering nbs/ with {'Quarto' if quarto else 'smalldocs (Quarto is not installed)'} ...", flush=True)
+    renderer = "Quarto" if quarto else "smalldocs (Quarto is not installed)"
+    print(f"Rendering nbs/ with {renderer} ...", flush=True)
     code = with_quarto() if quarto else with_smalldocs()
     if code == 0: print(f"The site is in _docs/: open {ROOT / '_docs' / 'index.html'}")
     return code

@@ -1,8 +1,8 @@
 """Write README.md from nbs/index.ipynb: `python tools/readme.py` (or `make readme`).
 
-Markdown cells go over as they are, with their links made relative to the repository's root; code cells become fenced
-blocks, followed by what they printed. Cells marked `#| hide` are left out. nbdev_readme does the same through Quarto;
-this needs nothing but Python."""
+Markdown cells go over as they are, with their links made relative to the repository's root; code cells become
+fenced blocks, followed by what they printed. Cells marked `#| hide` are left out. nbdev_readme does the same
+through Quarto; this needs nothing but Python."""
 import json
 import os
 import posixpath
@@ -28,7 +28,7 @@ def printed(cell, where):
         if "text" in o: yield "".join(o["text"])
         elif "text/markdown" in o.get("data", {}): yield "".join(o["data"]["text/markdown"])
         elif {"text/html", "image/png", "image/gif", "image/jpeg"} & o.get("data", {}).keys():
-            raise ValueError(f"{where}: a README cannot hold this output; save it as a file and link it in Markdown")
+            raise ValueError(f"{where}: a README cannot hold this output; save it as a file and link it")
         elif "text/plain" in o.get("data", {}): yield "".join(o["data"]["text/plain"])
 
 
