@@ -265,7 +265,7 @@ def exercises(lesson):
         if len(c.src.split("<details>")[0].split()) < 15: yield lesson.say(c, "says too little of what to do")
         if not e.checker: yield lesson.say(c, "does not name its checker, check.<name>(answer), in the text")
         if not e.solution:
-            yield lesson.say(c, "has no folded solution: <details><summary>Solution</summary>, then ```python")
+            yield lesson.say(c, "has no folded solution (<details><summary>Solution, then ```python)")
         elif f"check.{e.checker}(" not in e.solution:
             yield lesson.say(c, f"solution does not call check.{e.checker}")
         if not e.wrong: yield lesson.say(c, "has no wrong answer (<!-- wrong: ... -->)")

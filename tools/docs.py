@@ -1,7 +1,7 @@
 """Render the lessons as a web site in _docs/: `python tools/docs.py` (or `make docs`).
 
-With Quarto on the machine this is `nbdev_docs`. Without it, nbdev still processes the notebooks into
-_proc/ (hidden cells out, signatures and links in), and smalldocs, pure Python, renders the same _quarto.yml there."""
+With Quarto on the machine this is `nbdev_docs`. Without it, nbdev still processes the notebooks into _proc/
+(hidden cells out, signatures and links in), and smalldocs, pure Python, renders the same _quarto.yml."""
 import os
 import re
 import shutil
