@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nbdev.config import get_config
+from nbdev.serve import proc_nbs
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
@@ -18,12 +21,20 @@ def with_quarto():
     return subprocess.run([BIN / "nbdev_docs"], cwd=ROOT).returncode
 
 
+def relink(text):
+    "nbdev links a name to the hosted page of its module, `clips.html#name`: make it a link to the page here."
+    cfg = get_config()
+    pages = {re.sub(r"^\d+_", "", p.stem): p.name for p in cfg.nbs_path.glob("*.ipynb")}
+    hosted = re.escape(f"{cfg.doc_host}{cfg.doc_baseurl}/")
+    text = re.sub(hosted + r"(\w+)\.html(#[\w.]+)?", lambda m: pages.get(m.group(1), m.group(0)), text)
+    return re.sub(r"\]\(\.\./", f"]({cfg.git_url}/blob/{cfg.branch}/", text)  # files outside the site
+
+
 def with_smalldocs():
-    from nbdev.serve import proc_nbs
     shutil.rmtree(ROOT / "_proc", ignore_errors=True)
     proc = proc_nbs(force=True, n_workers=0)
-    front = [p for p in proc.glob("*.ipynb") if "output-file" not in p.read_text(encoding="utf-8")]
-    for p in front: print(f"warning: {p.name} has no title cell", file=sys.stderr)
+    for page in proc.glob("*.ipynb"):
+        page.write_text(relink(page.read_text(encoding="utf-8")), encoding="utf-8")
     done = subprocess.run([BIN / "smalldocs", "render", str(proc), "--quiet"], capture_output=True, text=True)
     said = [s for s in done.stderr.splitlines() if not re.search(r"output-file is not read", s)]
     if said: print("\n".join(said), file=sys.stderr)
