@@ -30,10 +30,11 @@ video: .venv/.ready  ## train a small model from zero and make a video (PROMPT="
 	exec $(BIN)/python -m minisora.pipeline --prompt "$$PROMPT" --data "$$DATA" --out "$$out"
 
 test: .venv/.ready  ## run every notebook, the checks, the linter and the tests (under 25 minutes on 2 cores)
-	@$(BIN)/ruff check --quiet .
-	@echo "ruff: clean. Now every notebook, two at a time:"
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/nbdev_test --n_workers 2 --timing True
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests
+	@export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1; failed=; \
+	$(BIN)/ruff check --quiet . || failed="style"; \
+	echo "Running every notebook, two at a time ..."; \
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing || failed="$$failed notebooks"; \
+	FAILED_BEFORE="$$failed" $(BIN)/python -m pytest -q tests
 
 lint: .venv/.ready  ## check the style only, in seconds
 	@$(BIN)/ruff check .

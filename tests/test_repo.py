@@ -43,6 +43,12 @@ def tracked(*ends):
     return [ROOT / n for n in names if n.endswith(ends) and (ROOT / n).is_file()]
 
 
+def test_style_and_notebooks_passed():
+    "`make test` runs the linter and the notebooks before pytest and hands over which of them failed."
+    failed = os.environ.get("FAILED_BEFORE", "").split()
+    assert not failed, f"failed before pytest, see above: {' and '.join(failed)}"
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_module_imports_alone(module, tmp_path):
     "In a fresh process, with no network, no cache to lean on and no GPU."
