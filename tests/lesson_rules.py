@@ -169,7 +169,7 @@ def reading(lesson):
     _, found, rest = text.partition("Further reading")
     if not found: yield lesson.say(None, "has no 'Further reading'")
     elif not re.search(r"\]\(https?://", rest): yield lesson.say(None, "'Further reading' has no link")
-    m = re.search(r"next lesson(.*)", text, re.I | re.S)
+    m = re.search(r".*next lesson(.*)", text, re.I | re.S)  # the last time it is said
     links = re.findall(r"\]\(([\w./-]+\.ipynb)\)", m.group(1) if m else "")
     later = sorted(p.name for p in lesson.path.parent.glob(f"{lesson.number + 1:02d}_*.ipynb"))
     if not m: yield lesson.say(None, "has no 'Next lesson'")
@@ -235,7 +235,7 @@ class Exercise:
 
 
 HEADING = re.compile(r"^### Exercise (\d+): *(.+)$", re.M)
-SOLUTION = re.compile(r"<details>\s*<summary>Solution</summary>\s*\n```python\n(.*?)\n```\s*\n\s*</details>",
+SOLUTION = re.compile(r"<details>\s*<summary>Solution</summary>\s*\n```python\n(.*?)\n```\s*\n.*?</details>",
                       re.S)
 WRONG = re.compile(r"<!--\s*wrong:(.*?)-->", re.S)
 

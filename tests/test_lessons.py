@@ -49,7 +49,7 @@ def exercise(i):
               "Check yourself with `check.double(answer)`.",
         "<details><summary>Solution</summary>", "", "```python",
         "answer = lambda x: 2 * x", "check.double(answer)", "```",
-        "</details>", "<!-- wrong: lambda x: x -->")
+        "Twice is what double means.", "</details>", "<!-- wrong: lambda x: x -->")
 
 
 GOOD = [

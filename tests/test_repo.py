@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import readme  # noqa: E402
 
 BIN = Path(sys.executable).parent
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[!._]*.ipynb"))
 MODULES = sorted(p.stem for p in (ROOT / "minisora").glob("*.py") if not p.stem.startswith("_"))
 CFG = configparser.ConfigParser()
 CFG.read(ROOT / "settings.ini")
