@@ -172,8 +172,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(C, "encode", full)
     with pytest.raises(OSError, match="x.mp4.*No space left"): C.write_video(path, C.SceneClips(2)[1])
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["x.mp4"]
+    monkeypatch.undo()
+    with open(path, "rb") as reader:                                       # who reads the old file keeps it
+        C.write_video(path, C.SceneClips(2)[1])
+        assert reader.read() == old != path.read_bytes()
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        monkeypatch.undo()
         C.write_video(tmp_path / "nowhere" / "x.mp4", C.SceneClips(1)[0])
 
 
@@ -207,6 +210,8 @@ def test_shrinking_averages():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     assert np.ptp(C.square(stripes, 16)[4:12, 4:12].astype(int)) <= 8
+    ramp = np.tile(np.arange(0, 200, 5, dtype=np.uint8), (40, 1))              # 5 a pixel, then 6.25 a pixel
+    assert set(np.diff(C.square(ramp, 32)[16, 2:-2, 0].astype(int))) <= {6, 7}
 
 
 def test_transparency_lies_over_black(tmp_path):
