@@ -6,8 +6,9 @@
 __all__ = ['mirrored', 'moments', 'never_seen', 'diagonal', 'kl_bits', 'first_latent', 'global_scale', 'causal_average',
            'cache_bytes', 'running_statistics', 'resume_point', 'dit_tokens', 'dit_block_parameters', 'dit_silence',
            'dit_step', 'forward_jump', 'unpack_v', 'ddim_step', 'gvp_velocity', 'linear_score', 'shift_for_noise',
-           'heun_step', 'heun_calls', 'guided_data', 'ema_half_life', 'sqrt_schedule', 'place_in_data', 'frechet_1d',
-           'jerk_of', 'clips_needed', 'mass_flicker']
+           'heun_step', 'heun_calls', 'guided_data', 'temporal_pairs', 'temporal_best', 'temporal_tubelet',
+           'ema_half_life', 'sqrt_schedule', 'place_in_data', 'frechet_1d', 'jerk_of', 'clips_needed', 'mass_flicker',
+           'video_tokens', 'data_to_velocity', 'memorised_share']
 
 # %% ../nbs/91_check.ipynb #check-imports
 import math
@@ -247,8 +248,8 @@ def dit_step(answer):
 def forward_jump(mix):
     "`mix(data, noise, k)` is x_k of the linear schedule."
     from minisora.diffusion import betas
-    data, noise, k = torch.randn(4, 2, generator=torch.Generator().manual_seed(1)), torch.randn(4, 2,
-        generator=torch.Generator().manual_seed(2)), torch.tensor([0, 10, 500, 999])
+    data, noise = (torch.randn(4, 2, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    k = torch.tensor([0, 10, 500, 999])
     bar, x = (1 - betas()).cumprod(0)[k].float()[:, None], mix(data, noise, k)
     assert torch.is_tensor(x) and x.shape == data.shape, 'return a tensor of the shape of data, (B, 2)'
     assert not torch.allclose(x, bar * data + (1 - bar) * noise, atol=1e-4), (
@@ -260,28 +261,27 @@ def forward_jump(mix):
 # %% ../nbs/91_check.ipynb #check-04-1
 def unpack_v(unpack):
     "`unpack(v, x, a, s)` -> (data, noise)."
-    data, noise = (torch.randn(5, generator=torch.Generator().manual_seed(1)),
-                   torch.randn(5, generator=torch.Generator().manual_seed(2)))
+    data, noise = (torch.randn(5, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     for a, s in ((0.6, 0.8), (0., 1.), (1., 0.)):
         got = unpack(a * noise - s * data, a * data + s * noise, a, s)
         assert isinstance(got, (tuple, list)) and len(got) == 2, 'return two tensors: data, noise'
         assert all(torch.isfinite(g).all() for g in got), f'not finite at α = {a}, σ = {s}: use no division'
-        assert torch.allclose(got[0], data, atol=1e-5), (f'the data is wrong at α = {a}, σ = {s}: multiply x '
-                                                         'by α and v by σ; then use α² + σ² = 1')
+        assert torch.allclose(got[0], data, atol=1e-5), (
+            f'the data is wrong at α = {a}, σ = {s}: multiply x by α and v by σ; then use α² + σ² = 1')
         assert torch.allclose(got[1], noise, atol=1e-5), f'the noise is wrong at α = {a}, σ = {s}'
     print('✓ x and v are a rotation of data and noise')
 
 # %% ../nbs/91_check.ipynb #check-04-2
 def ddim_step(step):
     "`step(x, noise, a, s, a_next, s_next)` is the deterministic DDIM step."
-    data, noise = (torch.randn(5, generator=torch.Generator().manual_seed(1)),
-                   torch.randn(5, generator=torch.Generator().manual_seed(2)))
+    data, noise = (torch.randn(5, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     got = step(0.6 * data + 0.8 * noise, noise, 0.6, 0.8, 0.8, 0.6)
     assert torch.is_tensor(got) and got.shape == data.shape, "return a tensor of x's shape"
     assert torch.allclose(got, 0.8 * data + 0.6 * noise, atol=1e-5), (
         'first the guess of the data, (x - σ noise) / α; then mix data and noise anew')
-    assert torch.allclose(step(data + 0 * noise, noise, 1., 0., 0.8, 0.6), 0.8 * data + 0.6 * noise,
-                          atol=1e-5), 'wrong when it starts at α = 1'
+    from_clean = step(data, noise, 1., 0., 0.8, 0.6)
+    assert torch.allclose(from_clean, 0.8 * data + 0.6 * noise, atol=1e-5), (
+        'wrong when it starts at α = 1')
     print('✓ take apart, mix anew')
 
 # %% ../nbs/91_check.ipynb #check-05-0
@@ -337,11 +337,10 @@ def heun_step(step):
     got = step(v, x, .25, .75)
     first = -x + .25
     assert torch.is_tensor(got) and got.shape == x.shape, "return a tensor of x's shape"
-    assert not torch.allclose(got,
-        x + .5 * first), 'that is an Euler step: ask the velocity once more, where it lands'
+    assert not torch.allclose(got, x + .5 * first), (
+        'that is an Euler step: ask the velocity once more, where it lands')
     assert len(calls) == 2, f'two calls of v, not {len(calls)}'
-    assert abs(calls[1] - .75) < 1e-6, ('the second slope is the one at time b; you asked at t = '
-                                        f'{calls[1]:.3g}')
+    assert abs(calls[1] - .75) < 1e-6, f'the second slope is the one at time b; not {calls[1]:.3g}'
     assert torch.allclose(got, x + .25 * (first - (x + .5 * first) + .75)), (
         'x plus (b − a) times the mean of the two slopes')
     print('✓ order two, for two calls')
@@ -364,9 +363,51 @@ def guided_data(answer):
         got, want = answer(x, t, v, v_free, g), x + (1 - t) * (v_free + g * (v - v_free))
         assert torch.is_tensor(got) and got.shape == x.shape, "return a tensor of x's shape"
         assert torch.allclose(got, want, atol=1e-5), (
-            f'not the same as guiding the velocity at guidance {g:g}: free + g · (conditional − free), so 1 '
-            'is the plain conditional answer')
+            f'not the same as guiding the velocity by {g:g}: free + g · (conditional − free)')
     print('✓ guide whichever you like')
+
+# %% ../nbs/91_check.ipynb #check-07-0
+def temporal_pairs(answer):
+    "Lesson 07, exercise 1: query-key pairs of one block."
+    for grid in ((4, 4, 4), (16, 3, 5)):
+        T, S = grid[0], grid[1] * grid[2]
+        for kind, n in (('joint', (T * S) ** 2), ('space', T * S * S), ('time', S * T * T)):
+            got = answer(grid, kind)
+            assert got == n, (f"{kind!r} attention on a grid of {grid} has {n} pairs, not {got}: how many "
+                              "groups, and how large is each?")
+    print('✓ all pairs counted')
+
+# %% ../nbs/91_check.ipynb #check-07-1
+def temporal_best(answer):
+    "Lesson 07, exercise 2: the best linear guess of the velocity for data of any standard deviation."
+    g = torch.Generator().manual_seed(0)
+    x0, unit = torch.randn(2, 200_000, generator=g)
+    for sigma in (1., .5, 2.):
+        for t in (.1, .5, .9):
+            x, v = t * sigma * unit + (1 - t) * x0, sigma * unit - x0
+            want = float((v * x).mean() / (x * x).mean())
+            got = float(answer(t, sigma))
+            assert abs(got - want) < .03 * (1
+                + abs(want)), (f'for t = {t} and sigma = {sigma} least squares on 200,000 numbers gives '
+                                                          f'{want:.2f}, you {got:.2f}: E[v x] / E[x²] with '
+                                                          'E[data²] = sigma²')
+    print('✓ as least squares finds it')
+
+# %% ../nbs/91_check.ipynb #check-07-2
+def temporal_tubelet(answer):
+    "Lesson 07, exercise 3: a patch kernel made a tubelet kernel."
+    from torch.nn.functional import conv2d, conv3d
+    g = torch.Generator().manual_seed(0)
+    kernel, image = torch.randn(6, 3, 2, 2, generator=g), torch.randn(1, 3, 4, 4, generator=g)
+    for a in (1, 2, 4):
+        got = answer(kernel, a)
+        assert tuple(got.shape) == (6, 3, a, 2,
+                                    2), f'the kernel must be (6, 3, {a}, 2, 2), not {tuple(got.shape)}'
+        still = conv3d(image[:, :, None].expand(-1, -1, a, -1, -1), got, stride=(a, 2, 2))[:, :, 0]
+        assert torch.allclose(still, conv2d(image, kernel, stride=2), atol=1e-5), \
+            f'{a} equal frames must give the tokens of one: do the frames add up to more than the image?'
+        assert torch.allclose(got, got[:, :, :1].expand_as(got), atol=1e-6), 'every frame must count the same'
+    print('✓ a clip that stands still is its image')
 
 # %% ../nbs/91_check.ipynb #check-08-0
 def ema_half_life(answer):
@@ -454,3 +495,38 @@ def mass_flicker(answer):
     assert abs(got - 2 * torch.tensor(2.).log().item()) < 1e-3, (
         f'20, 10, 20 …: 2·log 2 = 1.386, not {got:.3f}')
     print('✓ steady growth is no flicker, on and off is')
+
+# %% ../nbs/91_check.ipynb #check-10-0
+def video_tokens(answer):
+    "Lesson 10, exercise 1: how many tokens a clip costs the transformer."
+    for pixels, frames, factor, patch, want in ((64, 16, 8, (4, 2, 2), 64), (96, 16, 8, (4, 2, 2), 144),
+                                                (64, 16, 8, (1, 1, 1), 1024),
+                                                (480, 80, 8, (4, 2, 2), 18000)):
+        got = answer(pixels, frames, factor, patch)
+        assert got == want, (f'{frames} frames of {pixels}×{pixels} px, {factor}× smaller latents, tubelet '
+                             f'{patch}: {want} tokens, '
+                             f'yours says {got}; the frames are divided by the tubelet, each side by factor '
+                             '× patch')
+    print('✓ and attention costs the square of it')
+
+# %% ../nbs/91_check.ipynb #check-10-1
+def data_to_velocity(answer):
+    "Lesson 10, exercise 2: from a prediction of the clean latents to the velocity of the linear path."
+    data, noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).unbind(0)
+    for t in (0., .3, .9):
+        x = t * data + (1 - t) * noise
+        v = answer(data, x, t)
+        assert torch.allclose(v, data - noise, atol=1e-4), (
+            f'at t = {t} the velocity must be data − noise; what is left to go, data − x, is done in the '
+            'time 1 − t')
+    print('✓ a model that predicts data is a model of velocity')
+
+# %% ../nbs/91_check.ipynb #check-10-2
+def memorised_share(answer):
+    "Lesson 10, exercise 3: the share of generated clips whose nearest real clip has the prompted word."
+    real = torch.tensor([[0., 0.], [10., 0.], [0., 10.]])
+    made = torch.tensor([[1., 0.], [9., 1.], [1., 1.], [0., 9.]])
+    got = float(answer(made, ['yes', 'no', 'no', 'why'], real, ['yes', 'no', 'why']))
+    assert abs(got - .75) < 1e-6, ('three of these four lie nearest to the clip of their own word: .75, not '
+                                   f'{got:.3g}')
+    print('✓ and this cannot tell a good model from a copying machine: read on')
