@@ -63,7 +63,7 @@ distclean: clean  ## clean, and remove .venv too
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "MiniSora needs Python 3.11 or newer; '$(PYTHON)' is missing or older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@rm -f $@; echo "Setting up .venv with PyTorch and the rest (once; a few minutes and 2 GB, more where PyTorch brings CUDA) ..."
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
+	@{ test -e $(BIN)/activate && $(BIN)/python -m pip --version; } >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
 	  { echo "Could not create .venv. On Debian or Ubuntu: apt install python3-venv. Then run make again."; exit 1; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]' || \
 	  { echo "Could not install the packages (see above). Nothing is lost: run make again."; exit 1; }
