@@ -342,13 +342,14 @@ class _Signals:
     "While open, SIGINT and SIGTERM only leave their name in `.caught`. Idle outside the main thread."
     def __enter__(self):
         self.caught, self.old = None, {}
-        if threading.current_thread() is threading.main_thread():
-            for s in (signal.SIGINT, signal.SIGTERM): self.old[s] = signal.signal(s, self.note)
+        if threading.current_thread() is not threading.main_thread(): return self
+        for s in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(s) != signal.SIG_IGN: self.old[s] = signal.signal(s, self.note)
         return self
 
     def note(self, number, frame):
         self.caught = signal.Signals(number).name
-        self.restore(signal.SIGINT)
+        if signal.SIGINT in self.old: self.restore(signal.SIGINT)
 
     def restore(self, s): signal.signal(s, signal.SIG_DFL if self.old[s] is None else self.old[s])
 
