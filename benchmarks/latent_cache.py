@@ -1,0 +1,292 @@
+"""The latent cache against one .npy file a sample. Prints a table, writes benchmarks/latent_cache.json.
+
+    python benchmarks/latent_cache.py [--seconds 3] [--samples 8192] [--out benchmarks/latent_cache.json]
+
+The other side is the dataset that DiT's feature extraction made popular and that many projects copied: for
+each sample one .npy file of features and one of its label, `np.load` twice in `__getitem__`, a `DataLoader`.
+Both sides hold the same latents, read warm (the files are in the page cache), in one process, one thread."""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minisora.clips import Clip
+from minisora.latent_cache import FORMAT, VERSION, LatentCache, digest, shard_header, write_cache, write_json
+
+SHAPES = {"image": (4, 1, 32, 32), "video": (4, 16, 32, 32)}  # C, T, h, w
+
+
+class FilePerSample(torch.utils.data.Dataset):
+    "One file of features and one label file a sample."
+
+    def __init__(self, features, labels):
+        self.features, self.labels = features, labels
+        self.feature_files, self.label_files = (sorted(os.listdir(d)) for d in (features, labels))
+
+    def __len__(self):
+        return len(self.feature_files)
+
+    def __getitem__(self, i):
+        return (
+            torch.from_numpy(np.load(os.path.join(self.features, self.feature_files[i]))),
+            torch.from_numpy(np.load(os.path.join(self.labels, self.label_files[i]))),
+        )
+
+
+def write_file_per_sample(folder, latents):
+    "As `extract_features` does it: a batch of one, float32, one file for the features and one for the label."
+    for sub in ("features", "labels"):
+        os.makedirs(f"{folder}/{sub}")
+    for i, z in enumerate(latents):
+        np.save(f"{folder}/features/{i}.npy", z[None].numpy())
+        np.save(f"{folder}/labels/{i}.npy", np.array([i % 1000]))
+    return FilePerSample(f"{folder}/features", f"{folder}/labels")
+
+
+class TinyClips:
+    "Clips of one pixel that only say which latent they stand for, so that writing is timed and not encoding."
+
+    def __init__(self, n):
+        self.n, self.frames = n, torch.zeros(3, 1, 1, 1, dtype=torch.uint8)
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        return Clip(self.frames, "", 1.0, str(i), dict(label=i % 1000))
+
+
+class Replay:
+    "An 'autoencoder' that hands out ready latents in order."
+
+    def __init__(self, latents):
+        self.latents, self.at, self.spec = latents, -1, None
+
+    def encode(self, x):
+        start = max(self.at, 0)
+        self.at = 0 if self.at < 0 else start + len(x)  # the first call only asks for the shape
+        z = self.latents[start : start + len(x)]
+        return z, torch.zeros_like(z)
+
+
+def per_second(step, seconds):
+    """Calls of `step` a second of CPU time: the best of ten stretches.
+
+    With one thread and a warm page cache that is wall time, if nobody else is using the core."""
+    best = 0
+    for _ in range(10):
+        n, t = 0, time.process_time()
+        while time.process_time() - t < seconds / 10:
+            step()
+            n += 1
+        best = max(best, n / (time.process_time() - t))
+    return best
+
+
+def endless(loader):
+    while True:
+        yield from loader
+
+
+def loader_rate(data, batch, seconds, **options):
+    "Random batches a second out of a DataLoader."
+    it = endless(torch.utils.data.DataLoader(data, batch, shuffle=True, drop_last=True, **options))
+    next(it)
+    return per_second(lambda: next(it), seconds)
+
+
+def folder_bytes(folder):
+    "Bytes of the files, and what they take on disk (whole blocks)."
+    s = [f.stat() for f in Path(folder).rglob("*") if f.is_file()]
+    return sum(x.st_size for x in s), sum(x.st_blocks * 512 for x in s)
+
+
+def best_write(write, tmp, n):
+    "Samples written a second of CPU time, and of wall time (with the disk's part), the best of three."
+    cpu = wall = 0
+    for i in range(3):
+        c, w = time.process_time(), time.perf_counter()
+        out = write(f"{tmp}{i}")
+        cpu, wall = max(cpu, n / (time.process_time() - c)), max(wall, n / (time.perf_counter() - w))
+    return dict(write_cpu=cpu, write_wall=wall), out, f"{tmp}{i}"
+
+
+def first_batch(kind, folder, batch):
+    "Seconds from nothing to the first batch, in a new process (imports not counted)."
+    run = [sys.executable, __file__, "--first", kind, str(folder), str(batch)]
+    return float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+
+
+def time_first_batch(kind, folder, batch):
+    t = time.perf_counter()
+    data = (
+        FilePerSample(f"{folder}/features", f"{folder}/labels")
+        if kind == "files"
+        else LatentCache(folder, check="size")
+    )
+    collate = LatentCache.collate if kind == "cache" else None
+    next(iter(torch.utils.data.DataLoader(data, int(batch), shuffle=True, collate_fn=collate)))
+    print(time.perf_counter() - t)
+
+
+def compare(name, shape, n, batch, seconds, tmp):
+    "One part of the table: the same latents, both ways."
+    z = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
+    to_cache = lambda d: write_cache(d, TinyClips(n), Replay(z), batch_size=batch, progress=False)
+    out = dict(shape=list(shape), samples=n, batch=batch)
+    for kind, write in (("files", lambda d: write_file_per_sample(d, z)), ("cache", to_cache)):
+        rates, data, folder = best_write(write, f"{tmp}/{name}-{kind}", n)
+        options = dict(collate_fn=LatentCache.collate) if kind == "cache" else {}
+        size, disk = folder_bytes(folder)
+        read = data.denormalise(data[[0]]["latents"])[0] if kind == "cache" else data[0][0][0]
+        assert torch.allclose(read, z[0], atol=4e-3)
+        out[kind] = dict(
+            batches=loader_rate(data, batch, seconds, **options),
+            **rates,
+            bytes=size / n,
+            disk=disk / n,
+            first=first_batch(kind, folder, batch),
+        )
+    return out
+
+
+def sparse_cache(folder, n, shape, rows):
+    "A cache of n latents whose files are holes: nothing but heads and a manifest."
+    size, folder = 8192, Path(folder)
+    plan = dict(
+        samples=n,
+        shape=list(shape),
+        dtype="float16",
+        tensors=["mean"],
+        seed=None,
+        frames=[3, 1, 256, 256],
+        batch_size=16,
+        shard_size=size,
+        per_channel=False,
+        autoencoder={},
+        data="",
+    )
+    plan["id"], shards, row = digest(plan), [], '{"caption": "", "source": "", "fps": 1, "attributes": {}}\n'
+    folder.mkdir()
+    for k in range(-(-n // size)):
+        head, offsets = shard_header(plan, k * size)
+        s = dict(
+            file=f"latents-{k:05d}.safetensors",
+            rows=f"latents-{k:05d}.jsonl",
+            start=k * size,
+            samples=min(size, n - k * size),
+            sha256="",
+            rows_sha256="",
+            sums=[[0.0] * shape[0], [1.0] * shape[0]],
+        )
+        s["bytes"] = offsets["mean"] + s["samples"] * 2 * torch.Size(shape).numel()
+        with open(folder / s["file"], "wb") as f:
+            f.write(head)
+            f.truncate(s["bytes"])
+        (folder / s["rows"]).write_text(row * s["samples"] if rows else "")
+        shards.append(s)
+    one = dict(all=dict(mean=0.0, std=1.0), channel=dict(mean=[0.0] * shape[0], std=[1.0] * shape[0]))
+    m = dict(format=FORMAT, version=VERSION, code="", **plan, statistics=one, shards=shards)
+    write_json(folder / "manifest.json", m | dict(sha256=digest(m)))
+
+
+OPEN = """
+import time, resource, sys, torch
+from minisora.latent_cache import LatentCache
+rss = lambda: int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize() / 1e6
+before, t, c = rss(), time.perf_counter(), time.process_time()
+cache = LatentCache(sys.argv[1], check='size')
+cache[torch.randint(len(cache), (256,), generator=torch.Generator().manual_seed(0))]
+print(time.perf_counter() - t, time.process_time() - c, rss() - before, rss())"""
+
+
+def sparse_million(tmp, n=1_000_000, shape=(4, 1, 32, 32), rows=True):
+    "Seconds to the first random batch of 256 out of a million, and resident memory, in a new process."
+    sparse_cache(f"{tmp}/million", n, shape, rows)
+    run = [sys.executable, "-c", OPEN, f"{tmp}/million"]
+    wall, cpu, added, whole = map(
+        float, subprocess.run(run, check=True, capture_output=True, text=True).stdout.split()
+    )
+    return dict(
+        samples=n, first_batch_s=wall, first_batch_cpu_s=cpu, added_rss_mb=added, process_rss_mb=whole
+    )
+
+
+def machine():
+    "What this ran on."
+    cpu = next(
+        (s.split(":")[1].strip() for s in open("/proc/cpuinfo") if s.startswith("model name")),
+        platform.processor(),
+    )
+    return dict(
+        cpu=cpu,
+        cores=os.cpu_count(),
+        torch=torch.__version__,
+        numpy=np.__version__,
+        python=platform.python_version(),
+        threads=torch.get_num_threads(),
+        system=platform.system(),
+    )
+
+
+LINES = dict(
+    batches="random batches of {batch}, a CPU second",
+    write_cpu="samples written, a CPU second",
+    write_wall="samples written, a second of wall time",
+    bytes="bytes a sample",
+    disk="bytes a sample takes on disk",
+    first="seconds to the first batch",
+)
+
+
+def table(results):
+    "The results as Markdown."
+    out = ["| latents | | file per sample | cache | cache / files |", "|---|---|---:|---:|---:|"]
+    show = lambda v: f"{v:,.3f}" if v < 1 else f"{v:,.1f}" if v < 100 else f"{v:,.0f}"
+    for r in (results[name] for name in SHAPES):
+        for key, text in LINES.items():
+            f, c = r["files"][key], r["cache"][key]
+            ratio = f"{c / f:.3g}×"
+            out.append(f"| {tuple(r['shape'])} | {text.format(**r)} | {show(f)} | {show(c)} | {ratio} |")
+    m = results["million"]
+    return "\n".join(
+        [
+            *out,
+            "",
+            f"A cache of {m['samples']:,} latents, opened in a new process: first random batch of 256 after "
+            f"{m['first_batch_s']:.2f} s, {m['added_rss_mb']:.0f} MB of memory more.",
+        ]
+    )
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--seconds", type=float, default=3, help="CPU time for each reading rate")
+    p.add_argument("--samples", type=int, default=8192, help="image latents; an eighth as many video latents")
+    p.add_argument("--out", default=Path(__file__).with_suffix(".json"))
+    p.add_argument("--tmp", help="folder for the files (default: the system's)")
+    p.add_argument("--first", nargs=3, help=argparse.SUPPRESS)
+    a = p.parse_args()
+    if a.first:
+        return time_first_batch(*a.first)
+    with tempfile.TemporaryDirectory(dir=a.tmp) as tmp:
+        results = dict(
+            image=compare("image", SHAPES["image"], a.samples, 256, a.seconds, tmp),
+            video=compare("video", SHAPES["video"], a.samples // 8, 32, a.seconds, tmp),
+            million=sparse_million(tmp),
+            machine=machine(),
+        )
+    print(table(results))
+    write_json(a.out, results)
+
+
+if __name__ == "__main__":
+    main()
