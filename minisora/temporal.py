@@ -6,7 +6,7 @@
 __all__ = ['VIDEO_PRESETS', 'VideoDiTConfig', 'sincos_3d', 'neighbours', 'RelativeBias', 'path_variance', 'velocity_from_rest',
            'velocity_from_data', 'VideoDiT', 'inflate', 'video_presets']
 
-# %% ../nbs/07_temporal.ipynb #968df84c
+# %% ../nbs/07_temporal.ipynb #2bedc06b
 import math
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from .dit import (
     DiTBlock, FinalLayer, LabelEmbedder, Pretrained, TimestepEmbedder, check_fields, config_from_dict,
     initialise, one_of, patchify, sincos_1d, sincos_2d, unpatchify)
 
-# %% ../nbs/07_temporal.ipynb #ff8fb112
+# %% ../nbs/07_temporal.ipynb #af294e88
 @dataclass(frozen=True)
 class VideoDiTConfig:
     "Every choice that makes a `VideoDiT`; the options that are not in the DiT paper are off."
@@ -65,7 +65,7 @@ class VideoDiTConfig:
         "Tokens along time, height and width."
         return tuple(s // p for s, p in zip(self.size, self.patch))
 
-# %% ../nbs/07_temporal.ipynb #4657cab1
+# %% ../nbs/07_temporal.ipynb #2c9dcd9b
 def sincos_3d(width, grid):
     "Frozen positions of a grid of (t, h, w) tokens -> (t·h·w, width): time, row and column channels."
     axes = torch.meshgrid(*[torch.arange(n, device='cpu') for n in grid], indexing='ij')
@@ -73,7 +73,7 @@ def sincos_3d(width, grid):
     widths = (width - 2 * space, space, space)
     return torch.cat([sincos_1d(d, a.flatten()) for d, a in zip(widths, axes)], 1).float()
 
-# %% ../nbs/07_temporal.ipynb #cc0bbd6f
+# %% ../nbs/07_temporal.ipynb #16f7f131
 def neighbours(grid):
     "Offsets (time, row, column) to start at: the token itself, one step either way on axes longer than 1."
     steps = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (-1, 0, 0)]
@@ -102,7 +102,7 @@ class RelativeBias(nn.Module):
         bias = F.embedding(self.index, self.table.t()).permute(2, 0, 1)                      # (heads, N, N)
         return F.pad(bias, (self.extra, 0, self.extra, 0))
 
-# %% ../nbs/07_temporal.ipynb #b8932813
+# %% ../nbs/07_temporal.ipynb #755151d1
 def path_variance(t):
     "Variance of x_t = t · data + (1 − t) · noise for data of unit variance: times (B,) -> (B, 1, 1, 1, 1)."
     return ((1 - t) ** 2 + t ** 2).view(-1, 1, 1, 1, 1)
@@ -116,12 +116,12 @@ def velocity_from_rest(x, rest, t):
     var = path_variance(t)
     return ((2 * t - 1).view_as(var) * x + var.sqrt() * rest) / var
 
-# %% ../nbs/07_temporal.ipynb #30a42129
+# %% ../nbs/07_temporal.ipynb #9e80a642
 def velocity_from_data(x, data, t, clip=0.05):
     "Predicted clean latents -> velocity (data − x) / (1 − t), with 1 − t at least `clip`; shapes as above."
     return (data - x) / (1 - t).clamp(min=clip).view(-1, 1, 1, 1, 1)
 
-# %% ../nbs/07_temporal.ipynb #d7786265
+# %% ../nbs/07_temporal.ipynb #7f8ad640
 class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
     """A DiT over space-time tokens. `VideoDiT(VideoDiTConfig(…))`; `seed` fixes the initial weights.
 
@@ -220,7 +220,7 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
         "The attention bias of block i (heads, N, N), or None."
         return self.bias[i]() if self.config.relative_bias else None
 
-# %% ../nbs/07_temporal.ipynb #bda898f4
+# %% ../nbs/07_temporal.ipynb #9cdf7223
 def inflate(dit, frames, seed=0):
     """An image `DiT` -> a factorised `VideoDiT` of `frames` frames that at first equals it frame by frame.
 
@@ -241,7 +241,7 @@ def inflate(dit, frames, seed=0):
     for old, new in zip(dit.blocks, video.blocks[::2]): new.load_state_dict(old.state_dict())
     return video.train(dit.training)
 
-# %% ../nbs/07_temporal.ipynb #9d6abdd1
+# %% ../nbs/07_temporal.ipynb #0be6ad9e
 def video_presets():
     "{'first-video': VideoDiTConfig, …}: the course's small model, the same without options, larger ones."
     small = dict(size=(16, 8, 8), patch=(4, 2, 2), width=144, depth=6, heads=6)
