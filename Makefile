@@ -27,7 +27,7 @@ help:  ## list the commands
 video: .venv/.ready  ## train a small model from zero and make a video (PROMPT="...", DATA=folder, OUT=folder)
 	@out="$$OUT"; if [ -z "$$out" ]; then out=runs/first-video; \
 	  if [ -n "$$DATA" ]; then out="runs/$$(basename "$$(cd "$$DATA" 2>/dev/null && pwd || echo "$$DATA")")"; fi; fi; \
-	exec $(BIN)/python -m minisora.pipeline --prompt "$$PROMPT" --data "$$DATA" --out "$$out"
+	exec $(BIN)/minisora video --prompt="$$PROMPT" --data="$$DATA" --out="$$out"
 
 test: .venv/.ready  ## run every notebook, the checks, the linter and the tests (under 25 minutes on 2 cores)
 	@export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1; failed=; \

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RECIPE', 'permutation', 'batch_indices', 'learning_rate', 'ema_decay', 'EMA', 'validate', 'CheckpointError',
            'write_checkpoint', 'latest_checkpoint', 'Checkpoint', 'load_checkpoint', 'describe', 'Interrupted',
-           'NonFiniteLoss', 'OutOfMemory', 'Trained', 'fit']
+           'NonFiniteLoss', 'OutOfMemory', 'Trained', 'spread', 'fit']
 
-# %% ../nbs/08_train.ipynb #c8909883
+# %% ../nbs/08_train.ipynb #7aca4ec6
 import copy
 import hashlib
 import json
@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from .diffusion import draw
 
-# %% ../nbs/08_train.ipynb #f472d624
+# %% ../nbs/08_train.ipynb #43c6d4d1
 @lru_cache(maxsize=2)
 def permutation(seed, epoch, n):
     "The order in which epoch `epoch` visits `n` samples: LongTensor (n,), a pure function of its arguments."
@@ -48,7 +48,7 @@ def batch_indices(seed, step, batch_size, n):
         at, missing = at + len(parts[-1]), missing - len(parts[-1])
     return torch.cat(parts)
 
-# %% ../nbs/08_train.ipynb #1f2ce40f
+# %% ../nbs/08_train.ipynb #66af364a
 class _Pair:
     "Tensors (latents, condition or None) as a map-style dataset."
     def __init__(self, latents, condition=None):
@@ -106,7 +106,7 @@ def _start_worker(_):
     batches = get_worker_info().dataset
     if hasattr(batches.data, 'set_epoch'): batches.data = copy.deepcopy(batches.data)
 
-# %% ../nbs/08_train.ipynb #87448c15
+# %% ../nbs/08_train.ipynb #102d763f
 def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3):
     """The learning rate of update `step` (from 0) of `steps`. After a linear warm-up over `warmup` updates:
 
@@ -122,7 +122,7 @@ def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3)
         return lr * rise * (1 + math.cos(math.pi * done)) / 2
     raise ValueError(f"schedule must be 'constant', 'linear' or 'cosine', not {schedule!r}")
 
-# %% ../nbs/08_train.ipynb #735e6c70
+# %% ../nbs/08_train.ipynb #10e4e96d
 def ema_decay(step, decay=.999, warmup=True):
     "The share of the old average that update `step` (from 0) keeps; at first (1 + step) / (10 + step)."
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
@@ -144,7 +144,7 @@ class EMA:
         torch._foreach_lerp_(average, now, 1 - decay)
         for a, b in self.others: a.copy_(b)
 
-# %% ../nbs/08_train.ipynb #96dd64c5
+# %% ../nbs/08_train.ipynb #4a92432f
 @torch.no_grad()
 def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256):
     """Loss on held-out data per bin of time: (mean over bins, [a float a bin]).
@@ -166,7 +166,7 @@ def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256):
     per_bin = (sums / counts).tolist()
     return sum(per_bin) / bins, per_bin
 
-# %% ../nbs/08_train.ipynb #5bea9ee8
+# %% ../nbs/08_train.ipynb #9a321449
 class CheckpointError(OSError):
     "A checkpoint cannot be written or read; the message names the file and the reason, in one line."
 
@@ -216,7 +216,7 @@ def write_checkpoint(path, tensors, state):
         raise CheckpointError(f'cannot write {path}: {reason}') from None
     return path
 
-# %% ../nbs/08_train.ipynb #70c2e828
+# %% ../nbs/08_train.ipynb #6e0e472e
 def _checkpoints(out):
     "The checkpoint folders of a run, oldest first."
     return sorted(p for p in (Path(out) / 'checkpoints').glob('step-' + 8 * '[0-9]') if p.is_dir())
@@ -249,7 +249,7 @@ def _prune(out, keep):
         gone = p.with_name(f'.{p.name}.part')
         os.rename(p, gone); shutil.rmtree(gone, ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #dbfc5d22
+# %% ../nbs/08_train.ipynb #7d65cf5b
 @dataclass
 class Checkpoint:
     "A checkpoint read back: `state` (of state.json) and, by name, tensors of `model`, `ema`, `optimizer`."
@@ -292,7 +292,7 @@ def load_checkpoint(path):
     read = lambda n: load_file(path / f'{n}.safetensors') if f'{n}.safetensors' in state['files'] else {}
     return Checkpoint(path, state, read('model'), read('ema'), read('optimizer'))
 
-# %% ../nbs/08_train.ipynb #155f5e5b
+# %% ../nbs/08_train.ipynb #86f7df94
 RECIPE = ('batch_size', 'accumulate', 'lr', 'warmup', 'schedule', 'decay_from', 'betas', 'weight_decay',
           'clip', 'ema', 'ema_warmup', 'condition_dropout', 'seed', 'precision')
 
@@ -325,7 +325,7 @@ def _same(now, then, path):
             raise ValueError(f'cannot go on from {path}: {k} is {here} here and {v!r} in the checkpoint; '
                              'train into another folder')
 
-# %% ../nbs/08_train.ipynb #a93a3706
+# %% ../nbs/08_train.ipynb #c2ba77dd
 class Interrupted(KeyboardInterrupt):
     "Ctrl-C or SIGTERM came during `fit`; the step was finished and saved. `.trained` is the result so far."
 
@@ -356,7 +356,7 @@ class _Signals:
     def __exit__(self, *_):
         for s in self.old: self.restore(s)
 
-# %% ../nbs/08_train.ipynb #2e590b32
+# %% ../nbs/08_train.ipynb #72892c51
 class _Autocast:
     "A model whose matrix products run in `dtype` and whose output is float32."
     def __init__(self, model, device, dtype): self.model, self.device, self.dtype = model, device, dtype
@@ -414,7 +414,7 @@ class _Run:
     def result(self):
         return Trained(self.model.eval(), self.ema, self.log, self.path, self.step, self.spent('cpu') / 60)
 
-# %% ../nbs/08_train.ipynb #24fa6756
+# %% ../nbs/08_train.ipynb #a78169f1
 @dataclass(repr=False)
 class Trained:
     "What `fit` returns. Sample from `ema`, the moving average; `path` is the newest checkpoint, if any."
@@ -432,7 +432,7 @@ class Trained:
         loss = f'{self.log[-1]["loss"]:.4f}' if self.log else None
         return f'Trained(step={self.step}, loss={loss}, cpu_minutes={self.cpu_minutes:.2f}, path={self.path})'
 
-# %% ../nbs/08_train.ipynb #b5cdd733
+# %% ../nbs/08_train.ipynb #21d5d983
 def _update(run, batch):
     "One optimiser step on a batch; adds its loss terms and gradient norm to the running sums."
     a, s = run.a, run.step
@@ -453,6 +453,12 @@ def _update(run, batch):
     run.step, run.count = s + 1, run.count + 1
 
 
+def spread(u):
+    """Uniforms (B,) -> the k-th of them within the k-th of B equal parts of [0, 1): still uniform, but every batch
+    sees every noise level, and its loss varies less (Kingma et al. 2021, appendix I.1)."""
+    return (torch.arange(len(u), device=u.device) + u) / len(u)
+
+
 def _inputs(run, batch):
     "A batch -> latents (B, C, T, H, W), condition with nulls (B, slots), noise like the latents, t (B,)."
     a = run.a
@@ -461,7 +467,7 @@ def _inputs(run, batch):
     if condition is not None and a.condition_dropout:
         drop = (u[:, 1] < a.condition_dropout).view(-1, *[1] * (condition.ndim - 1))         # (B, 1)
         condition = torch.where(drop, run.model.null_id, condition)
-    return latents, condition, noise, run.objective.times(u[:, 0])
+    return latents, condition, noise, run.objective.times(spread(u[:, 0]))
 
 
 def _backward(run, latents, condition, noise, t):
@@ -495,7 +501,7 @@ def _refuse(run, values):
               + (f'saved to reproduce it: {e.path}' if e.path else f'samples {e.indices}'),)
     raise e
 
-# %% ../nbs/08_train.ipynb #54e25757
+# %% ../nbs/08_train.ipynb #927e083e
 def _validates(run, step):
     every = run.a.valid_every
     return run.valid is not None and (step == run.a.steps or bool(every and step % every == 0))
@@ -537,7 +543,7 @@ class _writing:
         rest = f'{last} is safe' if last else 'there is no checkpoint yet'
         raise CheckpointError(f'{reason}; {rest}') from None
 
-# %% ../nbs/08_train.ipynb #f98583bd
+# %% ../nbs/08_train.ipynb #2218f941
 def _save(run):
     "Write the checkpoint of this step, unless it is there already, and remove old ones."
     if run.out is None: return
@@ -591,7 +597,7 @@ def _read_log(file):
         except ValueError: break
     return lines
 
-# %% ../nbs/08_train.ipynb #73f4ec7c
+# %% ../nbs/08_train.ipynb #3a587eb1
 def _loop(run):
     "Train until the last step, `stop_at` or a signal."
     a, last = run.a, min(run.a.steps, run.a.stop_at or run.a.steps)
@@ -642,7 +648,7 @@ def _too_large(run, fits):
     e.fits = fits
     return e
 
-# %% ../nbs/08_train.ipynb #228b89b0
+# %% ../nbs/08_train.ipynb #f6059109
 def _check(a):
     "Refuse arguments that cannot be meant, by name."
     for k in ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep', 'valid_bins'):

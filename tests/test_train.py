@@ -331,7 +331,7 @@ def test_nonfinite_loss(tmp_path):
     assert saved.state["step"] == clean and saved.state["seed"] == 0 and 33 in saved.state["indices"]
     again = Net(); saved.into(again, "model")               # reproduce: the same weights, samples and noise
     index = torch.tensor(saved.state["indices"]); noise, u = train.draw(0, clean, index, (1, 4, 2, 2))
-    t = Interpolant().times(u[:, 0])
+    t = Interpolant().times(train.spread(u[:, 0]))
     loss = Interpolant().loss(again, data.x[index], data.y[index], noise, t)["loss"]
     assert loss.isnan().tolist() == [i == 33 for i in index.tolist()]
 
