@@ -1,0 +1,139 @@
+"""SiT's paths, predictions and weights: conversions, times, and what is finite."""
+import itertools
+
+import pytest
+import torch
+
+from minisora.diffusion import Diffusion, draw
+from minisora.interpolants import Interpolant, logit_normal, objective_from_dict, path_coefficients, shift_time
+
+PATHS, PREDICTIONS, WEIGHTS = ("linear", "gvp", "vp"), ("velocity", "score", "noise", "data"), ("none", "velocity", "likelihood")
+SHAPE = (4, 2, 3, 3)
+
+
+def normal(seed, n=5): return draw(seed, 0, range(n), SHAPE)[0]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_ends_and_derivatives(path):
+    a, s, _, _ = path_coefficients(path, torch.tensor([0., 1.]))
+    assert a[1] == 1 and abs(s[1]) < 1e-9 and s[0] > 0.9999 and a[0] < 0.01
+    t, h = torch.linspace(0.01, 0.99, 50, dtype=torch.float64), 1e-6
+    a, s, da, ds = path_coefficients(path, t)
+    up, down = path_coefficients(path, t + h), path_coefficients(path, t - h)
+    torch.testing.assert_close((up[0] - down[0]) / (2 * h), da, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close((up[1] - down[1]) / (2 * h), ds, rtol=1e-6, atol=1e-7)
+    if path != "linear": torch.testing.assert_close(a**2 + s**2, torch.ones_like(a))
+
+
+def test_vp_is_the_limit_of_the_linear_ddpm():
+    ddpm, k = Diffusion(steps=1000).chain, torch.tensor([100, 300, 500, 700, 900])
+    a = path_coefficients("vp", 1 - (k + 1) / 1000)[0]
+    torch.testing.assert_close(a, ddpm.bar[k].sqrt(), rtol=0.03, atol=1e-3)
+
+
+@pytest.mark.parametrize("path,prediction", list(itertools.product(PATHS, PREDICTIONS)))
+def test_every_prediction_tells_data_noise_velocity_and_score(path, prediction):
+    o = Interpolant(path, prediction)
+    data, noise = normal(1).double(), normal(2).double()
+    t = torch.tensor([1e-3, 0.05, 0.5, 0.95, 1 - 1e-3], dtype=torch.float64)
+    x, said = o.mix(data, noise, t), o.target(data, noise, t)
+    a, s, da, ds = (c.view(-1, 1, 1, 1, 1) for c in path_coefficients(path, t))
+    for got, want in ((o.split(said, x, t)[0], data), (o.split(said, x, t)[1], noise), (o.flow(said, x, t), da * data + ds * noise),
+                      (o.score(lambda *_: said, x, t), -noise / s)):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("path,prediction", list(itertools.product(PATHS, PREDICTIONS)))
+def test_float32_conversions_near_the_ends(path, prediction):
+    o = Interpolant(path, prediction)
+    data, noise, t = normal(1), normal(2), torch.tensor([0.002, 0.01, 0.5, 0.99, 0.998])
+    said = o.target(data, noise, t)
+    got = o.split(said, o.mix(data, noise, t), t)
+    a, s = (c.float().view(-1, 1, 1, 1, 1) for c in path_coefficients(path, t)[:2])
+    assert ((got[0] - data) * a).abs().max() < 1e-4 and ((got[1] - noise) * s).abs().max() < 1e-4
+    assert o.flow(said, o.mix(data, noise, t), t).isfinite().all()
+
+
+@pytest.mark.parametrize("path,prediction,weight", list(itertools.product(PATHS, PREDICTIONS, WEIGHTS)))
+def test_loss_is_zero_for_the_right_answer_and_finite_for_all_times(path, prediction, weight):
+    o = Interpolant(path, prediction, weight, time="uniform")
+    data, noise = normal(1), normal(2)
+    t = o.times(torch.tensor([0., 1e-7, 0.5, 0.9999, 1 - 1e-7]))
+    said = o.target(data, noise, t)
+    assert o.loss(lambda *_: said, data, None, noise, t)["loss"].max() == 0
+    terms = o.loss(lambda *_: said + 0.1, data, None, noise, t)
+    assert terms["loss"].isfinite().all() and (terms["loss"] > 0).all() and next(iter(terms)) == "loss"
+
+
+@pytest.mark.parametrize("path,weight", list(itertools.product(PATHS, ("velocity", "likelihood"))))
+def test_weights_make_all_predictions_one_loss(path, weight):
+    data, noise, wrong = normal(1).double(), normal(2).double(), normal(3).double()
+    t, losses = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64), []
+    for prediction in PREDICTIONS:
+        o = Interpolant(path, prediction, weight)
+        x = o.mix(data, noise, t)
+        a, s = (c.view(-1, 1, 1, 1, 1) for c in path_coefficients(path, t)[:2])
+        said = o.target((x - s * wrong) / a, wrong, t)                     # one wrong belief, in each language
+        losses.append(o.loss(lambda *_: said, data, None, noise, t)["loss"])       # noqa: B023
+    for loss in losses[1:]: torch.testing.assert_close(loss, losses[0], rtol=1e-4, atol=1e-6)
+
+
+def test_weights_are_the_originals():
+    "SiT's transport.py: the noise error times (drift_var/sigma)² or drift_var/sigma²; the score's times sigma² as well."
+    t = torch.tensor([0.1, 0.5, 0.9])
+    drift = (1 - t) ** 2 / t + (1 - t)
+    for weight, want in (("velocity", (drift / (1 - t)) ** 2), ("likelihood", drift / (1 - t) ** 2)):
+        torch.testing.assert_close(Interpolant(prediction="noise", weight=weight).weights(t), want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(Interpolant(prediction="score", weight=weight).weights(t), want * (1 - t) ** 2, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(Interpolant(prediction="score").weights(t), (1 - t) ** 2)
+
+
+# ---------------------------------------------------------------- times
+
+def test_times_have_the_distribution_they_name():
+    u = draw(0, 0, range(4000), (1,))[1][:, 0]
+    logit = torch.logit(Interpolant(mean=0.4, std=0.7).times(u).double())
+    assert abs(logit.mean() - 0.4) < 0.04 and abs(logit.std() - 0.7) < 0.03
+    flat = Interpolant(time="uniform").times(u)
+    assert torch.allclose(flat, u) and abs(flat.mean() - 0.5) < 0.02
+
+
+def test_shift_goes_towards_the_noise_and_is_sd3s():
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    sigma = 1 - t
+    torch.testing.assert_close(1 - shift_time(t, 3.), 3 * sigma / (1 + 2 * sigma))     # Esser et al. 2024, eq. 23
+    assert (shift_time(t, 3.)[1:-1] < t[1:-1]).all() and torch.equal(shift_time(t), t)
+    u = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    assert Interpolant(shift=3.).times(u).mean() < Interpolant().times(u).mean() - 0.1
+
+
+def test_logit_normal_is_finite_at_both_ends():
+    t = logit_normal(torch.tensor([0., 1 - 2**-24, 1.]))
+    assert t.isfinite().all() and t[0] > 0 and t[-1] <= 1 and t[0] < 0.01 and t[-1] > 0.99
+
+
+# ---------------------------------------------------------------- configs and errors
+
+def test_dict_there_and_back():
+    for o in (Interpolant("gvp", "noise", "velocity", "uniform", shift=2.), Diffusion(prediction="v")):
+        assert objective_from_dict(o.to_dict()) == o
+    with pytest.raises(ValueError, match="objective"): objective_from_dict({"objective": "Nothing"})
+
+
+@pytest.mark.parametrize("field,value", [("path", "curved"), ("prediction", "v"), ("weight", "min-snr"), ("time", "beta"), ("std", 0), ("shift", -1)])
+def test_a_wrong_field_is_named(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be .*{value}"): Interpolant(**{field: value})
+
+
+def test_a_variance_head_is_left_out_and_other_shapes_refused():
+    x, t = normal(1, 2), torch.tensor([0.2, 0.7])
+    assert torch.equal(Interpolant().output(lambda x, t, y: torch.cat([x, 0 * x], 1), x, t), x)
+    with pytest.raises(ValueError, match=r"\(2, 2, 2, 3, 3\)"): Interpolant().output(lambda x, t, y: x[:, :2], x, t)
+
+
+def test_max_weight_bounds_the_loss_near_the_data_only():
+    t = torch.tensor([0.2, 0.7, 0.9, 0.99])
+    got = Interpolant(prediction="data", weight="velocity", max_weight=16.).weights(t)
+    torch.testing.assert_close(got, 1 / (1 - t).clamp(min=0.25) ** 2)
+    with pytest.raises(ValueError, match="max_weight must be .*0"): Interpolant(max_weight=0)

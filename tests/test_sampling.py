@@ -1,0 +1,284 @@
+"""Solvers where the answer is known, diffusers' flow scheduler, guidance, and the promise about batch splits."""
+import itertools
+
+import diffusers
+import pytest
+import torch
+
+from minisora.diffusion import Diffusion, draw, fit_toy, toy_points
+from minisora.interpolants import Interpolant, path_coefficients
+from minisora.sampling import grid, guide, latent_shape, ode_iter, ode_solver, sample, sample_iter, sde_iter
+
+PATHS, PREDICTIONS = ("linear", "gvp", "vp"), ("velocity", "score", "noise", "data")
+FORMS = ("constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing")
+CENTRES, SPREAD = torch.tensor([[1.5, 0.], [-0.5, 1.], [-0.5, -1.]]), 0.3
+
+
+def last(states):
+    for _, x, _ in states: pass
+    return x
+
+
+def mixture(objective):
+    "The perfect model of three Gaussians in the plane, in the objective's prediction; x (B, 2, …): each place is a point."
+    def model(x, t, y=None):
+        a, s = (c.to(x).view(-1, 1, 1) for c in objective.coefficients(t)[:2])
+        z = x.flatten(2).transpose(1, 2)                                                # (B, n, 2)
+        off = z[:, :, None] - a[..., None] * CENTRES                                    # (B, n, 3, 2)
+        var = a**2 * SPREAD**2 + s**2
+        w = (-(off**2).sum(-1) / (2 * var)).softmax(-1)[..., None]                      # (B, n, 3, 1)
+        data = (w * (CENTRES + (a * SPREAD**2 / var)[..., None] * off)).sum(2).transpose(1, 2).reshape(x.shape)
+        noise = (w * (s / var)[..., None] * off).sum(2).transpose(1, 2).reshape(x.shape)
+        if isinstance(objective, Interpolant): return objective.target(data, noise, t)
+        return noise
+    return model
+
+
+def check_mixture(x, tol=0.08):
+    assert x.isfinite().all()
+    z = x.transpose(0, 1).flatten(1).T
+    cov = torch.cov(CENTRES.T, correction=0) + SPREAD**2 * torch.eye(2)
+    assert (z.mean(0) - CENTRES.mean(0)).abs().max() < tol, z.mean(0)
+    assert (torch.cov(z.T) - cov).abs().max() < tol, torch.cov(z.T)
+    near = torch.cdist(z, CENTRES).argmin(1).bincount(minlength=3) / len(z)
+    assert (near - 1 / 3).abs().max() < tol, near
+
+
+def crowd(seed=0, n=3000): return draw(seed, 0, [0], (2, 1, 1, n))[0]
+
+
+# ---------------------------------------------------------------- known answers
+
+def gaussian_error(name, steps):
+    "Error at the end on the GVP path with N(2, 0.5²) data, whose flow keeps each point's number of deviations."
+    def v(x, t):
+        a, s, da, ds = (float(c) for c in path_coefficients("gvp", torch.tensor([t], dtype=torch.float64)))
+        return 2 * da + (0.25 * a * da + s * ds) / (0.25 * a**2 + s**2) * (x - 2 * a)
+    x0 = draw(0, 0, range(50), (1,))[0].double(); x, ts = x0, grid(steps)
+    for a, b in zip(ts[:-1], ts[1:]): x = ode_solver(name)(v, x, a, b)
+    return (x - (2 + 0.5 * x0)).abs().max().item()
+
+
+@pytest.mark.parametrize("name,order", [("euler", 1), ("heun", 2), ("midpoint", 2), ("rk4", 4)])
+def test_solvers_have_their_order(name, order):
+    ratio = gaussian_error(name, 40) / gaussian_error(name, 80)
+    assert 0.75 * 2**order < ratio < 1.4 * 2**order, ratio
+
+
+def test_heun_with_a_last_euler_step_is_still_of_order_two():
+    o = Interpolant()
+    def model(x, t, y):
+        t = t.to(x).view(-1, 1, 1, 1, 1)
+        return 2 + (0.25 * t - (1 - t)) / (0.25 * t**2 + (1 - t) ** 2) * (x - 2 * t)
+    x = draw(0, 0, range(50), (2, 1, 1, 1))[0].double()
+    error = [(last(ode_iter(model, o, x, None, n, "heun")) - (2 + 0.5 * x)).abs().max().item() for n in (20, 40)]
+    assert error[0] / error[1] > 3, error
+
+
+@pytest.mark.parametrize("path,prediction", list(itertools.product(PATHS, PREDICTIONS)))
+def test_ode_finds_the_mixture(path, prediction):
+    o = Interpolant(path, prediction)
+    for solver, steps in (("euler", 150), ("heun", 60), ("midpoint", 60), ("rk4", 40)):
+        check_mixture(last(ode_iter(mixture(o), o, crowd(), None, steps, solver)), 0.1)
+
+
+@pytest.mark.parametrize("path,prediction,form", list(itertools.product(PATHS, PREDICTIONS, FORMS)))
+def test_sde_finds_the_mixture(path, prediction, form):
+    o = Interpolant(path, prediction)
+    check_mixture(last(sde_iter(mixture(o), o, crowd(), None, 150, form=form)), 0.12)
+
+
+@pytest.mark.parametrize("path,end", list(itertools.product(PATHS, ("none", "mean", "euler", "tweedie"))))
+def test_every_last_step_is_finite_and_right(path, end):
+    o = Interpolant(path)
+    check_mixture(last(sde_iter(mixture(o), o, crowd(), None, 150, last=end)), 0.12)
+
+
+def test_ddpm_walks_the_same_mixture_with_every_sampler():
+    o = Diffusion()
+    for solver in ("euler", "heun", "ancestral", "ddim"):
+        check_mixture(sample(mixture(o), o, n=1, shape=(2, 1, 1, 3000), steps=100, solver=solver), 0.12)
+
+
+def test_the_sde_adds_noise_and_the_ode_does_not():
+    o = Interpolant()
+    assert torch.equal(last(ode_iter(mixture(o), o, crowd())), last(ode_iter(mixture(o), o, crowd())))
+    a, b = (last(sde_iter(mixture(o), o, crowd(), None, 50, seed=s)) for s in (0, 1))
+    assert (a - b).abs().mean() > 0.1
+
+
+# ---------------------------------------------------------------- diffusers
+
+def test_euler_is_diffusers_flow_scheduler():
+    "Its sigma is 1 − t and its velocity noise − data: the opposite sign."
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    ts = grid(20, shift=3.)
+    scheduler.set_timesteps(sigmas=[1 - t for t in ts[:-1]])
+    mix = draw(5, 0, [0], (4, 4))[0][0] / 2
+
+    def model(x, t, y=None): return torch.tanh(torch.einsum("oc,bcthw->bothw", mix, x) * (0.5 + t.view(-1, 1, 1, 1, 1)))
+    x = draw(0, 0, range(3), (4, 2, 5, 5))[0]
+    theirs = x
+    for sigma, step in zip(scheduler.sigmas[:-1], scheduler.timesteps):
+        theirs = scheduler.step(-model(theirs, (1 - sigma).repeat(3)), step, theirs).prev_sample
+    ours = sample(model, Interpolant(), n=3, shape=(4, 2, 5, 5), steps=20, shift=3.)
+    assert (ours - theirs).norm() / theirs.norm() < 1e-5
+    assert (last(ode_iter(lambda x, t, y: -model(x, t), Interpolant(), x, None, 20)) - theirs).norm() / theirs.norm() > 0.1
+
+
+# ---------------------------------------------------------------- guidance and calls
+
+class Net(torch.nn.Module):
+    "A model with a null id that counts its calls and remembers whether it was in training."
+    null_id, latent_shape = 3, (4, 2, 3, 3)
+
+    def __init__(self, channels=4):
+        super().__init__()
+        self.scale, self.calls, self.channels = torch.nn.Parameter(torch.tensor(0.3)), [], channels
+
+    def forward(self, x, t, y=None):
+        self.calls.append((len(x), self.training))
+        shift = 0 if y is None else (y.float().view(len(x), -1).mean(1) / 5).view(-1, 1, 1, 1, 1)
+        out = torch.sin(self.scale * x + shift + t.view(-1, 1, 1, 1, 1))
+        return torch.cat([out, 2 * out], 1)[:, :self.channels]
+
+
+Y = torch.tensor([0, 1, 2, 0, 1])
+
+
+@pytest.mark.parametrize("solver,calls", [("euler", 10), ("heun", 19), ("midpoint", 20), ("rk4", 40), ("sde", 10)])
+def test_calls(solver, calls):
+    net = Net()
+    sample(net, Interpolant(), Y, steps=10, solver=solver)
+    assert len(net.calls) == calls and {n for n, _ in net.calls} == {10}                 # 5 guided, in one batch
+    net.calls.clear()
+    sample(net, Interpolant(), Y, steps=10, solver=solver, guidance=1.)
+    assert len(net.calls) == calls and {n for n, _ in net.calls} == {5}
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "ddim"])
+def test_calls_of_a_diffusion(solver):
+    net = Net()
+    sample(net, Diffusion(), Y, steps=10, solver=solver)
+    assert [n for n, _ in net.calls] == [10] * 10
+
+
+def test_guidance_is_the_formula():
+    net, x, t = Net(), draw(0, 0, range(5), (4, 2, 3, 3))[0], torch.full((5,), 0.4)
+    with_y, free = net(x, t, Y), net(x, t, torch.full_like(Y, 3))
+    for g in (0., 0.5, 2., 7.): torch.testing.assert_close(guide(net, g)(x, t, Y), free + g * (with_y - free))
+    slots = torch.stack([Y, Y], 1)
+    torch.testing.assert_close(guide(net, 2.)(x, t, slots), 2 * net(x, t, slots) - net(x, t, torch.full_like(slots, 3)))
+    torch.testing.assert_close(guide(net, 2., null=torch.tensor([2]))(x, t, Y), 2 * with_y - net(x, t, torch.full_like(Y, 2)))
+
+
+def test_guidance_interval_and_channels():
+    net, x = Net(8), draw(0, 0, range(5), (4, 2, 3, 3))[0]
+    t = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
+    with_y, free = net(x, t, Y), net(x, t, torch.full_like(Y, 3))
+    full = free + 2 * (with_y - free)
+    got = guide(net, 2.)(x, t, Y)
+    torch.testing.assert_close(got[:, :4], full[:, :4]); torch.testing.assert_close(got[:, 4:], with_y[:, 4:])
+    three = guide(net, 2., channels=3)(x, t, Y)
+    torch.testing.assert_close(three[:, :3], full[:, :3]); torch.testing.assert_close(three[:, 3:], with_y[:, 3:])
+    part = guide(net, 2., interval=(0.25, 0.75))(x, t, Y)[:, :4]
+    torch.testing.assert_close(part[1:4], full[1:4, :4]); torch.testing.assert_close(part[[0, 4]], with_y[[0, 4], :4])
+    net.calls.clear()
+    guide(net, 2., interval=(0.25, 0.75))(x, torch.full((5,), 0.9), Y)
+    assert [n for n, _ in net.calls] == [5]                                     # outside the interval: no second question
+
+
+def test_no_null_or_no_condition_means_no_guidance():
+    net = Net()
+    net.null_id = None
+    sample(net, Interpolant(), Y, steps=3, guidance=4.)
+    assert {n for n, _ in net.calls} == {5}
+    net = Net()
+    sample(net, Interpolant(), n=2, steps=3, guidance=4.)
+    assert {n for n, _ in net.calls} == {2}
+
+
+# ---------------------------------------------------------------- one call
+
+@pytest.mark.parametrize("objective,solver", [(Interpolant(), "euler"), (Interpolant("gvp"), "heun"), (Interpolant(), "sde"),
+                                              (Diffusion(), "ancestral"), (Diffusion(), "ddim"), (Diffusion(), "euler")])
+def test_same_on_any_batch_split_and_order(objective, solver):
+    net = Net()
+    whole = sample(net, objective, Y, steps=6, solver=solver, seed=4)
+    for size in (1, 2, 5, 99):
+        torch.testing.assert_close(sample(net, objective, Y, steps=6, solver=solver, seed=4, batch_size=size), whole, rtol=1e-6, atol=1e-6)
+    order = [3, 0, 4]
+    torch.testing.assert_close(sample(net, objective, Y[order], steps=6, solver=solver, seed=4, index=order), whole[order], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(sample(net, objective, Y, steps=6, solver=solver, seed=5), whole, atol=1e-2)
+
+
+def test_states_are_handed_out_and_the_model_goes_back_to_training():
+    net = Net().train()
+    states = list(sample_iter(net, Interpolant(), Y, steps=4))
+    assert [round(t, 6) for t, _, _ in states] == [0., 0.25, 0.5, 0.75, 1.] and net.training
+    assert not any(training for _, training in net.calls)
+    assert torch.equal(states[0][1], draw(0, 0, range(5), net.latent_shape)[0])
+    t, x, data = states[2]
+    v = guide(net, 1.5)(x, torch.full((5,), t), Y)
+    torch.testing.assert_close(data, x + (1 - t) * v)
+    half = sample_iter(net, Interpolant(), Y, steps=4); next(half); half.close()         # stopped on the way
+    assert net.training and torch.is_grad_enabled()
+
+
+def test_own_noise_and_unconditional():
+    net, noise = Net(), draw(9, 0, range(3), (4, 2, 3, 3))[0]
+    a = sample(net, Interpolant(), n=3, seed=9, steps=4)
+    torch.testing.assert_close(sample(net, Interpolant(), noise=noise, steps=4, batch_size=2), a)
+    assert sample(lambda x, t, y: -x, Interpolant(), n=2, shape=(1, 1, 2, 2), steps=2).shape == (2, 1, 1, 2, 2)
+
+
+def test_sampling_consumes_no_global_randomness():
+    before = torch.get_rng_state()
+    sample(Net(), Interpolant(), Y, steps=3, solver="sde")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_shape_comes_from_the_config():
+    class Config: channels, size = 4, (3, 8, 8)
+    class Model: config = Config()
+    assert latent_shape(Model()) == (4, 3, 8, 8)
+    Config.size = (8, 6)
+    assert latent_shape(Model()) == (4, 1, 8, 6)
+    Config.size = 8
+    assert latent_shape(Model()) == (4, 1, 8, 8)
+
+
+@pytest.mark.parametrize("options,word", [
+    (dict(solver="rk5"), "solver"), (dict(steps=0), "steps"), (dict(steps=2.5), "steps"), (dict(shift=0), "shift"),
+    (dict(solver="ddim"), "Diffusion"), (dict(batch_size=-1), "batch_size"), (dict(index=[1, 2]), "condition"),
+    (dict(noise=torch.zeros(2, 4, 2, 3, 3)), "noise"), (dict(seed=-1), "seed"),
+])
+def test_errors_name_the_argument(options, word):
+    with pytest.raises(ValueError, match=word): sample(Net(), Interpolant(), Y, **options)
+
+
+def test_errors_about_shape_and_number():
+    with pytest.raises(ValueError, match="shape"): sample(lambda x, t, y: x, Interpolant(), n=2)
+    with pytest.raises(ValueError, match="how many"): sample(Net(), Interpolant())
+    with pytest.raises(ValueError, match="form"): sample(Net(), Interpolant(), Y, solver="sde", form="round")
+    with pytest.raises(ValueError, match="last"): sample(Net(), Interpolant(), Y, solver="sde", last="least")
+
+
+def test_the_toy_finds_its_arms():
+    points, labels = toy_points(1500)
+    net, _ = fit_toy(Interpolant(), points, labels, steps=400)
+    x = sample(net, Interpolant(), labels[:150], steps=30, guidance=1.5)
+    own = (torch.cdist(x.flatten(1), points.flatten(1)).argmin(1) % 3 == labels[:150]).float().mean()
+    assert own > 0.9, own
+
+
+def test_no_sde_step_overshoots():
+    "Data of spread 0.02 and large steps: an uncapped D would throw the points apart by 0.3 and more."
+    o = Interpolant()
+
+    def exact(x, t, y=None):
+        t = t.to(x).view(-1, 1, 1, 1)
+        return 1 + (4e-4 * t - (1 - t)) / (4e-4 * t**2 + (1 - t) ** 2) * (x - t)
+    for form in FORMS:
+        x = last(sde_iter(exact, o, crowd(), None, 20, form=form))
+        assert x.isfinite().all() and abs(x.mean() - 1) < 0.01 and x.std() < 0.06, (form, x.mean(), x.std())
