@@ -80,7 +80,7 @@ def guide(model, guidance=1.5, null=None, interval=(0., 1.), channels=None):
 
 # %% ../nbs/06_sampling.ipynb #a45c7c90
 def velocity_of(model, objective, condition, seen):
-    "The function v(x, t) that a solver asks; t is a float. Appends the predicted data of each call to `seen`."
+    "The function v(x, t) that a solver asks, t a float; appends the predicted data of each call to `seen`."
     def v(x, t):
         t = torch.full((len(x),), t, device=x.device)
         out = objective.output(model, x, t, condition)
