@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['path_coefficients', 'logit_normal', 'shift_time', 'Interpolant', 'objective_from_dict']
 
-# %% ../nbs/05_interpolants.ipynb #f6c73e8c
+# %% ../nbs/05_interpolants.ipynb #f59562e9
 import math
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import torch
 
 from .diffusion import Diffusion, Objective, like, one_of, per_sample
 
-# %% ../nbs/05_interpolants.ipynb #f1e927ba
+# %% ../nbs/05_interpolants.ipynb #daa138c4
 def path_coefficients(path, t):
     """alpha, sigma, d alpha/dt, d sigma/dt at t (B,), each (B,) float64.
 
@@ -30,7 +30,7 @@ def path_coefficients(path, t):
     s = (-torch.expm1(2 * log)).sqrt()
     return a, s, a * rate, -a ** 2 * rate / s
 
-# %% ../nbs/05_interpolants.ipynb #a6dc77fd
+# %% ../nbs/05_interpolants.ipynb #6e257ac0
 def logit_normal(u, mean=0., std=1.):
     "Uniforms (B,) -> times sigmoid(mean + std · normal), (B,) float64 (Esser et al. 2024, section 3.1)."
     return torch.sigmoid(mean + std * torch.special.ndtri(u.double().clamp(1e-7, 1 - 1e-7)))
@@ -40,7 +40,7 @@ def shift_time(t, shift=1.):
     "Times moved towards the noise for shift > 1; 0 and 1 stay (Esser et al. 2024, eq. 23; t = 1 − sigma)."
     return t / (t + shift * (1 - t))
 
-# %% ../nbs/05_interpolants.ipynb #3bc89031
+# %% ../nbs/05_interpolants.ipynb #2ae0a680
 @dataclass(frozen=True)
 class Interpolant(Objective):
     """A path between noise and data, and a network that learns it (Ma et al. 2024; Lipman et al. 2023).
@@ -54,6 +54,7 @@ class Interpolant(Objective):
     std: float = 1.
     shift: float = 1.                   # above 1 moves the training times towards the noise
     max_weight: float = math.inf        # bound on the weight: a data prediction's grows as 1 / (1 − t)²
+    delta: float = 0.                   # adds delta · the squared change of the error from frame to frame
 
     def __post_init__(self):
         one_of('path', self.path, ('linear', 'gvp', 'vp'))
@@ -63,6 +64,7 @@ class Interpolant(Objective):
         for name in ('std', 'shift', 'max_weight'):
             value = getattr(self, name)
             if not value > 0: raise ValueError(f'{name} must be above 0; it is {value}')
+        if not self.delta >= 0: raise ValueError(f'delta must be 0 or more; it is {self.delta}')
 
     @property
     def interval(self):
@@ -116,10 +118,13 @@ class Interpolant(Objective):
         return weight.clamp(max=self.max_weight).float()
 
     def loss(self, model, latents, condition, noise, t):
-        "Per-sample terms (B,): 'loss', the weighted mean squared error, and 'mse', the plain one."
+        "Per-sample terms (B,): 'loss', weighted; 'mse', plain; with `delta` also 'change', along time."
         x = self.mix(latents, noise, t)
-        mse = per_sample((self.output(model, x, t, condition) - self.target(latents, noise, t)) ** 2)
-        return {'loss': mse * self.weights(t), 'mse': mse}
+        error = self.output(model, x, t, condition) - self.target(latents, noise, t)     # (B, C, T, H, W)
+        mse, w = per_sample(error ** 2), self.weights(t)
+        if not self.delta or x.shape[2] == 1: return {'loss': mse * w, 'mse': mse}
+        change = per_sample(error.diff(dim=2) ** 2)
+        return {'loss': (mse + self.delta * change) * w, 'mse': mse, 'change': change}
 
 
 def objective_from_dict(d):

@@ -137,3 +137,17 @@ def test_max_weight_bounds_the_loss_near_the_data_only():
     got = Interpolant(prediction="data", weight="velocity", max_weight=16.).weights(t)
     torch.testing.assert_close(got, 1 / (1 - t).clamp(min=0.25) ** 2)
     with pytest.raises(ValueError, match="max_weight must be .*0"): Interpolant(max_weight=0)
+
+
+def test_delta_asks_for_an_error_that_does_not_change_in_time():
+    data, noise, t = normal(1), normal(2), torch.full((5,), 0.5)
+    o = Interpolant(delta=3.)
+    steady = o.loss(lambda *_: data - noise + 1, data, None, noise, t)
+    torch.testing.assert_close(steady["loss"], torch.ones(5))
+    swing = torch.tensor([1., -1.]).view(1, 1, 2, 1, 1)                    # the same size of error, turned in the second frame
+    terms = o.loss(lambda *_: data - noise + swing, data, None, noise, t)
+    torch.testing.assert_close(terms["mse"], torch.ones(5))
+    torch.testing.assert_close(terms["loss"], torch.full((5,), 1 + 3 * 4.))
+    with pytest.raises(ValueError, match="delta must be .*-1"): Interpolant(delta=-1.)
+    one = data[:, :, :1]
+    assert "change" not in o.loss(lambda *_: one, one, None, noise[:, :, :1], t)          # an image does not move
