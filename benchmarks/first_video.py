@@ -29,6 +29,23 @@ IMAGES = ROOT / "nbs" / "images"
 WORDS = ("thank you", "hello", "happy", "5", "home", "you")
 
 
+CARD = """---
+license: apache-2.0
+library_name: minisora
+---
+# MiniSora's first video
+
+A text-to-video model of six objects, six colours and six motions: 16 frames of 64×64 pixels, in half precision. It was
+trained from zero, on two processor cores, by `make video`, on procedural scenes that the library renders; no other data.
+Made by `python benchmarks/first_video.py --ship`; what it can and cannot do stands in `benchmarks/first_video.json`.
+
+```python
+from minisora.pipeline import Run
+clips = Run("data/first-video").sample(["a red ring moves left"])     # (1, 3, 16, 64, 64), in [-1, 1]
+```
+"""
+
+
 def tiled(clips, columns=4, pad=2):
     "Clips (B, 3, T, H, W) side by side in one clip (3, T, rows·H, columns·W)."
     x = torch.nn.functional.pad(clips, (pad, pad, pad, pad), value=-0.6)
@@ -41,11 +58,11 @@ def scene_pictures(run, name):
     prompts = run.prompts(22)[::2][:8]
     clips = run.sample(prompts, seed=7)
     viz.save_gif(IMAGES / f"{name}.gif", tiled(clips), fps=8, scale=1.5)
-    viz.contact_sheet(clips[:6], prompts[:6]).save(IMAGES / f"{name}-sheet.png")
+    viz.contact_sheet(clips[:6], prompts[:6]).quantize(128).save(IMAGES / f"{name}-sheet.png")
     sheets = [Image.open(p) for p in sorted(run.out.glob("preview-*.png"))]
     both = Image.new("RGB", (sum(s.width for s in sheets), sheets[0].height))
     for k, s in enumerate(sheets): both.paste(s, (sum(q.width for q in sheets[:k]), 0))
-    both.save(IMAGES / f"{name}-progress.png")
+    both.quantize(128).save(IMAGES / f"{name}-progress.png")
 
 
 def folder_pictures(run, name):
@@ -70,7 +87,9 @@ def ship(run, folder):
         shutil.copytree(run.out / part, folder / part, dirs_exist_ok=True)
         file = folder / part / "model.safetensors"
         save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}, file)
+        file.chmod(0o644)
     for file in ("recipe.json", "captions.json"): shutil.copy(run.out / file, folder / file)
+    (folder / "README.md").write_text(CARD)
 
 
 def main():

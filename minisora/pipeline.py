@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'slug', 'recipe_for', 'open_recipe', 'Run', 'make_video']
 
-# %% ../nbs/93_pipeline.ipynb #532486b2
+# %% ../nbs/93_pipeline.ipynb #4c1aeaa7
 import json
 import re
 import time
@@ -27,7 +27,7 @@ from .sampling import sample
 from .temporal import VideoDiT, VideoDiTConfig
 from .train import fit
 
-# %% ../nbs/93_pipeline.ipynb #da1145e0
+# %% ../nbs/93_pipeline.ipynb #01285c49
 @dataclass(frozen=True)
 class Recipe:
     "One row a kind of data: what the clips are, how latents are made, how the model trains and samples."
@@ -69,9 +69,9 @@ class Recipe:
 
 RECIPES = {'scenes': Recipe(),
            'digits': Recipe(kind='digits'),
-           'folder': Recipe(kind='folder', size=96, channels=16, ae_noise=.05, shift=3., steps=6000)}
+           'folder': Recipe(kind='folder', size=96, channels=16, ae_noise=.05, shift=3., steps=3600)}
 
-# %% ../nbs/93_pipeline.ipynb #3d6763a2
+# %% ../nbs/93_pipeline.ipynb #a1028ad7
 def slug(text):
     "A file name for a prompt: letters and digits, words joined by '-'; 'a red ring!' -> 'a-red-ring'."
     return re.sub(r'[^\w]+', '-', text.lower()).strip('-')[:80] or 'clip'
@@ -115,7 +115,7 @@ def open_recipe(out, data='', **changes):
                              f'(OUT=...) or remove this one')
     return recipe
 
-# %% ../nbs/93_pipeline.ipynb #285c4da8
+# %% ../nbs/93_pipeline.ipynb #db3bd46f
 class Run:
     "A run in folder `out`: each property loads its stage from the folder, or makes it and saves it."
     def __init__(self, out, data='', progress=True, device=None, **changes):
@@ -314,9 +314,8 @@ class Run:
 
     def reconstruct(self, frames):
         "Clips (B, 3, T, H, W), uint8, through the autoencoder and back; float on the CPU."
-        with torch.no_grad():
-            return self.autoencoder.decode(
-                self.autoencoder.encode(to_float(frames).to(self.device)).mode).cpu()
+        ae = self.autoencoder                          # before gradients are off: it may have to be trained
+        with torch.no_grad(): return ae.decode(ae.encode(to_float(frames).to(self.device)).mode).cpu()
 
     def _nearest(self, clips, prompts):
         "Share of clips whose nearest real clip has the prompted caption: how well a folder is memorised."
@@ -325,7 +324,7 @@ class Run:
         right = sum(captions[i] == p for i, p in zip(index.tolist(), prompts))
         return dict(nearest_right=right / len(prompts))
 
-# %% ../nbs/93_pipeline.ipynb #884cf39d
+# %% ../nbs/93_pipeline.ipynb #9f50af54
 def make_video(out='runs/first-video', prompt='', data='', seed=0, **changes):
     """Clips, autoencoder, latents, training, the clip that `prompt` asks for, and metrics, in folder `out`.
 

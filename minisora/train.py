@@ -454,7 +454,8 @@ def _update(run, batch):
 
 
 def spread(u):
-    """Uniforms (B,) -> the k-th of them within the k-th of B equal parts of [0, 1): still uniform, but every batch
+    """Uniforms (B,) -> the k-th of them within the k-th of B equal parts of [0, 1): still uniform, but every
+    batch
     sees every noise level, and its loss varies less (Kingma et al. 2021, appendix I.1)."""
     return (torch.arange(len(u), device=u.device) + u) / len(u)
 

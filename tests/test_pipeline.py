@@ -94,7 +94,8 @@ def test_ctrl_c_and_on(tmp_path):
     "Interrupted in training, the run exits with 130 and says so; the next call finishes it."
     out = tmp_path / "run"
     call = [sys.executable, "-c", "import sys; from minisora.cli import main; sys.exit(main())", "train", "--out", str(out), "--set", *SET, "steps=3000"]
-    p = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONUNBUFFERED="1"))
+    p = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONUNBUFFERED="1"),
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
     log = out / "training" / "log.jsonl"
     for _ in range(1200):
         if p.poll() is not None or (log.exists() and log.stat().st_size): break

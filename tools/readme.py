@@ -23,13 +23,13 @@ def relink(text, folder="nbs"):
 
 
 def printed(cell, where):
-    "What a cell printed, as text. Pictures belong into files beside the notebook, where GitHub shows them."
+    "What a cell printed: (text, is it Markdown?). Pictures belong into files beside the notebook."
     for o in cell["outputs"]:
-        if "text" in o: yield "".join(o["text"])
-        elif "text/markdown" in o.get("data", {}): yield "".join(o["data"]["text/markdown"])
+        if "text" in o: yield "".join(o["text"]), False
+        elif "text/markdown" in o.get("data", {}): yield "".join(o["data"]["text/markdown"]), True
         elif {"text/html", "image/png", "image/gif", "image/jpeg"} & o.get("data", {}).keys():
             raise ValueError(f"{where}: a README cannot hold this output; save it as a file and link it")
-        elif "text/plain" in o.get("data", {}): yield "".join(o["data"]["text/plain"])
+        elif "text/plain" in o.get("data", {}): yield "".join(o["data"]["text/plain"]), False
 
 
 def convert(path):
@@ -43,8 +43,9 @@ def convert(path):
         if cell["cell_type"] == "markdown": out.append(relink(src))
         elif cell["cell_type"] == "code":
             if code and ("echo", "false") not in flags: out.append(f"```python\n{code}\n```")
-            text = "".join(printed(cell, f"{path}, cell {n}")).strip("\n")
-            if text: out.append("\n".join("    " + s if s else "" for s in text.split("\n")))
+            for text, markdown in printed(cell, f"{path}, cell {n}"):
+                lines = text.strip("\n").split("\n")
+                out.append("\n".join(lines if markdown else ["    " + s if s else "" for s in lines]))
     return "\n\n".join(out) + "\n"
 
 
