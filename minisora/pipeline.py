@@ -69,7 +69,7 @@ class Recipe:
 
 RECIPES = {'scenes': Recipe(),
            'digits': Recipe(kind='digits'),
-           'folder': Recipe(kind='folder', size=96, channels=16, ae_noise=.05, shift=3., steps=3600)}
+           'folder': Recipe(kind='folder', size=96, channels=16, ae_noise=.05, shift=3., steps=3000)}
 
 # %% ../nbs/93_pipeline.ipynb #a1028ad7
 def slug(text):
