@@ -73,7 +73,7 @@ def folder_pictures(run, name):
     index, _ = nearest_clip(clips, real)
     pairs = [k for c, i in zip(clips, index) for k in (c, real[i].float() / 127.5 - 1)]
     labels = [k for w, i in zip(words, index) for k in (f"{w}: generated", f"nearest real clip: {captions[i]}")]
-    viz.contact_sheet(torch.stack(pairs), labels).save(IMAGES / f"{name}.png")
+    viz.contact_sheet(torch.stack(pairs), labels).quantize(128).save(IMAGES / f"{name}.png")
 
 
 def sheet(run, name):
