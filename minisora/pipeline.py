@@ -18,8 +18,7 @@ import torch
 from . import viz
 from .autoencoder import ImageVAE, train_autoencoder
 from .clips import (SIMPLE_MOTIONS, DigitClips, FolderClips, SceneClips, Vocabulary, load_digits,
-                            scene_caption,
-                            stack, to_float, to_uint8, write_video)
+                            scene_caption, stack, to_float, to_uint8, write_video)
 from .interpolants import Interpolant
 from .latent_cache import LatentCache, write_cache, write_json
 from .metrics import Judge, area_flicker, judge_clips, jerk_px, nearest_clip, train_judge
@@ -111,8 +110,7 @@ def open_recipe(out, data='', **changes):
     for k, v in dict(changes, **(dict(data=str(Path(data).resolve())) if data else {})).items():
         if getattr(recipe, k) != v:
             raise ValueError(f'{out} holds a run with {k}={getattr(recipe, k)!r}, not {v!r}: choose another '
-                             'folder '
-                             f'(OUT=...) or remove this one')
+                             'folder (OUT=...) or remove this one')
     return recipe
 
 # %% ../nbs/93_pipeline.ipynb #db3bd46f
@@ -174,8 +172,7 @@ class Run:
             r = self.recipe
             ae = ImageVAE(channels=r.channels, enc_width=r.enc_width, smooth=r.smooth)
             train_autoencoder(ae, self.clips(), steps=r.ae_steps, noise=r.ae_noise, lowpass=20., seed=r.seed,
-                              device=self.device,
-                              progress=self.progress)
+                              device=self.device, progress=self.progress)
             ae.save_pretrained(path)
             return ae
         return self._timed('autoencoder', make)
