@@ -138,13 +138,16 @@ def render_scene(obj, colour, motion, seed=0, frames=16, size=64):
 
     `seed` is anything that `np.random.default_rng` takes, such as [seed, i]."""
     if colour not in COLOURS: raise ValueError(f'unknown colour {colour!r}; known: {", ".join(COLOURS)}')
-    way = trajectory(motion, np.random.default_rng(seed), frames)
-    cx, cy, r = (a[:, None, None] for a in way)                         # (T, 1, 1)
-    g = (np.arange(size) + .5) / size                                   # pixel centres
-    x, y = np.broadcast_arrays((g - cx) / r, (g[:, None] - cy) / r)     # (T, H, W), in radii
-    cover = np.clip(.5 - signed_distance(obj, x, y) * r * size, 0, 1)   # (T, H, W): how much is inside
-    rgb = np.array(COLOURS[colour]).reshape(3, 1, 1, 1)
-    return torch.from_numpy(np.round(cover * rgb).astype(np.uint8))     # (3, T, H, W)
+    cx, cy, r = trajectory(motion, np.random.default_rng(seed), frames)             # (T,) each
+    g = (np.arange(size) + .5) / size                                               # pixel centres
+    rgb, out = np.array(COLOURS[colour]).reshape(3, 1, 1), np.zeros((3, frames, size, size), np.uint8)
+    for t in range(frames):                                                         # only around the object
+        reach = 1.05 * r[t] + 1.5 / size
+        rows, cols = (slice(*np.searchsorted(g, (c[t] - reach, c[t] + reach))) for c in (cy, cx))
+        x, y = np.broadcast_arrays((g[cols] - cx[t]) / r[t], (g[rows, None] - cy[t]) / r[t])    # in radii
+        cover = np.clip(.5 - signed_distance(obj, x, y) * r[t] * size, 0, 1)        # how much is inside
+        out[:, t, rows, cols] = np.round(cover * rgb)
+    return torch.from_numpy(out)                                                    # (3, T, H, W)
 
 # %% ../nbs/00_clips.ipynb #95af3984
 def combinations(objects, split='train', motions=MOTIONS, stride=6):
