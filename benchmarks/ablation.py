@@ -3,8 +3,8 @@
     python benchmarks/ablation.py [--run runs/first-video] [--steps 1200] [--clips 110] [--only NAME ...]
 
 Autoencoder, latents and judge are those of a finished run; each row trains its own model for the same number of
-steps from the same seed and is judged on the same held-out captions. Rows that are there already are kept, so the
-script can be stopped and called again."""
+steps from the same seed and is judged on the same held-out captions, decoded by the untuned autoencoder. Rows that are
+there already are kept, so the script can be stopped and called again."""
 
 import argparse
 import json
@@ -21,13 +21,14 @@ from minisora.pipeline import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = dict(shift=1.0, time_std=1.0, prediction="velocity", relative_bias=False, context=False, label_std=0.02,
-             per_channel=True, lr=1e-3)
+             per_channel=True, lr=1e-3, delta=0.0, steady=0.0)
 ROWS = {"ours": {},
         "ours, times not shifted to the noise": dict(shift=1.0),
         "ours, predicting the velocity": dict(prediction="velocity"),
         "ours, without relative bias": dict(relative_bias=False),
         "ours, words in adaLN only and small": dict(context=False, label_std=0.02),
         "ours, each latent channel whitened": dict(per_channel=True),
+        "ours, no loss on how the error moves": dict(delta=0.0, steady=0.0),
         "the plain recipe": PLAIN}
 
 
@@ -37,7 +38,7 @@ def row(name, changes, source, out, steps, n):
     for part in ("autoencoder", "latents", "judge"):
         if not (out / part).exists(): (out / part).symlink_to((source / part).resolve())
     shutil.copy(source / "captions.json", out / "captions.json")
-    run = Run(out, steps=steps, eval_clips=n, sample_steps=25, **changes)
+    run = Run(out, steps=steps, eval_clips=n, sample_steps=25, tune_steps=0, **changes)
     m = run.metrics()
     return dict({k: v for k, v in m.items() if not isinstance(v, (dict, list, tuple))}, recipe=name, changes=changes,
                 seed=run.recipe.seed)

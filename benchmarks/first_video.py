@@ -3,6 +3,7 @@
     python benchmarks/first_video.py                                     # scenes: what `make video` runs
     python benchmarks/first_video.py --name signs --data FOLDER          # a folder of clips
     python benchmarks/first_video.py --name digits --data mnist.npz      # moving digits
+    python benchmarks/first_video.py --name nine_motions --motions all   # scenes that also orbit, bounce and swing
 
 A finished run in --out is taken as it is; an unfinished or missing one is made first. `--ship` also writes the
 weights, in half precision, into data/first-video."""
@@ -19,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from minisora import viz
-from minisora.clips import stack
+from minisora.clips import MOTIONS, stack
 from minisora.latent_cache import write_json
 from minisora.metrics import nearest_clip
 from minisora.pipeline import Run, make_video
@@ -83,7 +84,7 @@ def sheet(run, name):
 
 def ship(run, folder):
     "What sampling needs, weights in half precision."
-    for part in ("model", "autoencoder"):
+    for part in ("model", "decoder"):
         shutil.copytree(run.out / part, folder / part, dirs_exist_ok=True)
         file = folder / part / "model.safetensors"
         save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}, file)
@@ -97,10 +98,11 @@ def main():
     p.add_argument("--name", default="first_video")
     p.add_argument("--data", default="")
     p.add_argument("--out", help="folder of the run")
+    p.add_argument("--motions", choices=("simple", "all"), default="simple")
     p.add_argument("--ship", action="store_true")
     args = p.parse_args()
     out = Path(args.out or f"runs/{args.name.replace('_', '-')}")
-    _, metrics = make_video(out, data=args.data)
+    _, metrics = make_video(out, data=args.data, **(dict(motions=MOTIONS) if args.motions == "all" else {}))
     run = Run(out)
     log = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
     recipe = dict(asdict(run.recipe), data=Path(run.recipe.data).name)
@@ -108,7 +110,7 @@ def main():
                dict(machine=machine(), recipe=recipe, metrics=metrics, times=json.loads((out / "times.json").read_text()),
                     loss=[(r["step"], r["loss"]) for r in log]))
     IMAGES.mkdir(exist_ok=True)
-    pictures = dict(scenes=scene_pictures, folder=folder_pictures).get(run.recipe.kind, sheet)
+    pictures = dict(first_video=scene_pictures, signs=folder_pictures).get(args.name, sheet)
     pictures(run, args.name.replace("_", "-"))
     if args.ship: ship(run, ROOT / "data" / "first-video")
 

@@ -6,8 +6,8 @@
 __all__ = ['KINDS', 'Moments', 'Spec', 'check_clips', 'check_latents', 'load_strict', 'Pretrained', 'Autoencoder', 'to_frames',
            'to_clips', 'patches', 'pca', 'set_pca', 'seeded', 'zero', 'ImageVAE', 'Smoother', 'hold', 'random_window',
            'window_length', 'reconstruction_weight', 'vae_loss', 'train_step', 'countdown', 'warm_and_decay',
-           'train_autoencoder', 'DiffusersVAE', 'CausalConv3d', 'FrameNorm', 'CausalBlock', 'Unfold3d',
-           'CausalVideoVAE', 'autoencoder_by_name']
+           'train_autoencoder', 'lit_windows', 'tune_decoder', 'DiffusersVAE', 'CausalConv3d', 'FrameNorm',
+           'CausalBlock', 'Unfold3d', 'CausalVideoVAE', 'autoencoder_by_name']
 
 # %% ../nbs/01_autoencoder.ipynb #261b3c1b
 import json, math, os, tempfile, time
@@ -386,6 +386,48 @@ def train_autoencoder(ae, clips, seconds=None, steps=None, batch=None, frames=No
     last = torch.tensor(log[-max(1, len(log) // 10):]).mean(0).tolist()
     seconds = round(time.perf_counter() - start, 1)
     return dict(steps=len(log), seconds=seconds, loss=last[0], error=last[1], kl=last[2])
+
+
+def lit_windows(x, z, cells, generator):
+    """Clips (B, 3, T, H, W) and their latents (B, C, T, h, w), both cut to the same windows of `cells`
+    latents
+    a side, each around some light of its clip."""
+    cut, side = [], x.shape[-1] // z.shape[-1]
+    for clip, latent in zip(x, z):
+        light = F.avg_pool2d((clip + 1).amax((0, 1))[None], side)[0]                      # (h, w)
+        (h, w), n = light.shape, min(cells, *light.shape)
+        at = int(torch.multinomial(light.flatten().cpu() + 1e-4, 1, generator=generator))
+        r, c = min(max(at // w - n // 2, 0), h - n), min(max(at % w - n // 2, 0), w - n)
+        R, C, N = side * r, side * c, side * n
+        cut.append((clip[..., R:R + N, C:C + N], latent[..., r:r + n, c:c + n]))
+    return [torch.stack(k) for k in zip(*cut)]
+
+
+def tune_decoder(ae, clips, predict, steps, batch=2, cells=6, lr=2e-3, foreground=4., lowpass=20., seed=0,
+                 progress=False):
+    """Train the decoder of a per-frame `ae` on latents as a trained model predicts them, for `steps`.
+
+    `predict(index, generator)`: latents (B, C, T, h, w) of the clips numbered `index` (B,). One step in four
+    sees the encoder's latents instead; the encoder stays as it is. Each step decodes windows of `cells`
+    latents a side, all frames; `lowpass` weighs the error of 8×8 means and its change between frames."""
+    g, device = torch.Generator().manual_seed(seed), next(ae.parameters()).device
+    free = [p for name, p in ae.named_parameters() if not name.startswith(('enc', 'skip_in'))]
+    opt = torch.optim.AdamW(free, lr, betas=(.9, .99), weight_decay=0., fused=True)
+    for step, done in countdown(steps, None, progress, 'decoder'):
+        for group in opt.param_groups: group['lr'] = lr * warm_and_decay(step, done)
+        index = torch.randint(len(clips), (batch,), generator=g)
+        x = to_float(torch.stack([clips[int(i)].frames for i in index])).to(device)       # (B, 3, T, H, W)
+        z = ae.encode(x).mode if step % 4 == 0 else predict(index, g)                     # (B, C, T, h, w)
+        x, z = lit_windows(x, z, cells, g)
+        off = ae.decode(z) - x
+        low = F.avg_pool3d(off, (1, 8, 8), (1, 4, 4))
+        loss = (reconstruction_weight(x, foreground) * off ** 2).mean()
+        loss = loss + lowpass * ((low ** 2).mean() + (low.diff(dim=2) ** 2).mean())
+        opt.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(free, 1.)
+        opt.step()
+    ae.eval()
 
 # %% ../nbs/01_autoencoder.ipynb #4fdb82ad
 class DiffusersVAE(nn.Module):

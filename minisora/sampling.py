@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['euler', 'heun', 'midpoint', 'rk4', 'ode_solver', 'grid', 'guide', 'velocity_of', 'ode_iter', 'diffusion_strength',
-           'sde_iter', 'latent_shape', 'home', 'sample_iter', 'indices', 'sample']
+           'sde_iter', 'latent_shape', 'home', 'sample_iter', 'indices', 'sample', 'settle']
 
 # %% ../nbs/06_sampling.ipynb #e7a7c2c4
 import math
@@ -218,4 +218,23 @@ def sample(model, objective, condition=None, n=None, shape=None, steps=50, solve
             states = sample_iter(model, objective, index=index[rows], **part, **same)
             for i, (_, x, _) in enumerate(states): bar.update(i > 0)
             done.append(x)
+    return torch.cat(done)
+
+
+@torch.no_grad()
+def settle(model, objective, x, condition=None, t=.5, times=4, seed=0, index=None, batch_size=32):
+    """Samples x (B, …), noised again to time t `times` over -> the mean of the data that the model then sees,
+    (B, …).
+
+    What the model gets wrong in one way with one noise and in another with the next averages out, and so does
+    some detail, the more the smaller t. Noise k of sample i is draw(seed, 10⁶ + k, i): any `batch_size` gives
+    the same. Network calls: `times`."""
+    done, index = [], range(len(x)) if index is None else index
+    for rows in torch.arange(len(x)).split(batch_size):
+        part, y = x[rows], None if condition is None else condition[rows]
+        now, mean = torch.full((len(rows),), t, device=x.device), torch.zeros_like(part)
+        for k in range(times):
+            noise, _ = draw(seed, 10**6 + k, [index[i] for i in rows], x.shape[1:], x.device)
+            mean += objective.predict(model, objective.mix(part, noise, now), now, y)[0] / times
+        done.append(mean)
     return torch.cat(done)

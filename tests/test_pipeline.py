@@ -14,7 +14,7 @@ from minisora.clips import SceneClips, read_video, write_video
 from minisora.pipeline import Run, make_video, open_recipe, slug
 
 TINY = dict(clips=24, ae_steps=4, steps=6, width=48, depth=2, heads=3, judge_steps=3, eval_clips=4, sample_steps=3, channels=4,
-            smooth=8)
+            smooth=8, tune_steps=3, settle=2)
 SET = [f"{k}={v}" for k, v in TINY.items()]
 
 
@@ -29,17 +29,19 @@ def done(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(done):
     out, path, metrics = done
     assert path == out / "a-red-ring-moves-left.mp4" and read_video(path, 16, 64).frames.shape == (3, 16, 64, 64)
-    for name in ("a-red-ring-moves-left.gif", "contact_sheet.png", "metrics.json", "recipe.json", "model/model.safetensors"):
+    for name in ("a-red-ring-moves-left.gif", "contact_sheet.png", "metrics.json", "recipe.json", "model/model.safetensors",
+                 "decoder/model.safetensors"):
         assert (out / name).stat().st_size > 0, name
     wanted = {"n", "all_right", "motion_right", "jerk_px", "area_flicker", "train_cpu_minutes", "wall_minutes"}
     assert wanted <= json.loads((out / "metrics.json").read_text()).keys()
+    assert sum(k["n"] for k in metrics["by_motion"]) == 4 and [k["motion"] for k in metrics["by_motion"]][:2] == ["left", "right"]
     assert metrics["n"] == 4 and len(list(out.glob("preview-*.png"))) == 6
 
 
 def test_a_second_call_only_samples(done, monkeypatch):
     out, path, _ = done
     import minisora.pipeline as pipeline
-    for name in ("fit", "train_autoencoder", "write_cache", "train_judge"):
+    for name in ("fit", "train_autoencoder", "tune_decoder", "write_cache", "train_judge"):
         monkeypatch.setattr(pipeline, name, lambda *a, name=name, **k: pytest.fail(f"{name} ran again"))
     again, metrics = make_video(out, "a blue ball moves up", progress=False)
     assert again.exists() and again != path and metrics["n"] == 4
