@@ -71,7 +71,7 @@ class Recipe:
     seed: int = 0
 
 
-SMOOTH = dict(delta=4., steady=.1, tune_steps=600, settle=4)       # what makes objects move evenly
+SMOOTH = dict(delta=4., steady=.05, tune_steps=600, settle=3)      # what makes objects move evenly
 RECIPES = {'scenes': Recipe(**SMOOTH),
            'digits': Recipe(kind='digits', **SMOOTH),
            'folder': Recipe(kind='folder', size=96, channels=16, ae_noise=.05, shift=3., steps=3000)}
