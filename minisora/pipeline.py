@@ -58,7 +58,7 @@ class Recipe:
     tune_steps: int = 0            # steps that tune the decoder on the trained model's predictions
     shift: float = 6.              # moves training and sampling times towards the noise
     time_std: float = 1.4          # of the logit-normal training times
-    steps: int = 8500              # training steps
+    steps: int = 7500              # training steps
     batch_size: int = 8
     lr: float = 2.5e-3
     ema: float = 0.998
