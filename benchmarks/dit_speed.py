@@ -1,12 +1,12 @@
 """Time and memory of our DiT beside diffusers' DiTTransformer2DModel: benchmarks/dit_speed.json.
 
-    python benchmarks/dit_speed.py [--sizes S/2 B/2] [--rounds 7] [--batch 1]      on the CPU
-    python benchmarks/dit_speed.py --gpu [--sizes XL/2] [--batch 16]               bf16, with and without compile
+    python benchmarks/dit_speed.py [--sizes S/2 B/2] [--tasks forward train] [--rounds 7] [--batch 1]    on the CPU
+    python benchmarks/dit_speed.py --gpu [--sizes XL/2] [--batch 16]                bf16, with and without compile
 
 Each library runs each task in a process of its own, so that the peak of resident memory is its own too. The two
 processes stay alive and take turns, one round each and the other first in the next round; the figure is the median
 round, and the ratio that of the medians, ours / diffusers'. `forward` is one call without gradients, `train` is
-forward, backward and an AdamW step. The rows of the other device, if there are any, stay in the file."""
+forward, backward and an AdamW step. Each row goes into the file when it is done; rows not measured anew stay."""
 
 import argparse
 import json
@@ -105,10 +105,26 @@ def compare(size, task, batch, rounds, device, compiled):
     return row
 
 
+def save(device, row):
+    "Put a row into the file, in the place of one for the same size and task."
+    from machine import machine
+    results = json.loads(FILE.read_text()) if FILE.exists() else {}
+    same = ("size", "task", "compiled")
+    rows = [r for r in results.get(device, {}).get("rows", []) if any(r[k] != row[k] for k in same)] + [row]
+    rows.sort(key=lambda r: (["S/2", "B/2", "L/2", "XL/2"].index(r["size"]), r["task"], r["compiled"]))
+    precision = "bf16 autocast" if device == "cuda" else "float32"
+    results[device] = dict(machine=machine(), precision=precision, rows=rows)
+    part = FILE.with_suffix(".tmp")
+    part.write_text(json.dumps(results, indent=1) + "\n")
+    os.replace(part, FILE)
+    print({k: v for k, v in row.items() if not isinstance(v, dict)}, row["ratios"], flush=True)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--gpu", action="store_true")
-    p.add_argument("--sizes", nargs="+")
+    p.add_argument("--sizes", nargs="+", choices=["S/2", "B/2", "L/2", "XL/2"])
+    p.add_argument("--tasks", nargs="+", default=["forward", "train"], choices=["forward", "train"])
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--batch", type=int)
     p.add_argument("--child", nargs=6, help=argparse.SUPPRESS)
@@ -117,18 +133,11 @@ def main():
         size, task, batch, device, compiled, library = args.child
         return child(library, size, task, int(batch), device, compiled == "1")
     device, sizes = ("cuda", ["XL/2"]) if args.gpu else ("cpu", ["S/2", "B/2"])
-    rows = []
     for size in args.sizes or sizes:
-        for task in ("forward", "train"):
+        for task in args.tasks:
             for compiled in ((False, True) if args.gpu else (False,)):
-                rows.append(compare(size, task, args.batch or (16 if args.gpu else 1), args.rounds, device, compiled))
-                print({k: v for k, v in rows[-1].items() if not isinstance(v, dict)}, rows[-1]["ratios"], flush=True)
-    from machine import machine
-    results = json.loads(FILE.read_text()) if FILE.exists() else {}
-    results[device] = dict(machine=machine(), precision="bf16 autocast" if args.gpu else "float32", rows=rows)
-    part = FILE.with_suffix(".tmp")
-    part.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(part, FILE)
+                batch = args.batch or (16 if args.gpu else 1)
+                save(device, compare(size, task, batch, args.rounds, device, compiled))
 
 
 if __name__ == "__main__":
