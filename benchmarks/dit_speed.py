@@ -7,7 +7,8 @@ Each library runs each task in a process of its own, so that the peak of residen
 processes stay alive and take turns, one round each and the other first in the next round; the figure is the median
 round, and the ratio that of the medians, ours / diffusers'. `forward` is one call without gradients, `train` is
 forward, backward and an AdamW step. `resident_mib` is the peak of the process, `memory_mib` the part of it that came
-after the imports (on a GPU: the peak of what torch allocated there). Each row goes into the file when it is done; rows not measured anew stay."""
+after the imports (on a GPU: the peak of what torch allocated there). Each row goes into the file when it is done;
+rows that are not measured anew stay."""
 
 import argparse
 import json
@@ -133,6 +134,9 @@ def main():
     if args.child:
         size, task, batch, device, compiled, library = args.child
         return child(library, size, task, int(batch), device, compiled == "1")
+    if args.gpu:
+        import torch
+        if not torch.cuda.is_available(): p.error("--gpu: torch sees no CUDA device here")
     device, sizes = ("cuda", ["XL/2"]) if args.gpu else ("cpu", ["S/2", "B/2"])
     for size in args.sizes or sizes:
         for task in args.tasks:
