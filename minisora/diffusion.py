@@ -7,7 +7,7 @@ __all__ = ['draw', 'betas', 'zero_terminal_snr', 'one_of', 'like', 'Schedule', '
            'discretised_nll', 'per_sample', 'bound', 'predicted', 'reverse', 'full_bound', 'Diffusion', 'toy_points',
            'ToyNet', 'fit_toy', 'respace', 'ancestral_step', 'ddim_step', 'walk_back']
 
-# %% ../nbs/04_diffusion.ipynb #3847c69d
+# %% ../nbs/04_diffusion.ipynb #3ebdd45c
 import math
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-# %% ../nbs/04_diffusion.ipynb #8ec1c444
+# %% ../nbs/04_diffusion.ipynb #2d4a62b0
 def draw(seed, step, index, shape, device='cpu'):
     """Noise (B, *shape) and uniforms (B, 2) in [0, 1) for the B samples `index` at `step`.
 
@@ -34,7 +34,7 @@ def draw(seed, step, index, shape, device='cpu'):
         generator.standard_normal(out=noise[n], dtype=np.float32)
     return torch.from_numpy(noise).to(device), torch.from_numpy(u).to(device)
 
-# %% ../nbs/04_diffusion.ipynb #983bf3eb
+# %% ../nbs/04_diffusion.ipynb #8a96df93
 def betas(schedule='linear', steps=1000):
     """The variance that each step adds, (steps,) float64.
 
@@ -60,7 +60,7 @@ def one_of(name, value, allowed):
     "Raise a ValueError that names the field, its value and what it may be."
     if value not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}; it is {value!r}")
 
-# %% ../nbs/04_diffusion.ipynb #43c1c3d2
+# %% ../nbs/04_diffusion.ipynb #7c579b7f
 def like(t, x):
     "t (B,) -> (B, 1, 1, …) in x's type and on its device, ready to multiply x (B, …)."
     return t.to(x).view(-1, *[1] * (x.ndim - 1))
@@ -102,7 +102,7 @@ class Schedule:
         da = 0.5 * self.steps * a * (log[low] - log[low + 1])
         return a, s, da, -a * da / s
 
-# %% ../nbs/04_diffusion.ipynb #2c05b6a8
+# %% ../nbs/04_diffusion.ipynb #ccac9ef3
 class Objective:
     """What a training loop asks of an objective (`times`, `loss`) and a sampler (`velocity`, `score`).
 
@@ -161,7 +161,7 @@ class Objective:
         for name in d: one_of(f'field of {cls.__name__}', name, [f.name for f in fields(cls)])
         return cls(**d)
 
-# %% ../nbs/04_diffusion.ipynb #1acd2953
+# %% ../nbs/04_diffusion.ipynb #a4b9729c
 def posterior(data, x, now, before):
     """The step back if the data were known, q(x_before | x_now, data): mean (B, …), variance (B,), beta (B,).
 
@@ -176,7 +176,7 @@ def gaussian_kl(mean1, logvar1, mean2, logvar2):
     "KL(N(mean1, var1) ‖ N(mean2, var2)), elementwise, in nats."
     return 0.5 * (logvar2 - logvar1 - 1 + (logvar1 - logvar2).exp() + (mean1 - mean2) ** 2 * (-logvar2).exp())
 
-# %% ../nbs/04_diffusion.ipynb #81369979
+# %% ../nbs/04_diffusion.ipynb #82011009
 def discretised_nll(x, mean, logvar):
     """−log of a Gaussian's probability of the bin of width 2/255 around x in [−1, 1], elementwise, nats
     (Ho et al. 2020, eq. 13)."""
@@ -241,7 +241,7 @@ def full_bound(objective, model, latents, condition=None, seed=0, index=None):
     terms = torch.stack(terms, 1)
     return dict(total=terms.sum(1) + prior, prior=prior, terms=terms)
 
-# %% ../nbs/04_diffusion.ipynb #befd1e66
+# %% ../nbs/04_diffusion.ipynb #16edfe48
 @dataclass(frozen=True)
 class Diffusion(Objective):
     """DDPM: learn to undo `steps` small steps of noise (Ho et al. 2020; Nichol & Dhariwal 2021).
@@ -337,7 +337,7 @@ class Diffusion(Objective):
         for _, x, _ in self.sample_iter(model, noise, condition, **options): pass
         return x
 
-# %% ../nbs/04_diffusion.ipynb #66bc65e9
+# %% ../nbs/04_diffusion.ipynb #bac1b511
 def toy_points(n, seed=0, classes=3):
     "Points on spiral arms and the arm of each: (n, 2, 1, 1, 1) and (n,), of roughly unit variance."
     generator = np.random.default_rng((seed, n))
@@ -385,7 +385,7 @@ def fit_toy(objective, points, labels, steps=800, batch=256, lr=1e-2, dropout=0.
         losses.append(loss.item())
     return net.eval(), losses
 
-# %% ../nbs/04_diffusion.ipynb #7293b59c
+# %% ../nbs/04_diffusion.ipynb #53bdfc73
 def respace(steps, count, spacing='linspace'):
     """`count` of the steps 0 … steps−1, rising; or, from a list of counts, so many from each equal section.
 
