@@ -89,6 +89,11 @@ def test_forward_process_is_diffusers(ours, theirs):
     close(a * noise - s * data, scheduler.get_velocity(data, noise, k), 3e-5)
 
 
+def test_cosine_betas_are_capped():
+    b = betas("cosine")
+    assert b[-1] == 0.999 and (b[:-1] < 0.999).all() and (1 - b).prod() > 0
+
+
 def test_zero_terminal_snr_has_no_signal_at_the_end():
     assert (1 - zero_terminal_snr(betas())).cumprod(0)[-1] == 0
     assert (1 - betas()).cumprod(0)[-1] > 1e-5
