@@ -4,8 +4,8 @@
     python benchmarks/dit_speed.py --gpu [--sizes XL/2] [--batch 16]                bf16, with and without compile
 
 Each library runs each task in a process of its own, so that the peak of resident memory is its own too. The two
-processes stay alive and take turns, one round each and the other first in the next round; the figure is the median
-round, and the ratio that of the medians, ours / diffusers'. `forward` is one call without gradients, `train` is
+processes stay alive and take turns, one round each and the other first in the next round; the figures are medians of
+the rounds, and the ratio of times is the median of the rounds' own ratios, ours / diffusers'. `forward` is one call without gradients, `train` is
 forward, backward and an AdamW step. `resident_mib` is the peak of the process, `memory_mib` the part of it that came
 after the imports (on a GPU: the peak of what torch allocated there). Each row goes into the file when it is done;
 rows that are not measured anew stay."""
@@ -100,10 +100,12 @@ def compare(size, task, batch, rounds, device, compiled):
             times[name].append(float(runs[name].stdout.readline()))
     row = dict(size=size, task=task, batch=batch, rounds=rounds, compiled=compiled)
     for name, run in runs.items():
-        row[name] = dict(ms=round(1000 * statistics.median(times[name]), 2), ms_all=[round(1000 * t, 1) for t in times[name]],
+        row[name] = dict(ms=round(1000 * statistics.median(times[name]), 2), ms_all=[round(1000 * t, 2) for t in times[name]],
                          **json.loads(run.communicate()[0]))
     ours, theirs = (row[name] for name in LIBRARIES)
-    row["ratios"] = {k: round(ours[k] / theirs[k], 3) for k in ("ms", "resident_mib", "memory_mib", "parameters")}
+    row["ratios"] = {k: round(ours[k] / theirs[k], 3) for k in ("resident_mib", "memory_mib", "parameters")}
+    pairs = zip(ours["ms_all"], theirs["ms_all"])               # of one round: a busy machine slows both alike
+    row["ratios"]["ms"] = round(statistics.median(a / b for a, b in pairs), 3)
     return row
 
 
