@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['mirrored', 'moments', 'never_seen', 'diagonal', 'kl_bits', 'first_latent', 'global_scale', 'causal_average',
            'cache_bytes', 'running_statistics', 'resume_point', 'dit_tokens', 'dit_block_parameters', 'dit_silence',
-           'dit_step', 'forward_jump', 'unpack_v', 'ddim_step', 'gvp_velocity', 'linear_score', 'shift_for_noise',
-           'heun_step', 'heun_calls', 'guided_data', 'temporal_pairs', 'temporal_best', 'temporal_tubelet',
-           'ema_half_life', 'sqrt_schedule', 'place_in_data', 'frechet_1d', 'jerk_of', 'clips_needed', 'mass_flicker',
-           'video_tokens', 'data_to_velocity', 'memorised_share']
+           'dit_step', 'dit_unturn', 'forward_jump', 'unpack_v', 'ddim_step', 'learned_range', 'gvp_velocity',
+           'linear_score', 'shift_for_noise', 'heun_step', 'heun_calls', 'guided_data', 'temporal_pairs',
+           'temporal_best', 'temporal_tubelet', 'ema_half_life', 'sqrt_schedule', 'place_in_data', 'frechet_1d',
+           'jerk_of', 'clips_needed', 'mass_flicker', 'video_tokens', 'data_to_velocity', 'memorised_share']
 
 # %% ../nbs/91_check.ipynb #check-imports
 import math
@@ -244,6 +244,20 @@ def dit_step(answer):
                              'time runs the other way, and float32 is never exact, so round')
     print('✓ all thousand steps exact')
 
+# %% ../nbs/91_check.ipynb #check-03-4
+def dit_unturn(answer):
+    "Lesson 03, exercise 5: undo a rotary turn with the functions that made it."
+    from minisora.dit import rotary, rotate
+    q = torch.randn(2, 3, 1, 16, generator=torch.Generator().manual_seed(0))
+    for place in ([0., 1.], [3., 5.], [2.5, -7.]):
+        place = torch.tensor([place])
+        back = answer(rotate(q, rotary(place, 16)), place)
+        assert back.shape == q.shape, f'the shape stays {tuple(q.shape)}, yours is {tuple(back.shape)}'
+        assert torch.allclose(back, q, atol=1e-5), (f'a query of place {place[0].tolist()} does not come '
+                                                    'back: a turn by an angle is undone '
+                                                    'by the turn by minus that angle. Which place has it?')
+    print('✓ turned there and back')
+
 # %% ../nbs/91_check.ipynb #check-04-0
 def forward_jump(mix):
     "`mix(data, noise, k)` is x_k of the linear schedule."
@@ -283,6 +297,20 @@ def ddim_step(step):
     assert torch.allclose(from_clean, 0.8 * data + 0.6 * noise, atol=1e-5), (
         'wrong when it starts at α = 1')
     print('✓ take apart, mix anew')
+
+# %% ../nbs/91_check.ipynb #check-04-3
+def learned_range(log_variance):
+    "`log_variance(out, small, large)` lies between log small (out = -1) and log large (out = 1)."
+    small, large = torch.tensor([1e-4, 2e-3]), torch.tensor([2e-4, 3e-2])
+    for value, want in ((-1., small.log()), (1., large.log())):
+        got = log_variance(torch.full((2,), value), small, large)
+        assert torch.is_tensor(got) and got.shape == small.shape, 'return a tensor of the shape of out'
+        assert torch.allclose(got, want, atol=1e-4), (
+            f'at out = {value:g} it must be the logarithm of {"small" if value < 0 else "large"}')
+    middle = log_variance(torch.zeros(2), small, large)
+    assert torch.allclose(middle, (small * large).sqrt().log(), atol=1e-4), (
+        'halfway it is the mean of the two logarithms: mix the logarithms, not the variances')
+    print('✓ between two known ends')
 
 # %% ../nbs/91_check.ipynb #check-05-0
 def gvp_velocity(velocity):

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['draw', 'betas', 'zero_terminal_snr', 'one_of', 'like', 'Schedule', 'Objective', 'posterior', 'gaussian_kl',
-           'discretised_nll', 'per_sample', 'bound', 'reverse', 'Diffusion', 'toy_points', 'ToyNet', 'fit_toy',
-           'respace', 'ancestral_step', 'ddim_step', 'walk_back']
+           'discretised_nll', 'per_sample', 'bound', 'predicted', 'reverse', 'full_bound', 'Diffusion', 'toy_points',
+           'ToyNet', 'fit_toy', 'respace', 'ancestral_step', 'ddim_step', 'walk_back']
 
-# %% ../nbs/04_diffusion.ipynb #ec4cd8a4
+# %% ../nbs/04_diffusion.ipynb #3ebdd45c
 import math
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import nn
 
-# %% ../nbs/04_diffusion.ipynb #1af382aa
+# %% ../nbs/04_diffusion.ipynb #2d4a62b0
 def draw(seed, step, index, shape, device='cpu'):
     """Noise (B, *shape) and uniforms (B, 2) in [0, 1) for the B samples `index` at `step`.
 
@@ -33,7 +34,7 @@ def draw(seed, step, index, shape, device='cpu'):
         generator.standard_normal(out=noise[n], dtype=np.float32)
     return torch.from_numpy(noise).to(device), torch.from_numpy(u).to(device)
 
-# %% ../nbs/04_diffusion.ipynb #283b8abe
+# %% ../nbs/04_diffusion.ipynb #8a96df93
 def betas(schedule='linear', steps=1000):
     """The variance that each step adds, (steps,) float64.
 
@@ -59,7 +60,7 @@ def one_of(name, value, allowed):
     "Raise a ValueError that names the field, its value and what it may be."
     if value not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}; it is {value!r}")
 
-# %% ../nbs/04_diffusion.ipynb #1fe8ced2
+# %% ../nbs/04_diffusion.ipynb #7c579b7f
 def like(t, x):
     "t (B,) -> (B, 1, 1, …) in x's type and on its device, ready to multiply x (B, …)."
     return t.to(x).view(-1, *[1] * (x.ndim - 1))
@@ -101,7 +102,7 @@ class Schedule:
         da = 0.5 * self.steps * a * (log[low] - log[low + 1])
         return a, s, da, -a * da / s
 
-# %% ../nbs/04_diffusion.ipynb #b78f80f3
+# %% ../nbs/04_diffusion.ipynb #ccac9ef3
 class Objective:
     """What a training loop asks of an objective (`times`, `loss`) and a sampler (`velocity`, `score`).
 
@@ -160,7 +161,7 @@ class Objective:
         for name in d: one_of(f'field of {cls.__name__}', name, [f.name for f in fields(cls)])
         return cls(**d)
 
-# %% ../nbs/04_diffusion.ipynb #64c47ab4
+# %% ../nbs/04_diffusion.ipynb #a4b9729c
 def posterior(data, x, now, before):
     """The step back if the data were known, q(x_before | x_now, data): mean (B, …), variance (B,), beta (B,).
 
@@ -175,7 +176,7 @@ def gaussian_kl(mean1, logvar1, mean2, logvar2):
     "KL(N(mean1, var1) ‖ N(mean2, var2)), elementwise, in nats."
     return 0.5 * (logvar2 - logvar1 - 1 + (logvar1 - logvar2).exp() + (mean1 - mean2) ** 2 * (-logvar2).exp())
 
-# %% ../nbs/04_diffusion.ipynb #20efce47
+# %% ../nbs/04_diffusion.ipynb #82011009
 def discretised_nll(x, mean, logvar):
     """−log of a Gaussian's probability of the bin of width 2/255 around x in [−1, 1], elementwise, nats
     (Ho et al. 2020, eq. 13)."""
@@ -196,23 +197,51 @@ def bound(objective, output, latents, x, t):
 
     `output` is a pair (prediction, variance channels or None), each (B, C, …)."""
     k, bar = objective.chain.index(t), objective.chain.bar.to(x.device)
-    true, small, _ = posterior(latents, x, bar[k], bar[k - 1])
+    true, small, _ = posterior(latents, x, bar[k], bar[k - 1])             # bar[-1] is 1
     mean, logvar, _ = reverse(objective, output, x, k, k - 1)
     kl = gaussian_kl(true, like(small.clamp(min=objective.floor).log(), x), mean, logvar)
     return per_sample(torch.where(like(k, x) == 0, discretised_nll(latents, mean, logvar), kl)) / math.log(2)
 
 
-def reverse(objective, output, x, k, previous):
-    "Mean and log variance (B, …) of the model's step p(x_previous | x_k), and its guess of the data; k (B,)."
+def predicted(objective, prediction, x, k, clip=None):
+    "The model's (data, noise), each (B, …), in x_k; the data held in ±clip and the noise what is then left."
+    t = objective.chain.time(k)
+    data, noise = objective.split(prediction, x, t)
+    if clip is None: return data, noise
+    data, (a, s) = data.clamp(-clip, clip), (like(c, x) for c in objective.coefficients(t)[:2])
+    return data, (x - a * data) / s
+
+
+def reverse(objective, output, x, k, previous, clip=None):
+    """Mean and log variance (B, …) of the model's step p(x_previous | x_k), k (B,); its guess of the data.
+
+    The log variance lies between the posterior's and that of beta (Nichol & Dhariwal 2021, eq. 15)."""
     (prediction, extra), bar = output, objective.chain.bar.to(x.device)
-    data = objective.split(prediction, x, objective.chain.time(k))[0]
+    data = predicted(objective, prediction, x, k, clip)[0]
     mean, small, beta = posterior(data, x, bar[k], bar[previous])
     low, high = like(small.clamp(min=objective.floor).log(), x), like(beta.log(), x)
-    share = {'fixed-small': 0., 'fixed-large': 1.}.get(objective.variance)
-    if share is None: share = (extra + 1) / 2                               # 'learned-range'
+    if objective.variance == 'learned-range': share = (extra + 1) / 2
+    else: share = like((k > 0) & (objective.variance == 'fixed-large'), x)  # at k = 0 both take the floor
     return mean, share * high + (1 - share) * low + torch.zeros_like(x), data
 
-# %% ../nbs/04_diffusion.ipynb #38cc91e8
+
+@torch.no_grad()
+def full_bound(objective, model, latents, condition=None, seed=0, index=None):
+    """The whole bound on −log₂ p(latents) per dimension: a model call for each step (Ho et al. 2020, eq. 5).
+
+    Returns a dict: 'terms' (B, steps), 'prior' (B,), what the last step still knows of the data, and 'total'
+    (B,). The noise of step k is draw(seed, k, index); one noise a step, so an unbiased estimate."""
+    index, terms = range(len(latents)) if index is None else index, []
+    for k in range(objective.steps):
+        t = objective.chain.time(torch.full((len(latents),), k, device=latents.device))
+        x = objective.mix(latents, draw(seed, k, index, latents.shape[1:], latents.device)[0], t)
+        terms.append(bound(objective, objective.outputs(model, x, t, condition), latents, x, t))
+    last, zero = objective.chain.bar[-2].to(latents), torch.zeros_like(latents)
+    prior = per_sample(gaussian_kl(last.sqrt() * latents, (1 - last).log(), zero, zero)) / math.log(2)
+    terms = torch.stack(terms, 1)
+    return dict(total=terms.sum(1) + prior, prior=prior, terms=terms)
+
+# %% ../nbs/04_diffusion.ipynb #16edfe48
 @dataclass(frozen=True)
 class Diffusion(Objective):
     """DDPM: learn to undo `steps` small steps of noise (Ho et al. 2020; Nichol & Dhariwal 2021).
@@ -223,16 +252,21 @@ class Diffusion(Objective):
     schedule: str = 'linear'            # linear, cosine
     prediction: str = 'noise'           # noise, data, v
     variance: str = 'fixed-small'       # fixed-small (posterior), fixed-large (beta), learned-range
-    weight: str = 'none'                # none, min-snr
+    weight: str = 'none'                # none, min-snr, vlb (the bound itself, steps · its term, trains all)
     gamma: float = 5.                   # where min-SNR cuts
     zero_snr: bool = False              # rescale so that the last step is noise alone
+    vlb_weight: float = 1.              # factor of the bound that teaches a learned variance
 
     def __post_init__(self):
         one_of('schedule', self.schedule, ('linear', 'cosine'))
         one_of('prediction', self.prediction, ('noise', 'data', 'v'))
         one_of('variance', self.variance, ('fixed-small', 'fixed-large', 'learned-range'))
-        one_of('weight', self.weight, ('none', 'min-snr'))
-        if self.steps < 2: raise ValueError(f'steps must be at least 2; it is {self.steps}')
+        one_of('weight', self.weight, ('none', 'min-snr', 'vlb'))
+        if int(self.steps) != self.steps or self.steps < 2:
+            raise ValueError(f'steps must be a whole number, 2 or more; it is {self.steps}')
+        for name in ('gamma', 'vlb_weight'):
+            value = getattr(self, name)
+            if not value > 0: raise ValueError(f'{name} must be above 0; it is {value}')
         if self.zero_snr and self.prediction == 'noise':
             raise ValueError("zero_snr=True needs prediction='v' or 'data': pure noise tells no data")
 
@@ -273,22 +307,26 @@ class Diffusion(Objective):
     def weights(self, t):
         "The factor (B,) on the squared error: ones, or min-SNR's (Hang et al. 2023, eq. 8)."
         a, s = self.coefficients(t)[:2]
-        if self.weight == 'none': return torch.ones_like(a).float()
+        if self.weight != 'min-snr': return torch.ones_like(a).float()
         snr = (a / s) ** 2
         least = snr.clamp(max=self.gamma)
         return {'noise': least / snr, 'data': least, 'v': least / (snr + 1)}[self.prediction].float()
 
     def loss(self, model, latents, condition, noise, t):
-        "Per-sample terms (B,): 'loss', plain 'mse' and, with a learned variance, 'vlb' in bits a dimension."
+        """Per-sample terms (B,): 'loss', plain 'mse' and 'vlb' in bits a dimension (with a learned variance,
+        Nichol & Dhariwal 2021, eq. 16, or with weight='vlb')."""
         x = self.mix(latents, noise, t)
         out, extra = self.outputs(model, x, t, condition)
         a, s = (like(c, x) for c in self.coefficients(t)[:2])
         target = {'noise': noise, 'data': latents, 'v': a * noise - s * latents}[self.prediction]
         mse = per_sample((out - target) ** 2)
+        if self.weight == 'vlb':
+            vlb = bound(self, (out, extra), latents, x, t)
+            return {'loss': self.steps * vlb, 'mse': mse, 'vlb': vlb}
         loss = mse * self.weights(t)
         if extra is None: return {'loss': loss, 'mse': mse}
         vlb = bound(self, (out.detach(), extra), latents, x, t)         # the mean is trained by the mse alone
-        return {'loss': loss + vlb, 'mse': mse, 'vlb': vlb}
+        return {'loss': loss + self.vlb_weight * vlb, 'mse': mse, 'vlb': vlb}
 
     def sample_iter(self, model, noise, condition=None, **options):
         "The states from noise (B, C, …) to data: see `walk_back`."
@@ -299,7 +337,7 @@ class Diffusion(Objective):
         for _, x, _ in self.sample_iter(model, noise, condition, **options): pass
         return x
 
-# %% ../nbs/04_diffusion.ipynb #eb2e8e29
+# %% ../nbs/04_diffusion.ipynb #bac1b511
 def toy_points(n, seed=0, classes=3):
     "Points on spiral arms and the arm of each: (n, 2, 1, 1, 1) and (n,), of roughly unit variance."
     generator = np.random.default_rng((seed, n))
@@ -347,24 +385,38 @@ def fit_toy(objective, points, labels, steps=800, batch=256, lr=1e-2, dropout=0.
         losses.append(loss.item())
     return net.eval(), losses
 
-# %% ../nbs/04_diffusion.ipynb #2ba8ff44
-def respace(steps, count):
-    "`count` of the steps 0 … steps−1, evenly spread with both ends, rising (a single one is the last)."
+# %% ../nbs/04_diffusion.ipynb #53bdfc73
+def respace(steps, count, spacing='linspace'):
+    """`count` of the steps 0 … steps−1, rising; or, from a list of counts, so many from each equal section.
+
+    spacing 'linspace': both ends (DiT; a single one is the last); 'leading': 0, d, 2d … (DDIM); 'trailing':
+    … steps−1−d, steps−1 (Lin et al. 2024, section 3.3). The names are diffusers'."""
+    one_of('spacing', spacing, ('linspace', 'leading', 'trailing'))
+    if isinstance(count, (list, tuple)):
+        size, more = divmod(steps, max(len(count), 1))
+        start = [i * size + min(i, more) for i in range(len(count) + 1)]
+        return [a + k for a, b, n in zip(start, start[1:], count) for k in respace(b - a, n, spacing)]
     if int(count) != count or not 1 <= count <= steps:
         raise ValueError(f'steps must be a whole number, 1 to {steps}; it is {count}')
-    return [round(i * (steps - 1) / (count - 1)) for i in range(count)] if count > 1 else [steps - 1]
+    if spacing == 'leading': return [i * (steps // count) for i in range(count)]
+    if spacing == 'trailing': return [round(steps - i * (steps / count)) - 1 for i in range(count)][::-1]
+    if count == 1: return [steps - 1]
+    stride = (steps - 1) / (count - 1)
+    return [round(k) for k in accumulate([0.] + [stride] * (count - 1))]   # summed up: halves round as in DiT
 
 
-def ancestral_step(objective, output, x, k, previous, fresh, eta=1.):
+def ancestral_step(objective, output, x, k, previous, fresh, eta=1., clip=None):
     "From x_k (B, …) to x_previous with fresh noise (B, …) (Ho et al. 2020, alg. 2); and the guess of data."
-    mean, logvar, data = reverse(objective, output, x, k, previous)
+    mean, logvar, data = reverse(objective, output, x, k, previous, clip)
     return mean + (0.5 * logvar).exp() * fresh, data
 
 
-def ddim_step(objective, output, x, k, previous, fresh, eta=0.):
-    "From x_k (B, …) to x_previous (Song et al. 2021, eq. 12 and 16); also the guess of the data."
+def ddim_step(objective, output, x, k, previous, fresh, eta=0., clip=None):
+    """From x_k (B, …) to x_previous (Song et al. 2021, eq. 12 and 16); also the guess of the data.
+
+    With eta 0, `previous` may also lie above k: that walks from data to the noise that stands for it."""
     bar = objective.chain.bar.to(x.device)
-    data, noise = objective.split(output[0], x, objective.chain.time(k))
+    data, noise = predicted(objective, output[0], x, k, clip)
     var = eta ** 2 * posterior(data, x, bar[k], bar[previous])[1]
     a, s = bar[previous].sqrt(), (1 - bar[previous] - var).clamp(min=0).sqrt()
     return like(a, x) * data + like(s, x) * noise + like(var.sqrt(), x) * fresh, data
@@ -372,21 +424,23 @@ def ddim_step(objective, output, x, k, previous, fresh, eta=0.):
 
 @torch.no_grad()
 def walk_back(objective, model, noise, condition=None, steps=250, solver='ancestral', eta=0., seed=0,
-              index=None):
+              index=None, spacing='linspace', clip=None):
     """From noise (B, C, …) to data in `steps` calls of the model; yields (t, x, guess of the data) each step
     and (1, x, x) at the end.
 
-    solver 'ancestral' or 'ddim' (`eta` 0: no fresh noise, 1: as much as ancestral). Fresh noise is
+    solver 'ancestral' or 'ddim' (`eta` 0: no fresh noise, 1: as much as ancestral). `steps` and `spacing` as
+    for `respace`; `clip` holds the guesses of the data in ±clip (pixels: 1). Fresh noise is
     `draw(seed, step, index)`, with `index` 0 … B−1 if left out."""
     one_of('solver', solver, ('ancestral', 'ddim'))
     step = ancestral_step if solver == 'ancestral' else ddim_step
-    x, walk = noise, [-1, *respace(objective.steps, steps)]
+    x, walk = noise, [-1, *respace(objective.steps, steps, spacing)]
     index = range(len(noise)) if index is None else index
-    for i in range(int(steps), 0, -1):
+    for i in range(len(walk) - 1, 0, -1):
         k, previous = (torch.full((len(x),), walk[j], device=x.device) for j in (i, i - 1))
         t, random = objective.chain.time(k), i > 1 and (solver == 'ancestral' or eta > 0)  # not in the last
         fresh = draw(seed, i, index, x.shape[1:], x.device)[0] if random else torch.zeros_like(x)
-        new, data = step(objective, objective.outputs(model, x, t, condition), x, k, previous, fresh, eta)
+        out = objective.outputs(model, x, t, condition)
+        new, data = step(objective, out, x, k, previous, fresh, eta, clip)
         yield float(t[0]), x, data
         x = new
     yield 1., x, x
