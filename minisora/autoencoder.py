@@ -6,14 +6,14 @@
 __all__ = ['FAMILIES', 'KINDS', 'Moments', 'Spec', 'check_clips', 'check_latents', 'load_strict', 'Pretrained', 'Autoencoder',
            'to_frames', 'to_clips', 'patches', 'pca', 'set_pca', 'seeded', 'zero', 'ImageVAE', 'Smoother', 'hold',
            'random_window', 'window_length', 'reconstruction_weight', 'vae_loss', 'train_step', 'countdown',
-           'warm_and_decay', 'train_autoencoder', 'image_family', 'tiny_family', 'wan_family', 'cogvideox_family',
-           'ltx_family', 'hunyuan_family', 'per_channel', 'read_config', 'load_diffusers', 'DiffusersVAE',
-           'CausalConv3d', 'FrameNorm', 'CausalBlock', 'Unfold3d', 'CausalVideoVAE', 'Past', 'encode_pieces',
-           'decode_pieces', 'tile_ramp', 'tile_starts', 'tiled_decode', 'spoilt', 'Eyes', 'train_eyes', 'Critic',
-           'VideoLoss', 'busy_window', 'save_state', 'load_state', 'Windows', 'train_video_vae', 'mean_terms',
-           'video_step', 'autoencoder_by_name']
+           'warm_and_decay', 'train_autoencoder', 'lit_window', 'tune_decoder', 'image_family', 'tiny_family',
+           'wan_family', 'cogvideox_family', 'ltx_family', 'hunyuan_family', 'per_channel', 'read_config',
+           'load_diffusers', 'DiffusersVAE', 'CausalConv3d', 'FrameNorm', 'CausalBlock', 'Unfold3d', 'CausalVideoVAE',
+           'Past', 'encode_pieces', 'decode_pieces', 'tile_ramp', 'tile_starts', 'tiled_decode', 'spoilt', 'Eyes',
+           'train_eyes', 'Critic', 'VideoLoss', 'busy_window', 'save_state', 'load_state', 'Windows', 'train_video_vae',
+           'mean_terms', 'video_step', 'autoencoder_by_name']
 
-# %% ../nbs/01_autoencoder.ipynb #739438c8
+# %% ../nbs/01_autoencoder.ipynb #94ed7666
 import json, math, os, tempfile, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .clips import to_float
 
-# %% ../nbs/01_autoencoder.ipynb #d5fd5413
+# %% ../nbs/01_autoencoder.ipynb #f28231df
 class Moments(NamedTuple):
     "A Gaussian per latent number: `mean` and `logvar` (log-variance), each (B, C, T, h, w)."
     mean: torch.Tensor
@@ -54,7 +54,7 @@ class Moments(NamedTuple):
         appendix B)."""
         return .5 * (self.mean ** 2 + self.logvar.exp() - 1 - self.logvar)
 
-# %% ../nbs/01_autoencoder.ipynb #d0067ee0
+# %% ../nbs/01_autoencoder.ipynb #b3176da0
 @dataclass(frozen=True)
 class Spec:
     """What other modules must know of an autoencoder; `scale` and `shift` are already applied by encode and
@@ -84,7 +84,7 @@ class Spec:
         ft, fh, fw = self.factors
         return 3, (1 + (frames - 1) * ft if self.first_alone else frames * ft), height * fh, width * fw
 
-# %% ../nbs/01_autoencoder.ipynb #ac53da39
+# %% ../nbs/01_autoencoder.ipynb #b3c8a866
 def check_clips(x, spec):
     "Raise a ValueError that names what is wrong with clips (B, 3, T, H, W) for this autoencoder."
     if x.ndim != 5: raise ValueError(f'{spec.name}: clips must be (B, 3, T, H, W), not {tuple(x.shape)}')
@@ -104,7 +104,7 @@ def check_latents(z, spec):
         raise ValueError(f'{spec.name}: latents have {spec.channels} channels, these have {z.shape[1]}')
     if not torch.isfinite(z).all(): raise ValueError(f'{spec.name}: the latents hold NaN or infinite values')
 
-# %% ../nbs/01_autoencoder.ipynb #1ee496ee
+# %% ../nbs/01_autoencoder.ipynb #58cae816
 def load_strict(model, path, device='cpu'):
     """Load a safetensors file into a model; a missing, left-over or wrongly shaped tensor is an error that
     names it."""
@@ -119,7 +119,7 @@ def load_strict(model, path, device='cpu'):
             raise ValueError(f'{path}: {name} has shape {tuple(t.shape)}, not {tuple(want[name].shape)}')
     model.load_state_dict(found, strict=True)
 
-# %% ../nbs/01_autoencoder.ipynb #8c73c73b
+# %% ../nbs/01_autoencoder.ipynb #ae7322b3
 class Pretrained(PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained`, `push_to_hub` as elsewhere in the Hugging Face world, but strict:
     safetensors only, nothing is unpickled, and every field and tensor must be there and fit."""
@@ -159,7 +159,7 @@ class Pretrained(PyTorchModelHubMixin):
         load_strict(model, path, map_location)
         return model.to(map_location).eval()
 
-# %% ../nbs/01_autoencoder.ipynb #135da283
+# %% ../nbs/01_autoencoder.ipynb #27c75aca
 class Autoencoder(nn.Module, Pretrained):
     "The three calls that every autoencoder here has: `encode`, `decode`, `spec`."
     def encode(self, x):
@@ -176,7 +176,7 @@ class Autoencoder(nn.Module, Pretrained):
         "Reconstruction of clips (B, 3, T, H, W) by way of the mean latent."
         return self.decode(self.encode(x).mode)
 
-# %% ../nbs/01_autoencoder.ipynb #b623b38f
+# %% ../nbs/01_autoencoder.ipynb #3d9de7ce
 def to_frames(x):
     "Clips (B, C, T, H, W) -> frames (B·T, C, H, W)."
     return x.transpose(1, 2).flatten(0, 1)
@@ -208,7 +208,7 @@ def set_pca(ae, rows):
     ae.skip_out.weight.copy_((v * s).T.reshape(ae.skip_out.weight.shape))
     ae.skip_out.bias.copy_(mean.reshape(3, -1).mean(1))
 
-# %% ../nbs/01_autoencoder.ipynb #9af7049e
+# %% ../nbs/01_autoencoder.ipynb #4ad4b759
 class seeded:
     "`with seeded(0):` new layers start from this seed, and the global generator is left as it was."
     def __init__(self, seed): self.seed = seed
@@ -223,7 +223,7 @@ def zero(layer):
     nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/01_autoencoder.ipynb #0bd97124
+# %% ../nbs/01_autoencoder.ipynb #e5915b9e
 class ImageVAE(Autoencoder):
     """A per-frame VAE: 8×8 pixels a latent, a linear path (`init_pca`) plus a small conv net on top of it.
 
@@ -277,7 +277,7 @@ class Smoother(nn.Sequential):
             nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0), padding_mode='replicate'), nn.SiLU(),
             zero(nn.Conv3d(width, channels, 3, **pad)))
 
-# %% ../nbs/01_autoencoder.ipynb #74282f35
+# %% ../nbs/01_autoencoder.ipynb #b83b8883
 def hold(clips, seed=0, most=1024, megabytes=512):
     """A random choice of a dataset of Clip (or of a uint8 tensor) as one uint8 tensor (N, 3, T, H, W) in
     memory."""
@@ -313,7 +313,7 @@ def window_length(spec, frames, available):
         raise ValueError(f'{spec.name}: {frames or available} frames are too few, it needs {factor} at least')
     return n
 
-# %% ../nbs/01_autoencoder.ipynb #21fca213
+# %% ../nbs/01_autoencoder.ipynb #f92588e3
 def reconstruction_weight(x, foreground):
     """1 where a clip (B, 3, T, H, W) is black, 1 + `foreground` within 2 pixels of what is not: (B, 1, T,
     H, W)."""
@@ -335,7 +335,7 @@ def vae_loss(ae, x, generator, kl=1e-6, noise=.3, foreground=4., lowpass=0.):
     if lowpass: error = error + lowpass * (F.avg_pool2d(to_frames(off), 8) ** 2).mean()
     return error + kl * divergence, error, divergence
 
-# %% ../nbs/01_autoencoder.ipynb #39fb4f21
+# %% ../nbs/01_autoencoder.ipynb #f9ac25b0
 def train_step(ae, optimiser, x, generator, **weights):
     """One optimiser step on clips x, `weights` as in `vae_loss`; a non-finite loss raises before any weight
     changes. Returns loss, error, KL."""
@@ -362,7 +362,7 @@ def countdown(steps, seconds, progress, name, since=(0, 0.)):
             done = step / steps if steps else (time.perf_counter() - start) / seconds
             bar.update(min(100, int(100 * done)) - bar.n)
 
-# %% ../nbs/01_autoencoder.ipynb #277cdf3a
+# %% ../nbs/01_autoencoder.ipynb #cf95d7ab
 def warm_and_decay(step, done, warmup=50):
     """The learning rate's course: up in `warmup` steps, level, then down to nothing over the last 70 % of
     the run."""
@@ -393,7 +393,44 @@ def train_autoencoder(ae, clips, seconds=None, steps=None, batch=None, frames=No
     seconds = round(time.perf_counter() - start, 1)
     return dict(steps=len(log), seconds=seconds, loss=last[0], error=last[1], kl=last[2])
 
-# %% ../nbs/01_autoencoder.ipynb #91d27b27
+
+def lit_window(x, cell, size, generator):
+    "Row and column, in cells, of a window of `size` cells a side around some light of a clip (3, T, H, W)."
+    light = F.avg_pool2d((x + 1).amax((0, 1))[None], cell)[0]                             # (h, w)
+    at = int(torch.multinomial(light.flatten().cpu() + 1e-4, 1, generator=generator))
+    return [min(max(k - size // 2, 0), n - size) for k, n in zip(divmod(at, light.shape[1]), light.shape)]
+
+
+def tune_decoder(ae, clips, predict, steps, batch=2, cells=6, lr=2e-3, foreground=4., lowpass=20., seed=0,
+                 progress=False):
+    """Train the decoder of a per-frame autoencoder on latents as a trained model predicts them, for `steps`.
+
+    `predict(index, generator)`: latents (B, C, T, h, w) of the clips numbered `index` (B,). One step in four
+    sees the encoder's latents instead; the encoder stays as it is. Each step decodes windows of `cells` latents
+    a side, all frames; `lowpass` weighs the error of 8×8 means and how it changes from frame to frame."""
+    g, cell, device = torch.Generator().manual_seed(seed), ae.spec.factors[1], next(ae.parameters()).device
+    free = [p.requires_grad_(not name.startswith(('enc', 'skip_in'))) for name, p in ae.named_parameters()]
+    opt = torch.optim.AdamW([p for p in free if p.requires_grad], lr, betas=(.9, .99), weight_decay=0., fused=True)
+    for step, done in countdown(steps, None, progress, 'decoder'):
+        for group in opt.param_groups: group['lr'] = lr * warm_and_decay(step, done)
+        index = torch.randint(len(clips), (batch,), generator=g)
+        x = to_float(torch.stack([clips[int(i)].frames for i in index])).to(device)       # (B, 3, T, H, W)
+        z = ae.encode(x).mode if step % 4 == 0 else predict(index, g)                     # (B, C, T, h, w)
+        n = min(cells, *z.shape[3:])
+        at = [lit_window(k, cell, n, g) for k in x]
+        z = torch.stack([k[:, :, r:r + n, c:c + n] for k, (r, c) in zip(z, at)])
+        x = torch.stack([k[:, :, r * cell:(r + n) * cell, c * cell:(c + n) * cell] for k, (r, c) in zip(x, at)])
+        off = ae.decode(z) - x
+        low = F.avg_pool3d(off, (1, 8, 8), (1, 4, 4))
+        loss = (reconstruction_weight(x, foreground) * off ** 2).mean()
+        loss = loss + lowpass * ((low ** 2).mean() + (low.diff(dim=2) ** 2).mean())
+        opt.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for p in free if p.requires_grad], 1.)
+        opt.step()
+    ae.eval()
+
+# %% ../nbs/01_autoencoder.ipynb #9b7ecadd
 def image_family(vae, c):
     "AutoencoderKL: (z - shift) · scale, or per channel where the config has latents_mean and latents_std."
     side, scale, shift = 2 ** (len(c.block_out_channels) - 1), c.scaling_factor or 1., c.shift_factor or 0.
@@ -443,7 +480,7 @@ FAMILIES = dict(AutoencoderKL=image_family, AutoencoderTiny=tiny_family, Autoenc
                 AutoencoderKLCogVideoX=cogvideox_family, AutoencoderKLLTXVideo=ltx_family,
                 AutoencoderKLHunyuanVideo=hunyuan_family)
 
-# %% ../nbs/01_autoencoder.ipynb #2d3813fd
+# %% ../nbs/01_autoencoder.ipynb #b0027eb1
 def per_channel(value, like):
     "A number, or a tuple of one number a channel, ready to meet latents (B, C, t, h, w)."
     return torch.tensor(value).to(like).view(1, -1, 1, 1, 1) if isinstance(value, tuple) else value
@@ -473,7 +510,7 @@ def load_diffusers(name, subfolder=None, **options):
     return getattr(diffusers, kind).from_pretrained(name, subfolder=subfolder, use_safetensors=True,
                                                     **options)
 
-# %% ../nbs/01_autoencoder.ipynb #703b2e14
+# %% ../nbs/01_autoencoder.ipynb #63e90220
 class DiffusersVAE(nn.Module):
     """A diffusers autoencoder of one of `FAMILIES` (the module, its name on the hub, or a local folder)
     behind
@@ -534,7 +571,7 @@ class DiffusersVAE(nn.Module):
 
     def forward(self, x): return self.decode(self.encode(x).mode)
 
-# %% ../nbs/01_autoencoder.ipynb #f963b57e
+# %% ../nbs/01_autoencoder.ipynb #9a218b51
 class CausalConv3d(nn.Conv3d):
     """A 3D convolution that sees the past and the present only: padded at the start of time, never at its
     end.
@@ -578,7 +615,7 @@ class Unfold3d(nn.Module):
         x = x.reshape(b, -1, a, p, q, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)    # (B, C, T, a, H, p, W, q)
         return x.reshape(b, -1, t * a, h * p, w * q)
 
-# %% ../nbs/01_autoencoder.ipynb #8f80861b
+# %% ../nbs/01_autoencoder.ipynb #05069850
 class CausalVideoVAE(Autoencoder):
     """A small causal video VAE: a latent frame stands for 4 frames, a latent place for 8×8 pixels. A linear
     path (`init_pca`) plus `depth` blocks of `width` channels in the encoder and one more in the decoder,
@@ -625,7 +662,7 @@ class CausalVideoVAE(Autoencoder):
         x = self.dec(z) + self.skip_out(z)                                        # (B, 3, 4·t, H, W)
         return x[:, :, 3:] if self.spec.first_alone and not going_on else x
 
-# %% ../nbs/01_autoencoder.ipynb #ede08062
+# %% ../nbs/01_autoencoder.ipynb #e69ce5ff
 class Past:
     """What the causal convolutions of a net remember between two pieces of a clip: `with past:` they go on
     from it."""
@@ -662,7 +699,7 @@ def decode_pieces(ae, z, latents=4):
         with past: x = ae._decode(piece, going_on=k > 0)
         yield x
 
-# %% ../nbs/01_autoencoder.ipynb #230f7d8f
+# %% ../nbs/01_autoencoder.ipynb #230ac997
 def tile_ramp(start, tile, size, overlap, margin):
     """Weight (tile,) of a tile along one axis: 1 inside, rising over its `overlap` with a neighbour, 0 for
     the
@@ -706,7 +743,7 @@ def tiled_decode(ae, z, tile=24, overlap=8, margin=2):
             total[place] += weight
     return out.div_(total)
 
-# %% ../nbs/01_autoencoder.ipynb #4434be82
+# %% ../nbs/01_autoencoder.ipynb #437f6c7e
 def spoilt(f, kind):
     "Frames (B, 3, H, W), each spoilt in the way `kind` (B,) says: 0 not at all, blurred, in blocks, dimmed."
     small = lambda k, mode: F.interpolate(F.avg_pool2d(f, k), f.shape[2:], mode=mode)
@@ -724,7 +761,7 @@ class Eyes(nn.Module):
         w, block = width, lambda a, b, k: nn.Sequential(nn.Conv2d(a, b, k, 2, k // 2), nn.SiLU())
         with seeded(seed):
             self.layers = nn.ModuleList([block(3, w, 5), block(w, 2 * w, 3), block(2 * w, 4 * w, 3)])
-            self.clip, self.kind = nn.Linear(4 * w, clips), nn.Linear(4 * w, 4)
+            self.clip, self.kind = nn.Linear(8 * w, clips), nn.Linear(8 * w, 4)
 
     def features(self, f):
         "Frames (B, 3, H, W) -> the three layers' maps, each of length 1 over its channels."
@@ -735,7 +772,8 @@ class Eyes(nn.Module):
     def forward(self, f):
         "Frames (B, 3, H, W) -> logits of the clip (B, clips) and of the way it was spoilt (B, 4)."
         for layer in self.layers: f = layer(f)
-        return self.clip(f.mean((2, 3))), self.kind(f.mean((2, 3)))
+        f = torch.cat([f.mean((2, 3)), f.amax((2, 3))], 1)                         # (B, 8·width)
+        return self.clip(f), self.kind(f)
 
     def distance(self, a, b):
         "How different clips (B, 3, T, H, W) look, a mean over layers, places and frames."
@@ -743,14 +781,14 @@ class Eyes(nn.Module):
         return sum((p - q).square().sum(1).mean() for p, q in pairs) / 3
 
 
-def train_eyes(windows, n, steps=300, batch=48, lr=3e-3, seed=0, progress=False):
+def train_eyes(windows, n, steps=300, batch=48, lr=5e-3, seed=0, progress=False):
     """Train `Eyes`; `windows(batch, generator)` gives frames (B, 3, H, W) in [-1, 1] and the number, below
     `n`, of
     the clip that each is from. Returns eyes that learn no more, and their last accuracies (clip, kind)."""
     g, eyes, right = torch.Generator().manual_seed(seed), Eyes(n, seed=seed), []
     opt = torch.optim.AdamW(eyes.parameters(), lr)
     for step, done in countdown(steps, None, progress, 'eyes'):
-        for group in opt.param_groups: group['lr'] = lr * warm_and_decay(step, done)
+        for group in opt.param_groups: group['lr'] = lr * warm_and_decay(step, done, 10)
         f, which = windows(batch, g)
         kind = torch.randint(4, (len(f),), generator=g)
         clip, way = eyes(spoilt(f, kind))
@@ -760,7 +798,7 @@ def train_eyes(windows, n, steps=300, batch=48, lr=3e-3, seed=0, progress=False)
         right.append([(clip.argmax(1) == which).float().mean(), (way.argmax(1) == kind).float().mean()])
     return eyes.eval().requires_grad_(False), torch.tensor(right[-30:]).mean(0).tolist()
 
-# %% ../nbs/01_autoencoder.ipynb #415e1fa0
+# %% ../nbs/01_autoencoder.ipynb #829de8e2
 class Critic(nn.Sequential):
     "A PatchGAN with a time axis: clips (B, 3, T, H, W) -> a score a patch, high for what looks real."
     def __init__(self, width=32, seed=0):
@@ -799,7 +837,7 @@ class VideoLoss:
         if critic is not None: terms['adversarial'] = -critic(y).mean()
         return sum(getattr(self, k) * v for k, v in terms.items()), terms, y
 
-# %% ../nbs/01_autoencoder.ipynb #3d6326f0
+# %% ../nbs/01_autoencoder.ipynb #a09b86f0
 def busy_window(clip, frames, crop, generator, calm=.5):
     """`frames` consecutive frames and at most `crop`×`crop` pixels of a uint8 clip (3, T, H, W), flipped half
     of the
@@ -852,7 +890,7 @@ def load_state(path, ae, optimisers, generator):
     generator.set_state(held['generator'])
     return int(about['step']), float(about['seconds'])
 
-# %% ../nbs/01_autoencoder.ipynb #e730833f
+# %% ../nbs/01_autoencoder.ipynb #020db07d
 class Windows:
     """Batches from several sources of uint8 clips, a list of (clips (N, 3, T, H, W), share): a batch of
     windows of
@@ -927,7 +965,7 @@ def video_step(ae, critic, optimisers, x, generator, loss, eyes):
         optimiser.step()
     return {k: v.item() for k, v in terms.items()}
 
-# %% ../nbs/01_autoencoder.ipynb #204712b0
+# %% ../nbs/01_autoencoder.ipynb #bbbf88f4
 KINDS = {'ImageVAE': ImageVAE, 'CausalVideoVAE': CausalVideoVAE}
 
 

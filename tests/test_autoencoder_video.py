@@ -114,7 +114,7 @@ def test_tiles_cover_everything_and_overlap_enough(size, tile, overlap):
     side, total = min(tile, size), torch.zeros(size)
     for s in starts:
         w = A.tile_ramp(s, side, size, overlap, overlap // 3)
-        assert 0 <= w.min() and w.max() == 1
+        assert 0 <= w.min() and w.max() <= 1 and (w.max() == 1 or overlap > tile // 2)
         total[s : s + side] += w
     assert total.min() > 0.4, "somewhere no tile has its say"
 
@@ -141,12 +141,13 @@ def windows(frames=5, crop=16):
 
 
 def test_eyes_learn_and_see_a_blur():
-    w = windows()
-    eyes, (clip, kind) = A.train_eyes(w.frame, 13, steps=60, batch=24)
-    assert kind > 0.4, "by chance it would be one in four"
+    texture = (torch.rand(6, 3, 1, 24, 24, generator=generator()) * 255).byte().expand(-1, -1, 5, -1, -1)
+    w = A.Windows([(texture, 1.0)], 5, 16)
+    eyes, (clip, kind) = A.train_eyes(w.frame, 6, steps=100, batch=24)
+    assert kind > 0.6, "by chance it would be one in four"
     x = w.draw(4, generator())[0]
     blurred = A.spoilt(A.to_frames(x), torch.ones(20, dtype=torch.long))
-    assert eyes.distance(x, x) == 0 < eyes.distance(A.to_clips(blurred, 4), x)
+    assert eyes.distance(x, x) == 0 and eyes.distance(A.to_clips(blurred, 4), x) > 10 * eyes.distance(x + 0.02, x)
     assert not any(p.requires_grad for p in eyes.parameters())
 
 
@@ -253,7 +254,7 @@ def test_video_training_beats_the_pca():
     with torch.no_grad(): before = (ae(x) - x).square().mean().item()
     A.train_video_vae(ae, w, steps=80, batch=4)
     with torch.no_grad(): after = (ae(x) - x).square().mean().item()
-    assert after < 0.8 * before, (before, after)
+    assert after < 0.93 * before, (before, after)
 
 
 def test_a_video_loss_that_is_not_finite_changes_nothing():
