@@ -71,12 +71,12 @@ def decoded(path, make):
     return load_file(path)["clips"]
 
 
-def real(folder, name, size, frames, fps, every):
-    "(training, held-out) uint8 clips of a folder, the middle `frames` frames of each."
+def real(folder, name, size, frames, fps, every, thin=1):
+    "Functions that read the (training, held-out) uint8 clips of a folder: the middle `frames` frames of every `thin`-th."
     files = sorted((folder / name).glob(FILES[name]))
     if not files: raise FileNotFoundError(f"no {FILES[name]} in {folder / name}")
     read = lambda some: torch.stack([read_video(f, frames, size, fps).frames for f in some])
-    return [lambda s=s: read(s) for s in split(files, every)]
+    return [lambda s=s: read(s[::thin]) for s in split(files, every)]
 
 
 def rendered(n, split, seed, size, frames=17):
@@ -87,12 +87,12 @@ def sources(data, out, few):
     "What is trained on, [(clips, share)], and what is held out, {name: clips}; `few` clips of each for a quick look."
     signs, signs_held = real(data, "signs", 128, 25, 24, 8)
     asl, asl_held = real(data, "asl", 128, 33, 30, 5)
-    large, _ = real(data, "signs", 320, 13, 24, 8)
+    large, _ = real(data, "signs", 320, 13, 24, 8, thin=4)
     digits = lambda: stack(DigitClips(*load_digits(data / "mnist" / "mnist.npz"), 300, frames=17))[0]
     get = lambda name, make: decoded(out / f"{name}.safetensors", make)[:few]
     train = [(get("scenes64", lambda: rendered(720, "train", 0, 64)), 0.34),
              (get("scenes128", lambda: rendered(240, "train", 1, 128)), 0.14), (get("digits64", digits), 0.08),
-             (get("signs", signs), 0.13), (get("asl", asl), 0.26), (get("large", lambda: large()[::4]), 0.05)]
+             (get("signs", signs), 0.13), (get("asl", asl), 0.26), (get("large", large), 0.05)]
     held = dict(scenes64=get("held64", lambda: rendered(36, "heldout", 2, 64)),
                 scenes128=get("held128", lambda: rendered(18, "heldout", 3, 128)),
                 signs=get("held_signs", signs_held)[:, :, :17], asl=get("held_asl", asl_held)[:, :, :17])

@@ -6,14 +6,14 @@
 __all__ = ['FAMILIES', 'KINDS', 'Moments', 'Spec', 'check_clips', 'check_latents', 'load_strict', 'Pretrained', 'Autoencoder',
            'to_frames', 'to_clips', 'patches', 'pca', 'set_pca', 'seeded', 'zero', 'ImageVAE', 'Smoother', 'hold',
            'random_window', 'window_length', 'reconstruction_weight', 'vae_loss', 'train_step', 'countdown',
-           'warm_and_decay', 'train_autoencoder', 'lit_window', 'tune_decoder', 'image_family', 'tiny_family',
-           'wan_family', 'cogvideox_family', 'ltx_family', 'hunyuan_family', 'per_channel', 'read_config',
-           'load_diffusers', 'DiffusersVAE', 'CausalConv3d', 'FrameNorm', 'CausalBlock', 'Unfold3d', 'CausalVideoVAE',
-           'Past', 'encode_pieces', 'decode_pieces', 'tile_ramp', 'tile_starts', 'tiled_decode', 'spoilt', 'Eyes',
-           'train_eyes', 'Critic', 'VideoLoss', 'busy_window', 'save_state', 'load_state', 'Windows', 'train_video_vae',
-           'mean_terms', 'video_step', 'autoencoder_by_name']
+           'warm_and_decay', 'train_autoencoder', 'lit_windows', 'tune_decoder', 'image_family', 'tiny_family',
+           'wan_family', 'cogvideox_family', 'ltx_family', 'hunyuan_family', 'per_channel', 'find_config',
+           'read_config', 'load_diffusers', 'DiffusersVAE', 'CausalConv3d', 'FrameNorm', 'CausalBlock', 'Unfold3d',
+           'CausalVideoVAE', 'Past', 'encode_pieces', 'decode_pieces', 'tile_ramp', 'tile_starts', 'tiled_decode',
+           'spoilt', 'Eyes', 'train_eyes', 'Critic', 'VideoLoss', 'busy_window', 'save_state', 'load_state', 'Windows',
+           'train_video_vae', 'mean_terms', 'video_step', 'autoencoder_by_name']
 
-# %% ../nbs/01_autoencoder.ipynb #94ed7666
+# %% ../nbs/01_autoencoder.ipynb #ac3a69e8
 import json, math, os, tempfile, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .clips import to_float
 
-# %% ../nbs/01_autoencoder.ipynb #f28231df
+# %% ../nbs/01_autoencoder.ipynb #ac193876
 class Moments(NamedTuple):
     "A Gaussian per latent number: `mean` and `logvar` (log-variance), each (B, C, T, h, w)."
     mean: torch.Tensor
@@ -54,7 +54,7 @@ class Moments(NamedTuple):
         appendix B)."""
         return .5 * (self.mean ** 2 + self.logvar.exp() - 1 - self.logvar)
 
-# %% ../nbs/01_autoencoder.ipynb #b3176da0
+# %% ../nbs/01_autoencoder.ipynb #c901931a
 @dataclass(frozen=True)
 class Spec:
     """What other modules must know of an autoencoder; `scale` and `shift` are already applied by encode and
@@ -84,7 +84,7 @@ class Spec:
         ft, fh, fw = self.factors
         return 3, (1 + (frames - 1) * ft if self.first_alone else frames * ft), height * fh, width * fw
 
-# %% ../nbs/01_autoencoder.ipynb #b3c8a866
+# %% ../nbs/01_autoencoder.ipynb #c3d1b927
 def check_clips(x, spec):
     "Raise a ValueError that names what is wrong with clips (B, 3, T, H, W) for this autoencoder."
     if x.ndim != 5: raise ValueError(f'{spec.name}: clips must be (B, 3, T, H, W), not {tuple(x.shape)}')
@@ -104,7 +104,7 @@ def check_latents(z, spec):
         raise ValueError(f'{spec.name}: latents have {spec.channels} channels, these have {z.shape[1]}')
     if not torch.isfinite(z).all(): raise ValueError(f'{spec.name}: the latents hold NaN or infinite values')
 
-# %% ../nbs/01_autoencoder.ipynb #58cae816
+# %% ../nbs/01_autoencoder.ipynb #4d93dc6e
 def load_strict(model, path, device='cpu'):
     """Load a safetensors file into a model; a missing, left-over or wrongly shaped tensor is an error that
     names it."""
@@ -119,7 +119,7 @@ def load_strict(model, path, device='cpu'):
             raise ValueError(f'{path}: {name} has shape {tuple(t.shape)}, not {tuple(want[name].shape)}')
     model.load_state_dict(found, strict=True)
 
-# %% ../nbs/01_autoencoder.ipynb #ae7322b3
+# %% ../nbs/01_autoencoder.ipynb #e2eb4932
 class Pretrained(PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained`, `push_to_hub` as elsewhere in the Hugging Face world, but strict:
     safetensors only, nothing is unpickled, and every field and tensor must be there and fit."""
@@ -159,7 +159,7 @@ class Pretrained(PyTorchModelHubMixin):
         load_strict(model, path, map_location)
         return model.to(map_location).eval()
 
-# %% ../nbs/01_autoencoder.ipynb #27c75aca
+# %% ../nbs/01_autoencoder.ipynb #f7ac76ca
 class Autoencoder(nn.Module, Pretrained):
     "The three calls that every autoencoder here has: `encode`, `decode`, `spec`."
     def encode(self, x):
@@ -176,7 +176,7 @@ class Autoencoder(nn.Module, Pretrained):
         "Reconstruction of clips (B, 3, T, H, W) by way of the mean latent."
         return self.decode(self.encode(x).mode)
 
-# %% ../nbs/01_autoencoder.ipynb #3d9de7ce
+# %% ../nbs/01_autoencoder.ipynb #84903139
 def to_frames(x):
     "Clips (B, C, T, H, W) -> frames (B·T, C, H, W)."
     return x.transpose(1, 2).flatten(0, 1)
@@ -208,7 +208,7 @@ def set_pca(ae, rows):
     ae.skip_out.weight.copy_((v * s).T.reshape(ae.skip_out.weight.shape))
     ae.skip_out.bias.copy_(mean.reshape(3, -1).mean(1))
 
-# %% ../nbs/01_autoencoder.ipynb #4ad4b759
+# %% ../nbs/01_autoencoder.ipynb #81f68280
 class seeded:
     "`with seeded(0):` new layers start from this seed, and the global generator is left as it was."
     def __init__(self, seed): self.seed = seed
@@ -223,7 +223,7 @@ def zero(layer):
     nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/01_autoencoder.ipynb #e5915b9e
+# %% ../nbs/01_autoencoder.ipynb #ceddc64d
 class ImageVAE(Autoencoder):
     """A per-frame VAE: 8×8 pixels a latent, a linear path (`init_pca`) plus a small conv net on top of it.
 
@@ -277,7 +277,7 @@ class Smoother(nn.Sequential):
             nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0), padding_mode='replicate'), nn.SiLU(),
             zero(nn.Conv3d(width, channels, 3, **pad)))
 
-# %% ../nbs/01_autoencoder.ipynb #b83b8883
+# %% ../nbs/01_autoencoder.ipynb #01243e15
 def hold(clips, seed=0, most=1024, megabytes=512):
     """A random choice of a dataset of Clip (or of a uint8 tensor) as one uint8 tensor (N, 3, T, H, W) in
     memory."""
@@ -313,7 +313,7 @@ def window_length(spec, frames, available):
         raise ValueError(f'{spec.name}: {frames or available} frames are too few, it needs {factor} at least')
     return n
 
-# %% ../nbs/01_autoencoder.ipynb #f92588e3
+# %% ../nbs/01_autoencoder.ipynb #87d712fd
 def reconstruction_weight(x, foreground):
     """1 where a clip (B, 3, T, H, W) is black, 1 + `foreground` within 2 pixels of what is not: (B, 1, T,
     H, W)."""
@@ -335,7 +335,7 @@ def vae_loss(ae, x, generator, kl=1e-6, noise=.3, foreground=4., lowpass=0.):
     if lowpass: error = error + lowpass * (F.avg_pool2d(to_frames(off), 8) ** 2).mean()
     return error + kl * divergence, error, divergence
 
-# %% ../nbs/01_autoencoder.ipynb #f9ac25b0
+# %% ../nbs/01_autoencoder.ipynb #e2bcb13e
 def train_step(ae, optimiser, x, generator, **weights):
     """One optimiser step on clips x, `weights` as in `vae_loss`; a non-finite loss raises before any weight
     changes. Returns loss, error, KL."""
@@ -362,7 +362,7 @@ def countdown(steps, seconds, progress, name, since=(0, 0.)):
             done = step / steps if steps else (time.perf_counter() - start) / seconds
             bar.update(min(100, int(100 * done)) - bar.n)
 
-# %% ../nbs/01_autoencoder.ipynb #cf95d7ab
+# %% ../nbs/01_autoencoder.ipynb #75da15b4
 def warm_and_decay(step, done, warmup=50):
     """The learning rate's course: up in `warmup` steps, level, then down to nothing over the last 70 % of
     the run."""
@@ -394,11 +394,17 @@ def train_autoencoder(ae, clips, seconds=None, steps=None, batch=None, frames=No
     return dict(steps=len(log), seconds=seconds, loss=last[0], error=last[1], kl=last[2])
 
 
-def lit_window(x, cell, size, generator):
-    "Row and column, in cells, of a window of `size` cells a side around some light of a clip (3, T, H, W)."
-    light = F.avg_pool2d((x + 1).amax((0, 1))[None], cell)[0]                             # (h, w)
-    at = int(torch.multinomial(light.flatten().cpu() + 1e-4, 1, generator=generator))
-    return [min(max(k - size // 2, 0), n - size) for k, n in zip(divmod(at, light.shape[1]), light.shape)]
+def lit_windows(x, z, cells, generator):
+    """Clips (B, 3, T, H, W) and their latents (B, C, T, h, w), both cut to the same windows of `cells` latents
+    a side, each around some light of its clip."""
+    cut, side = [], x.shape[-1] // z.shape[-1]
+    for clip, latent in zip(x, z):
+        light = F.avg_pool2d((clip + 1).amax((0, 1))[None], side)[0]                      # (h, w)
+        (h, w), n = light.shape, min(cells, *light.shape)
+        at = int(torch.multinomial(light.flatten().cpu() + 1e-4, 1, generator=generator))
+        r, c = min(max(at // w - n // 2, 0), h - n), min(max(at % w - n // 2, 0), w - n)
+        cut.append((clip[..., side * r:side * (r + n), side * c:side * (c + n)], latent[..., r:r + n, c:c + n]))
+    return [torch.stack(k) for k in zip(*cut)]
 
 
 def tune_decoder(ae, clips, predict, steps, batch=2, cells=6, lr=2e-3, foreground=4., lowpass=20., seed=0,
@@ -406,31 +412,28 @@ def tune_decoder(ae, clips, predict, steps, batch=2, cells=6, lr=2e-3, foregroun
     """Train the decoder of a per-frame autoencoder on latents as a trained model predicts them, for `steps`.
 
     `predict(index, generator)`: latents (B, C, T, h, w) of the clips numbered `index` (B,). One step in four
-    sees the encoder's latents instead; the encoder stays as it is. Each step decodes windows of `cells` latents
-    a side, all frames; `lowpass` weighs the error of 8×8 means and how it changes from frame to frame."""
-    g, cell, device = torch.Generator().manual_seed(seed), ae.spec.factors[1], next(ae.parameters()).device
-    free = [p.requires_grad_(not name.startswith(('enc', 'skip_in'))) for name, p in ae.named_parameters()]
-    opt = torch.optim.AdamW([p for p in free if p.requires_grad], lr, betas=(.9, .99), weight_decay=0., fused=True)
+    sees the encoder's latents instead; the encoder stays as it is. Each step decodes windows of `cells`
+    latents a side, all frames; `lowpass` weighs the error of 8×8 means and its change between frames."""
+    g, device = torch.Generator().manual_seed(seed), next(ae.parameters()).device
+    free = [p for name, p in ae.named_parameters() if not name.startswith(('enc', 'skip_in'))]
+    opt = torch.optim.AdamW(free, lr, betas=(.9, .99), weight_decay=0., fused=True)
     for step, done in countdown(steps, None, progress, 'decoder'):
         for group in opt.param_groups: group['lr'] = lr * warm_and_decay(step, done)
         index = torch.randint(len(clips), (batch,), generator=g)
         x = to_float(torch.stack([clips[int(i)].frames for i in index])).to(device)       # (B, 3, T, H, W)
         z = ae.encode(x).mode if step % 4 == 0 else predict(index, g)                     # (B, C, T, h, w)
-        n = min(cells, *z.shape[3:])
-        at = [lit_window(k, cell, n, g) for k in x]
-        z = torch.stack([k[:, :, r:r + n, c:c + n] for k, (r, c) in zip(z, at)])
-        x = torch.stack([k[:, :, r * cell:(r + n) * cell, c * cell:(c + n) * cell] for k, (r, c) in zip(x, at)])
+        x, z = lit_windows(x, z, cells, g)
         off = ae.decode(z) - x
         low = F.avg_pool3d(off, (1, 8, 8), (1, 4, 4))
         loss = (reconstruction_weight(x, foreground) * off ** 2).mean()
         loss = loss + lowpass * ((low ** 2).mean() + (low.diff(dim=2) ** 2).mean())
         opt.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_([p for p in free if p.requires_grad], 1.)
+        nn.utils.clip_grad_norm_(free, 1.)
         opt.step()
     ae.eval()
 
-# %% ../nbs/01_autoencoder.ipynb #9b7ecadd
+# %% ../nbs/01_autoencoder.ipynb #e0c04634
 def image_family(vae, c):
     "AutoencoderKL: (z - shift) · scale, or per channel where the config has latents_mean and latents_std."
     side, scale, shift = 2 ** (len(c.block_out_channels) - 1), c.scaling_factor or 1., c.shift_factor or 0.
@@ -480,37 +483,46 @@ FAMILIES = dict(AutoencoderKL=image_family, AutoencoderTiny=tiny_family, Autoenc
                 AutoencoderKLCogVideoX=cogvideox_family, AutoencoderKLLTXVideo=ltx_family,
                 AutoencoderKLHunyuanVideo=hunyuan_family)
 
-# %% ../nbs/01_autoencoder.ipynb #b0027eb1
+# %% ../nbs/01_autoencoder.ipynb #5a0417d1
 def per_channel(value, like):
     "A number, or a tuple of one number a channel, ready to meet latents (B, C, t, h, w)."
     return torch.tensor(value).to(like).view(1, -1, 1, 1, 1) if isinstance(value, tuple) else value
 
 
+def find_config(name, places):
+    """Path of the first config.json among `places` (subfolders; '' is the top), in a folder or on the hub,
+    and which."""
+    folder, reason = Path(name), None
+    for place in places:
+        try:
+            inside = f'{place}/config.json'.lstrip('/')
+            if not folder.exists(): return hf_hub_download(str(name), inside), place
+            if (folder / inside).is_file(): return folder / inside, place
+        except Exception as e: reason = reason or e
+    if folder.exists(): raise FileNotFoundError(f'{folder}: no config.json of an autoencoder')
+    reason_text = f'no such folder, and not found on the hub ({type(reason).__name__})'
+    raise FileNotFoundError(f'{name!r}: {reason_text}') from reason
+
+
 def read_config(name, subfolder=None):
-    "The config.json of an autoencoder, in a folder or on the hub, and where it was found."
-    folder, inside = Path(name), f'{subfolder}/config.json' if subfolder else 'config.json'
-    found = [p for p in (folder / inside, folder / 'vae' / 'config.json') if p.is_file()]
-    if folder.exists() and not found: raise FileNotFoundError(f'{folder}: no config.json of an autoencoder')
-    try: path = found[0] if found else hf_hub_download(str(name), inside)
-    except Exception as e:
-        reason = f'no such folder, and not found on the hub ({type(e).__name__})'
-        raise FileNotFoundError(f'{name!r}: {reason}') from e
-    try: return json.loads(Path(path).read_text()), path
+    """(config, its path, the subfolder it is in) of an autoencoder or of a pipeline's `vae`, local or on the
+    hub."""
+    path, place = find_config(name, ('', 'vae') if subfolder is None else (subfolder,))
+    try: return json.loads(Path(path).read_text()), path, place or None
     except ValueError as e: raise ValueError(f'{path}: not JSON ({e})') from e
 
 
 def load_diffusers(name, subfolder=None, **options):
     "A diffusers autoencoder of any of `FAMILIES`, from a folder, a pipeline's folder, or the hub."
     import diffusers
-    if subfolder is None and (Path(name) / 'vae' / 'config.json').is_file(): subfolder = 'vae'
-    config, path = read_config(name, subfolder)
+    config, path, subfolder = read_config(name, subfolder)
     kind = config.get('_class_name', 'AutoencoderKL')
     if kind not in FAMILIES:
         raise ValueError(f'{path}: _class_name is {kind!r}; known families: {", ".join(FAMILIES)}')
     return getattr(diffusers, kind).from_pretrained(name, subfolder=subfolder, use_safetensors=True,
                                                     **options)
 
-# %% ../nbs/01_autoencoder.ipynb #63e90220
+# %% ../nbs/01_autoencoder.ipynb #5ce78c92
 class DiffusersVAE(nn.Module):
     """A diffusers autoencoder of one of `FAMILIES` (the module, its name on the hub, or a local folder)
     behind
@@ -571,7 +583,7 @@ class DiffusersVAE(nn.Module):
 
     def forward(self, x): return self.decode(self.encode(x).mode)
 
-# %% ../nbs/01_autoencoder.ipynb #9a218b51
+# %% ../nbs/01_autoencoder.ipynb #a8ec8698
 class CausalConv3d(nn.Conv3d):
     """A 3D convolution that sees the past and the present only: padded at the start of time, never at its
     end.
@@ -615,7 +627,7 @@ class Unfold3d(nn.Module):
         x = x.reshape(b, -1, a, p, q, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)    # (B, C, T, a, H, p, W, q)
         return x.reshape(b, -1, t * a, h * p, w * q)
 
-# %% ../nbs/01_autoencoder.ipynb #05069850
+# %% ../nbs/01_autoencoder.ipynb #7beda720
 class CausalVideoVAE(Autoencoder):
     """A small causal video VAE: a latent frame stands for 4 frames, a latent place for 8×8 pixels. A linear
     path (`init_pca`) plus `depth` blocks of `width` channels in the encoder and one more in the decoder,
@@ -662,7 +674,7 @@ class CausalVideoVAE(Autoencoder):
         x = self.dec(z) + self.skip_out(z)                                        # (B, 3, 4·t, H, W)
         return x[:, :, 3:] if self.spec.first_alone and not going_on else x
 
-# %% ../nbs/01_autoencoder.ipynb #e69ce5ff
+# %% ../nbs/01_autoencoder.ipynb #38833b68
 class Past:
     """What the causal convolutions of a net remember between two pieces of a clip: `with past:` they go on
     from it."""
@@ -699,7 +711,7 @@ def decode_pieces(ae, z, latents=4):
         with past: x = ae._decode(piece, going_on=k > 0)
         yield x
 
-# %% ../nbs/01_autoencoder.ipynb #230ac997
+# %% ../nbs/01_autoencoder.ipynb #317b82c5
 def tile_ramp(start, tile, size, overlap, margin):
     """Weight (tile,) of a tile along one axis: 1 inside, rising over its `overlap` with a neighbour, 0 for
     the
@@ -743,7 +755,7 @@ def tiled_decode(ae, z, tile=24, overlap=8, margin=2):
             total[place] += weight
     return out.div_(total)
 
-# %% ../nbs/01_autoencoder.ipynb #437f6c7e
+# %% ../nbs/01_autoencoder.ipynb #b9975b18
 def spoilt(f, kind):
     "Frames (B, 3, H, W), each spoilt in the way `kind` (B,) says: 0 not at all, blurred, in blocks, dimmed."
     small = lambda k, mode: F.interpolate(F.avg_pool2d(f, k), f.shape[2:], mode=mode)
@@ -798,7 +810,7 @@ def train_eyes(windows, n, steps=300, batch=48, lr=5e-3, seed=0, progress=False)
         right.append([(clip.argmax(1) == which).float().mean(), (way.argmax(1) == kind).float().mean()])
     return eyes.eval().requires_grad_(False), torch.tensor(right[-30:]).mean(0).tolist()
 
-# %% ../nbs/01_autoencoder.ipynb #829de8e2
+# %% ../nbs/01_autoencoder.ipynb #deb47be0
 class Critic(nn.Sequential):
     "A PatchGAN with a time axis: clips (B, 3, T, H, W) -> a score a patch, high for what looks real."
     def __init__(self, width=32, seed=0):
@@ -837,7 +849,7 @@ class VideoLoss:
         if critic is not None: terms['adversarial'] = -critic(y).mean()
         return sum(getattr(self, k) * v for k, v in terms.items()), terms, y
 
-# %% ../nbs/01_autoencoder.ipynb #a09b86f0
+# %% ../nbs/01_autoencoder.ipynb #29e6d666
 def busy_window(clip, frames, crop, generator, calm=.5):
     """`frames` consecutive frames and at most `crop`×`crop` pixels of a uint8 clip (3, T, H, W), flipped half
     of the
@@ -890,7 +902,7 @@ def load_state(path, ae, optimisers, generator):
     generator.set_state(held['generator'])
     return int(about['step']), float(about['seconds'])
 
-# %% ../nbs/01_autoencoder.ipynb #020db07d
+# %% ../nbs/01_autoencoder.ipynb #3ab96ab5
 class Windows:
     """Batches from several sources of uint8 clips, a list of (clips (N, 3, T, H, W), share): a batch of
     windows of
@@ -965,14 +977,14 @@ def video_step(ae, critic, optimisers, x, generator, loss, eyes):
         optimiser.step()
     return {k: v.item() for k, v in terms.items()}
 
-# %% ../nbs/01_autoencoder.ipynb #bbbf88f4
+# %% ../nbs/01_autoencoder.ipynb #d4deadc4
 KINDS = {'ImageVAE': ImageVAE, 'CausalVideoVAE': CausalVideoVAE}
 
 
 def autoencoder_by_name(name, **options):
     """The autoencoder in a folder or on the hub: one saved here, one of diffusers' `FAMILIES`, or a
     pipeline's `vae`."""
-    config, path = read_config(name)
+    config, path, _ = read_config(name)
     kind = config.get('kind', config.get('_class_name'))
     if kind in KINDS: return KINDS[kind].from_pretrained(name, **options)
     if kind in FAMILIES: return DiffusersVAE(name, **options)

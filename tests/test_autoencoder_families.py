@@ -213,3 +213,27 @@ def test_a_family_that_is_not_known(tmp_path):
         A.DiffusersVAE(tmp_path)
     with pytest.raises(ValueError, match="kind is 'AutoencoderOobleck'; known kinds: ImageVAE.*HunyuanVideo"):
         A.autoencoder_by_name(tmp_path)
+
+
+def test_a_pipeline_on_the_hub(tmp_path, monkeypatch):
+    "A pipeline has no config.json at its top: its vae is looked for there too, and loaded from there."
+    import diffusers
+
+    vae, asked = tiny_kl(), []
+    vae.save_pretrained(tmp_path / "vae")
+
+    def download(name, inside):
+        asked.append(inside)
+        if inside == "config.json": raise OSError("404")
+        return tmp_path / inside
+
+    def load(name, subfolder, **options):
+        assert (name, subfolder) == ("someone/pipeline", "vae") and options["use_safetensors"]
+        return vae
+
+    monkeypatch.setattr(A, "hf_hub_download", download)
+    monkeypatch.setattr(diffusers.AutoencoderKL, "from_pretrained", load)
+    assert A.autoencoder_by_name("someone/pipeline").vae is vae
+    assert asked[:2] == ["config.json", "vae/config.json"]
+    with pytest.raises(FileNotFoundError, match="no such folder, and not found on the hub .OSError"):
+        A.find_config("someone/other", ("",))
