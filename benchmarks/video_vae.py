@@ -165,7 +165,7 @@ def eyes_for(windows, out, steps):
 
 
 def cpu(out, start=False):
-    "Processor seconds that training took, over all parts of a run: called at the start of a part and at its end."
+    "Processor seconds that training took, over all parts of a run: called at the start of a part and every report."
     path, now = out / "cpu.json", time.process_time()
     before = json.loads(path.read_text()) if path.is_file() else dict(spent=0)
     spent = before["spent"] if start else before["spent"] + now - before["at"]
@@ -199,7 +199,10 @@ def main(a):
     print("PCA start:", {k: v["db"] for k, v in pca.items()}, flush=True)
     eyes, about_eyes = eyes_for(windows, a.out, a.eyes)
     print("eyes:", about_eyes, flush=True)
-    report = lambda step, done, terms: print(f"step {step}, {done:.0%}:", {k: round(v, 5) for k, v in terms.items()}, flush=True)
+
+    def report(step, done, terms):
+        print(f"step {step}, {done:.0%}, {cpu(a.out):.0f} s of a core:", {k: round(v, 5) for k, v in terms.items()}, flush=True)
+
     cpu(a.out, start=True)
     log = train_video_vae(ae, windows, steps=a.steps, batch=a.batch, lr=a.lr, loss=VideoLoss(perceptual=a.perceptual),
                           eyes=eyes, state=a.out / "state.safetensors", every=50, report=report)
