@@ -90,9 +90,9 @@ def sources(data, out, few):
     large, _ = real(data, "signs", 320, 13, 24, 8, thin=4)
     digits = lambda: stack(DigitClips(*load_digits(data / "mnist" / "mnist.npz"), 300, frames=17))[0]
     get = lambda name, make: decoded(out / f"{name}.safetensors", make)[:few]
-    train = [(get("scenes64", lambda: rendered(720, "train", 0, 64)), 0.34),
-             (get("scenes128", lambda: rendered(240, "train", 1, 128)), 0.14), (get("digits64", digits), 0.08),
-             (get("signs", signs), 0.13), (get("asl", asl), 0.26), (get("large", large), 0.05)]
+    train = [(get("scenes64", lambda: rendered(720, "train", 0, 64)), 0.42),
+             (get("scenes128", lambda: rendered(240, "train", 1, 128)), 0.18), (get("digits64", digits), 0.08),
+             (get("signs", signs), 0.07), (get("asl", asl), 0.21), (get("large", large), 0.04)]
     held = dict(scenes64=get("held64", lambda: rendered(36, "heldout", 2, 64)),
                 scenes128=get("held128", lambda: rendered(18, "heldout", 3, 128)),
                 signs=get("held_signs", signs_held)[:, :, :17], asl=get("held_asl", asl_held)[:, :, :17])
