@@ -212,7 +212,7 @@ def main(a):
     result = dict(machine=machine(), model=MODEL, recipe=dict(steps=a.steps, batch=a.batch, crop=a.crop, frames=a.frames, lr=a.lr),
                   training=log, eyes=about_eyes, pca=pca, held_out=quality(ae, held))
     wide = split(sorted((a.data / "signs").glob(FILES["signs"])), 8)[1][5]
-    result["at_480p"] = at_480p(ae, a.out / "model", wide, 17)
+    result["at_480p"] = at_480p(ae, a.out / "model", wide, a.wide)
     bars = dict(scenes64=27, scenes128=27, signs=30, asl=30)
     result["bars"] = {k: dict(bar=b, met=result["held_out"][k]["db"] >= b) for k, b in bars.items()}
     result["bars"]["at_480p"] = dict(bar=30, met=result["at_480p"]["psnr"] >= 30)
@@ -232,6 +232,7 @@ if __name__ == "__main__":
     p.add_argument("--lr", type=float, default=2e-3, help="the highest learning rate")
     p.add_argument("--perceptual", type=float, default=VideoLoss.perceptual, help="weight of the perceptual distance")
     p.add_argument("--eyes", type=int, default=300, help="steps of training of the perceptual network")
+    p.add_argument("--wide", type=int, default=17, help="frames of the clip at 848×480, 1 + 4k")
     p.add_argument("--few", type=int, default=None, help="use only so many clips of each source, for a quick look")
     p.add_argument("--threads", type=int, default=0, help="processor threads; 0: as many as torch takes")
     p.add_argument("--ship", action="store_true", help="write benchmarks/video_vae.json and data/video-vae")

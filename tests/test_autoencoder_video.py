@@ -187,9 +187,9 @@ def test_each_clip_counts_the_same_whatever_its_background():
     x[1] = 0.5
     class Off:
         def encode(self, x): return A.Moments(torch.zeros(2, 1, 1, 1, 1), torch.zeros(2, 1, 1, 1, 1))
-        def decode(self, z): return x + 0.1
+        def decode(self, z): return x + torch.tensor([0.1, 0.3]).view(2, 1, 1, 1, 1)
     _, terms, _ = A.VideoLoss(foreground=8.0)(Off(), x, generator())
-    assert terms["l1"].item() == pytest.approx(0.1, rel=1e-3)
+    assert terms["l1"].item() == pytest.approx(0.2, rel=1e-3)
 
 
 # ---------------------------------------------------------------- training
