@@ -8,7 +8,6 @@ never stopped. Decoded clips are kept in --out. One thread is enough: a step tak
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -126,15 +125,20 @@ def peak(mode, folder, frames):
     return json.loads(out.stdout.splitlines()[-1])
 
 
+def resident():
+    "Peak resident memory of this process in MB. From /proc: getrusage would count the parent's before the exec too."
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return round(int(next(k for k in lines if k.startswith("VmHWM")).split()[1]) / 1024)
+
+
 @torch.no_grad()
 def measure_peak(mode, folder, frames):
     ae = autoencoder_by_name(folder)
     z = torch.randn(1, ae.spec.channels, 1 + (frames - 1) // 4, 60, 106, generator=torch.Generator().manual_seed(0))
-    base, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter()
+    base, start = resident(), time.perf_counter()
     if mode == "whole": ae.decode(z)
     if mode == "tiled": tiled_decode(ae, z)
-    print(json.dumps(dict(peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), before_mb=round(base),
-                          seconds=round(time.perf_counter() - start, 1))))
+    print(json.dumps(dict(peak_mb=resident(), before_mb=base, seconds=round(time.perf_counter() - start, 1))))
 
 
 @torch.no_grad()
