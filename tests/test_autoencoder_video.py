@@ -248,13 +248,13 @@ def test_each_term_is_used():
 
 
 def test_video_training_beats_the_pca():
-    ae, w = A.CausalVideoVAE(channels=4, width=16, depth=1), windows()
+    ae, w = A.CausalVideoVAE(channels=4, width=32, depth=1), windows()
     x = w.draw(16, generator(3))[0]
     ae.init_pca(w.draw(256, generator())[0])
     with torch.no_grad(): before = (ae(x) - x).square().mean().item()
-    A.train_video_vae(ae, w, steps=80, batch=4)
+    A.train_video_vae(ae, w, steps=80, batch=4, lr=5e-3)
     with torch.no_grad(): after = (ae(x) - x).square().mean().item()
-    assert after < 0.93 * before, (before, after)
+    assert after < 0.9 * before, (before, after)
 
 
 def test_a_video_loss_that_is_not_finite_changes_nothing():
