@@ -14,8 +14,8 @@ KINDS = {
     "image": lambda: A.ImageVAE(width=4, enc_width=4),
     "linear encoder": lambda: A.ImageVAE(channels=8, width=4, enc_width=0),
     "smooth": lambda: A.ImageVAE(width=4, enc_width=4, smooth=8),
-    "video, first frame alone": lambda: A.CausalVideoVAE(width=4),
-    "video, 4k frames": lambda: A.CausalVideoVAE(width=4, first_alone=False),
+    "video, first frame alone": lambda: A.CausalVideoVAE(width=16, depth=1),
+    "video, 4k frames": lambda: A.CausalVideoVAE(width=16, depth=1, first_alone=False),
 }
 
 
