@@ -8,7 +8,7 @@ __all__ = ['euler', 'heun', 'midpoint', 'rk4', 'ode_solver', 'grid', 'guided_cha
            'home', 'Counted', 'sample_iter', 'states_of', 'indices', 'sample', 'invert', 'Likelihood',
            'bits_per_dimension', 'trace_probes', 'divergence', 'log_likelihood', 'with_divergence']
 
-# %% ../nbs/06_sampling.ipynb #e1cd5328
+# %% ../nbs/06_sampling.ipynb #b1f90870
 import math
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .diffusion import Diffusion, draw, like, one_of
 from .interpolants import shift_time
 
-# %% ../nbs/06_sampling.ipynb #533e6bec
+# %% ../nbs/06_sampling.ipynb #ec34b5f0
 def euler(v, x, a, b):
     "One step from time a to b along v(x, t): order 1, one call."
     return x + (b - a) * v(x, a)
@@ -50,7 +50,7 @@ def ode_solver(name):
     one_of('solver', name, tuple(steps))
     return steps[name]
 
-# %% ../nbs/06_sampling.ipynb #f6bb078a
+# %% ../nbs/06_sampling.ipynb #d512ac70
 def grid(steps, shift=1., interval=(0., 1.)):
     "steps + 1 times from noise to data, a list; shift > 1 puts more of them near the noise."
     if int(steps) != steps or steps < 1:
@@ -60,13 +60,14 @@ def grid(steps, shift=1., interval=(0., 1.)):
     even = torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64)
     return (lo + (hi - lo) * shift_time(even, shift)).tolist()
 
-# %% ../nbs/06_sampling.ipynb #3459536e
+# %% ../nbs/06_sampling.ipynb #e153a253
 def guided_channels(channels, total):
     "How many of `total` channels: 'all', 'dit' (the first three, as DiT's and SiT's own code) or a number."
     if channels in (None, 'all'): return total
     if channels == 'dit': return min(3, total)
     if isinstance(channels, int) and 1 <= channels <= total: return channels
-    raise ValueError(f"guidance_channels must be 'all', 'dit' or a number from 1 to {total}; it is {channels!r}")
+    known = f"'all', 'dit' or a number from 1 to {total}"
+    raise ValueError(f'guidance_channels must be {known}; it is {channels!r}')
 
 
 def guide(model, guidance=1.5, null=None, interval=(0., 1.), channels='all'):
@@ -89,7 +90,7 @@ def guide(model, guidance=1.5, null=None, interval=(0., 1.), channels='all'):
 
     return guided
 
-# %% ../nbs/06_sampling.ipynb #e0b68b4d
+# %% ../nbs/06_sampling.ipynb #adae0369
 def velocity_of(model, objective, condition, seen):
     "The function v(x, t) that a solver asks, t a float; appends the predicted data of each call to `seen`."
     def v(x, t):
@@ -107,7 +108,7 @@ def ode_iter(model, objective, x, condition=None, steps=50, solver='euler', shif
 
     Network calls: `steps` for euler, 2 · steps − 1 for heun, 2 · steps for midpoint, 4 · steps for rk4; for
     dopri5 as many as `atol` and `rtol` want (see `adaptive_iter`, also for `together`).
-    `reverse`: from data x to noise; heun then makes 2 · steps calls, and the last is (0, x, predicted data)."""
+    `reverse`: from data x to noise, at the end (0, x, predicted data); heun then makes 2 · steps calls."""
     times, seen = grid(steps, shift, objective.interval), []
     if reverse: times = times[::-1]
     if solver == 'dopri5':
@@ -121,7 +122,7 @@ def ode_iter(model, objective, x, condition=None, steps=50, solver='euler', shif
         x = new
     yield (0., x, seen[0]) if reverse else (1., x, x)
 
-# %% ../nbs/06_sampling.ipynb #8c6dcfeb
+# %% ../nbs/06_sampling.ipynb #46c63a3d
 def adaptive(v, x, times, atol=1e-6, rtol=1e-3):
     """The states (len(times), B, …) of x (B, …) along v(x, t) by dopri5, one step size for all B.
 
@@ -164,7 +165,7 @@ def adaptive_iter(model, objective, x, condition, times, atol, rtol, together=Fa
 
 
 
-# %% ../nbs/06_sampling.ipynb #e76a6b0d
+# %% ../nbs/06_sampling.ipynb #9b413957
 def diffusion_strength(form, objective, t, norm=1.):
     "D(t) (B,) of the SDE: constant, sbdm, sigma, linear, decreasing, increasing-decreasing (Ma et al. 2024)."
     a, s, da, ds = objective.coefficients(t)
@@ -206,9 +207,9 @@ def sde_iter(model, objective, x, condition=None, steps=250, shift=1., form='sig
              last_size=0.04, seed=0, index=None, method='euler'):
     """From noise x (B, …) to data with fresh noise, `draw(seed, step, index)`; yields (t, x, predicted data).
 
-    `method`: 'euler' (Euler–Maruyama), one call a step; 'heun' (noise first, then a Heun step), 2 · steps − 1.
-    `last`: the step from 1 − last_size to 1, of one call, is 'mean' (without noise), 'euler' (along the
-    velocity), 'tweedie' (to the predicted data) or 'none' (with noise). Ma et al. 2024, section 2 and app. A."""
+    `method`: 'euler' (Euler–Maruyama), one call a step, or 'heun' (noise first, then a Heun step), in all
+    2 · steps − 1 calls. `last`: the step from 1 − last_size to 1, of one call, is 'mean' (without noise),
+    'euler' (along the velocity), 'tweedie' (to the predicted data) or 'none' (with noise). Ma et al. 2024."""
     one_of('last', last, ('mean', 'euler', 'tweedie', 'none'))
     one_of('method', method, ('euler', 'heun'))
     times = sde_grid(steps, shift, objective.interval[0], last_size)
@@ -226,7 +227,7 @@ def sde_iter(model, objective, x, condition=None, steps=250, shift=1., form='sig
         x = {'tweedie': data, 'euler': x + h * v}.get(last, new) if end else new
     yield 1., x, x
 
-# %% ../nbs/06_sampling.ipynb #b59068b9
+# %% ../nbs/06_sampling.ipynb #f18e24e2
 def latent_shape(model):
     "(C, T, H, W) of one sample, from `model.latent_shape` or the channels and size in `model.config`."
     if getattr(model, 'latent_shape', None) is not None: return tuple(model.latent_shape)
@@ -262,8 +263,8 @@ def sample_iter(model, objective, condition=None, n=None, shape=None, steps=50, 
                 guidance_channels='all', **options):
     """The states on the way from noise to samples: yields (t, x, predicted data) a step, then (1, x, x).
 
-    Arguments as for `sample`; `options` go to the solver (sde: form, norm, last, last_size, method; ddim: eta;
-    dopri5: atol, rtol, together)."""
+    Arguments as for `sample`; `options` go to the solver (sde: form, norm, last, last_size, method; ddim:
+    eta; dopri5: atol, rtol, together; every ODE solver: reverse)."""
     index = indices(condition, n, index, noise)
     device = home(model) if device is None else device
     x = draw(seed, 0, index, shape or latent_shape(model), device)[0] if noise is None else noise.to(device)
@@ -314,7 +315,8 @@ def sample(model, objective, condition=None, n=None, shape=None, steps=50, solve
     if size < 1: raise ValueError(f'batch_size must be at least 1; it is {batch_size}')
     same = dict(shape=shape, steps=steps, solver=solver, guidance=guidance, shift=shift, seed=seed,
                 device=device, guidance_interval=guidance_interval, **options)
-    with tqdm(total=-(-len(index) // size) * steps, disable=not progress, desc='sampling', leave=False) as bar:
+    states = -(-len(index) // size) * steps
+    with tqdm(total=states, disable=not progress, desc='sampling', leave=False) as bar:
         for start in range(0, len(index), size):
             rows = slice(start, start + size)
             part = {k: v[rows] for k, v in dict(condition=condition, noise=noise).items() if v is not None}
@@ -332,7 +334,7 @@ def invert(model, objective, data, condition=None, steps=50, solver='heun', guid
     return sample(model, objective, condition, steps=steps, solver=solver, guidance=guidance, noise=data,
                   reverse=True, **options)
 
-# %% ../nbs/06_sampling.ipynb #796113f5
+# %% ../nbs/06_sampling.ipynb #8f9ded49
 class Likelihood(NamedTuple):
     "What `log_likelihood` returns."
     log_density: torch.Tensor           # (B,) natural logarithm, of the data in the units they came in
@@ -375,9 +377,10 @@ def log_likelihood(model, objective, data, condition=None, steps=50, solver='heu
                    seed=0, index=None, shift=1., width=1., atol=1e-5, rtol=1e-5):
     """How likely the ODE's model finds `data` (B, …): a `Likelihood` (Song et al. 2021, eq. 39; FFJORD).
 
-    `solver`: euler, heun, midpoint, rk4 or dopri5 (each sample with its own steps). `exact`: the whole trace, D
-    backward passes a call; else an estimate by `probes` vectors, drawn once from (seed, index), so that it
+    `solver`: euler, heun, midpoint, rk4 or dopri5 (each sample with its own steps). `exact`: the whole trace,
+    D backward passes a call; else an estimate by `probes` vectors, drawn once from (seed, index), so that it
     does not depend on the batch. `width` as for `bits_per_dimension`. Guidance has no density: none here."""
+    one_of('solver', solver, ('euler', 'heun', 'midpoint', 'rk4', 'dopri5'))
     net, D, times = Counted(model), data[0].numel(), grid(steps, shift, objective.interval)[::-1]
     probe, flat = trace_probes(data, exact, probes, seed, index), data.flatten(1)
     rows = [slice(i, i + 1) for i in range(len(data))] if solver == 'dopri5' else [slice(None)]
