@@ -23,13 +23,20 @@ def gives(s):
     return {n.id for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} if isinstance(s, ast.Assign) else set()
 
 
+def needs(s):
+    "The names that a statement takes from those before it (a name that it also binds, in a function or a loop, is its own)."
+    names = [n for n in ast.walk(s) if isinstance(n, ast.Name)]
+    own = {n.id for n in names if isinstance(n.ctx, ast.Store)} | {a.arg for a in ast.walk(s) if isinstance(a, ast.arg)}
+    return {n.id for n in names} - own
+
+
 def program(lesson):
     "The sliders of a lesson and, before them, only what they need: a slice of the notebook that runs in a second or two."
     body, first = statements(lesson)
     wanted, out = set(), []
     for s in reversed(body[:first + 1]):
         if out and not gives(s) & wanted: continue
-        wanted = (wanted - gives(s)) | {n.id for n in ast.walk(s) if isinstance(n, ast.Name)}
+        wanted = (wanted - gives(s)) | needs(s)
         out.append(ast.unparse(s))
     return "\n".join(reversed(out))
 
@@ -60,8 +67,10 @@ def pictures(messages):
 
 def control(messages, description):
     "The comm id and state of the slider or menu with that description."
-    opened = [(m["content"]["comm_id"], m["content"]["data"]["state"]) for m in messages if m["msg_type"] == "comm_open"]
-    return next((i, s) for i, s in opened if s.get("description") == description)
+    states = {}
+    for m in messages:
+        if m["msg_type"] in ("comm_open", "comm_msg"): states.setdefault(m["content"]["comm_id"], {}).update(m["content"]["data"].get("state", {}))
+    return next((i, s) for i, s in states.items() if s.get("description") == description)
 
 
 def move(client, comm_id, **state):
