@@ -77,7 +77,6 @@ def test_the_matrix_of_conversions_in_float32(path, source, to):
     allowed = 2e-6 * rounding(path, source, to, t)
     off = (got - want).flatten(1).abs().max(1).values
     assert got.dtype == torch.float32 and (off <= allowed).all(), (off, allowed)
-    if source == to: assert torch.equal(got, said)
 
 
 @pytest.mark.parametrize("path,source,to", list(itertools.product(PATHS, PREDICTIONS, PREDICTIONS)))

@@ -112,7 +112,7 @@ def test_the_grid_leaves_nothing_out():
 def test_few_sde_steps_and_a_shift_stay_finite(path, form, method):
     "SBDM with a velocity divides by zero at t = 0, where SiT's code returns NaN; a form may be infinite at either end."
     o = Interpolant(path)
-    for steps, end, norm in ((1, "mean", 1.), (2, "none", 1.), (7, "mean", 9.)):
+    for steps, end, norm in ((1, "mean", 1.), (2, "none", 1.), (7, "mean", 9.), (3, "none", 0.)):
         x = last(sde_iter(mixture(o), o, crowd(n=50), None, steps, shift=3., form=form, method=method, last=end, norm=norm))
         assert x.isfinite().all() and x.abs().max() < 9, (steps, x.abs().max())
 
@@ -130,22 +130,22 @@ def test_heun_has_less_bias_than_euler_for_the_same_calls():
     assert bias["heun"] < bias["euler"] / 2 and bias["heun"] < 0.01, bias
 
 
-def test_last_steps_are_what_they_are_called():
-    o, seen = Interpolant(), []
+@pytest.mark.parametrize("path", ("linear", "gvp"))                       # on a straight line Tweedie is Euler
+def test_last_steps_are_what_they_are_called(path):
+    o, seen = Interpolant(path), []
 
     def model(x, t, y=None):
         seen.append((x, t))
         return torch.tanh(x) - t.view(-1, 1, 1, 1)
     ends = {end: last(sde_iter(model, o, crowd(n=40), None, 5, form="sigma", last=end)) for end in LASTS}
     x, t = seen[4]
-    h, v = 0.04, model(x, t)
-    noise = x - 0.96 * v
+    h, v, sigma = 0.04, model(x, t), o.coefficients(t)[1].item()
+    data, noise = o.split(v, x, t)
     torch.testing.assert_close(ends["euler"], x + h * v)
-    torch.testing.assert_close(ends["tweedie"], x + 0.04 * v)
-    D = min(0.04, 0.25 * 0.04**2 / h)
-    torch.testing.assert_close(ends["mean"], x + h * (v - D * noise / 0.04))
-    kick = draw(0, 5, [0], (2, 1, 1, 40))[0]
-    torch.testing.assert_close(ends["none"], ends["mean"] + (2 * D * h) ** 0.5 * kick[:, :2])
+    torch.testing.assert_close(ends["tweedie"], data)
+    D = min(sigma, 0.25 * sigma**2 / h)
+    torch.testing.assert_close(ends["mean"], x + h * (v - D * noise / sigma))
+    torch.testing.assert_close(ends["none"], ends["mean"] + (2 * D * h) ** 0.5 * draw(0, 5, [0], (2, 1, 1, 40))[0])
     assert abs(t.item() - 0.96) < 1e-6
 
 
@@ -196,9 +196,12 @@ def test_invert_is_the_way_back_of_sample():
     data = sample(net, o, Y, steps=30, solver="midpoint", guidance=2., seed=3)
     net.calls.clear()
     noise = invert(net, o, data, Y, steps=30, solver="midpoint", guidance=2., batch_size=2)
-    assert (noise - draw(3, 0, range(5), net.latent_shape)[0]).abs().max() < 1e-3
+    assert (noise - draw(3, 0, range(5), net.latent_shape)[0]).abs().max() < 1e-3 and all(rows == 4 for rows, _ in net.calls[:-60])
     assert len(net.calls) == 3 * 60
     torch.testing.assert_close(sample(net, o, Y, steps=30, solver="midpoint", guidance=2., noise=noise), data, atol=1e-3, rtol=0)
+    for solver, calls in (("euler", 10), ("heun", 20), ("rk4", 40)):
+        net.calls.clear(); invert(net, o, data, Y, steps=10, solver=solver)
+        assert [rows for rows, _ in net.calls] == [5] * calls                # no guidance unless asked for
 
 
 @pytest.mark.parametrize("path,prediction", list(itertools.product(PATHS, PREDICTIONS)))
