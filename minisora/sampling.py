@@ -8,7 +8,7 @@ __all__ = ['euler', 'heun', 'midpoint', 'rk4', 'ode_solver', 'grid', 'guided_cha
            'home', 'Counted', 'sample_iter', 'states_of', 'indices', 'sample', 'settle', 'invert', 'Likelihood',
            'bits_per_dimension', 'trace_probes', 'divergence', 'log_likelihood', 'with_divergence']
 
-# %% ../nbs/06_sampling.ipynb #86b8615d
+# %% ../nbs/06_sampling.ipynb #aeebaaa1
 import math
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .diffusion import Diffusion, draw, like, one_of
 from .interpolants import shift_time
 
-# %% ../nbs/06_sampling.ipynb #fa4ef8c9
+# %% ../nbs/06_sampling.ipynb #734c3096
 def euler(v, x, a, b):
     "One step from time a to b along v(x, t): order 1, one call."
     return x + (b - a) * v(x, a)
@@ -50,7 +50,7 @@ def ode_solver(name):
     one_of('solver', name, tuple(steps))
     return steps[name]
 
-# %% ../nbs/06_sampling.ipynb #fa14d647
+# %% ../nbs/06_sampling.ipynb #c7934822
 def grid(steps, shift=1., interval=(0., 1.)):
     "steps + 1 times from noise to data, a list; shift > 1 puts more of them near the noise."
     if int(steps) != steps or steps < 1:
@@ -60,7 +60,7 @@ def grid(steps, shift=1., interval=(0., 1.)):
     even = torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64)
     return (lo + (hi - lo) * shift_time(even, shift)).tolist()
 
-# %% ../nbs/06_sampling.ipynb #4b377320
+# %% ../nbs/06_sampling.ipynb #ac25f36b
 def guided_channels(channels, total):
     "How many of `total` channels: 'all', 'dit' (the first three, as DiT's and SiT's own code) or a number."
     if channels in (None, 'all'): return total
@@ -90,7 +90,7 @@ def guide(model, guidance=1.5, null=None, interval=(0., 1.), channels='all'):
 
     return guided
 
-# %% ../nbs/06_sampling.ipynb #e0fd6287
+# %% ../nbs/06_sampling.ipynb #595aa85a
 def velocity_of(model, objective, condition, seen):
     "The function v(x, t) that a solver asks, t a float; appends the predicted data of each call to `seen`."
     def v(x, t):
@@ -107,7 +107,8 @@ def ode_iter(model, objective, x, condition=None, steps=50, solver='euler', shif
     """Follow the velocity from noise x (B, …) to data; yields (t, x, predicted data) a step, then (1, x, x).
 
     Network calls: `steps` for euler, 2 · steps − 1 for heun, 2 · steps for midpoint, 4 · steps for rk4; for
-    dopri5 as many as `atol` and `rtol` want (see `adaptive_iter`, also for `together`).
+    dopri5 as many as `atol` and `rtol` want, `steps` only says how many states are kept (see `adaptive_iter`,
+    also for `together`).
     `reverse`: from data x to noise, at the end (0, x, predicted data); heun then makes 2 · steps calls."""
     times, seen = grid(steps, shift, objective.interval), []
     if reverse: times = times[::-1]
@@ -122,7 +123,7 @@ def ode_iter(model, objective, x, condition=None, steps=50, solver='euler', shif
         x = new
     yield (0., x, seen[0]) if reverse else (1., x, x)
 
-# %% ../nbs/06_sampling.ipynb #684ebd65
+# %% ../nbs/06_sampling.ipynb #037befa0
 def adaptive(v, x, times, atol=1e-6, rtol=1e-3):
     """The states (len(times), B, …) of x (B, …) along v(x, t) by dopri5, one step size for all B.
 
@@ -165,7 +166,7 @@ def adaptive_iter(model, objective, x, condition, times, atol, rtol, together=Fa
 
 
 
-# %% ../nbs/06_sampling.ipynb #f5ea35a1
+# %% ../nbs/06_sampling.ipynb #35a24f7a
 def diffusion_strength(form, objective, t, norm=1.):
     "D(t) (B,) of the SDE: constant, sbdm, sigma, linear, decreasing, increasing-decreasing (Ma et al. 2024)."
     a, s, da, ds = objective.coefficients(t)
@@ -227,7 +228,7 @@ def sde_iter(model, objective, x, condition=None, steps=250, shift=1., form='sig
         x = {'tweedie': data, 'euler': x + h * v}.get(last, new) if end else new
     yield 1., x, x
 
-# %% ../nbs/06_sampling.ipynb #f3cd2ff6
+# %% ../nbs/06_sampling.ipynb #8670d2a6
 def latent_shape(model):
     "(C, T, H, W) of one sample, from `model.latent_shape` or the channels and size in `model.config`."
     if getattr(model, 'latent_shape', None) is not None: return tuple(model.latent_shape)
@@ -353,7 +354,7 @@ def invert(model, objective, data, condition=None, steps=50, solver='heun', guid
     return sample(model, objective, condition, steps=steps, solver=solver, guidance=guidance, noise=data,
                   reverse=True, **options)
 
-# %% ../nbs/06_sampling.ipynb #ca1e8b8c
+# %% ../nbs/06_sampling.ipynb #9c1057ec
 class Likelihood(NamedTuple):
     "What `log_likelihood` returns."
     log_density: torch.Tensor           # (B,) natural logarithm, of the data in the units they came in
