@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['path_coefficients', 'logit_normal', 'shift_time', 'time_slip', 'Interpolant', 'objective_from_dict']
 
-# %% ../nbs/05_interpolants.ipynb #f59562e9
+# %% ../nbs/05_interpolants.ipynb #f0f503cf
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .diffusion import Diffusion, Objective, like, one_of, per_sample
 
-# %% ../nbs/05_interpolants.ipynb #daa138c4
+# %% ../nbs/05_interpolants.ipynb #6129ca30
 def path_coefficients(path, t):
     """alpha, sigma, d alpha/dt, d sigma/dt at t (B,), each (B,) float64.
 
@@ -30,7 +30,7 @@ def path_coefficients(path, t):
     s = (-torch.expm1(2 * log)).sqrt()
     return a, s, a * rate, -a ** 2 * rate / s
 
-# %% ../nbs/05_interpolants.ipynb #6e257ac0
+# %% ../nbs/05_interpolants.ipynb #c118d5ee
 def logit_normal(u, mean=0., std=1.):
     "Uniforms (B,) -> times sigmoid(mean + std · normal), (B,) float64 (Esser et al. 2024, section 3.1)."
     return torch.sigmoid(mean + std * torch.special.ndtri(u.double().clamp(1e-7, 1 - 1e-7)))
@@ -40,7 +40,7 @@ def shift_time(t, shift=1.):
     "Times moved towards the noise for shift > 1; 0 and 1 stay (Esser et al. 2024, eq. 23; t = 1 − sigma)."
     return t / (t + shift * (1 - t))
 
-# %% ../nbs/05_interpolants.ipynb #2ae0a680
+# %% ../nbs/05_interpolants.ipynb #92f866da
 def time_slip(error, latents):
     """How many frames a prediction is ahead of its clip: (B, T), from its error and the clip's latents, both
     (B, C, T, h, w).
@@ -113,6 +113,14 @@ class Interpolant(Objective):
     def flow(self, output, x, t):
         "The model's output and x (B, …) at t (B,) -> the velocity."
         return output if self.prediction == 'velocity' else Objective.flow(self, output, x, t)
+
+    def convert(self, output, x, t, to):
+        """The output at x (B, …), t (B,) as another prediction: velocity, score, noise or data, (B, …).
+
+        Where a formula divides by a small alpha (noise or score to data, near t = 0) or sigma (data to noise,
+        near t = 1) it magnifies the output's error."""
+        if to == 'velocity': return self.flow(output, x, t)
+        return replace(self, prediction=to).target(*self.split(output, x, t), t)
 
     def target(self, data, noise, t):
         "What the network is asked for, (B, …)."

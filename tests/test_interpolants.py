@@ -55,6 +55,39 @@ def test_float32_conversions_near_the_ends(path, prediction):
     assert o.flow(said, o.mix(data, noise, t), t).isfinite().all()
 
 
+def rounding(path, source, to, t):
+    "By how much each t (B,) may magnify a float32 rounding error of the source on its way to the target, through data and noise."
+    a, s, da, ds = path_coefficients(path, t.double())
+    one, none = torch.ones_like(a), torch.zeros_like(a)
+    det = (a * ds - da * s).abs()
+    speed = (da**2 + ds**2).sqrt()
+    of_data = {"velocity": (ds.abs() + s * speed) / det, "noise": 1 / a, "score": 1 / a, "data": none}[source]
+    of_noise = {"velocity": (da + a * speed) / det, "noise": none, "score": none, "data": 1 / s}[source] + one
+    return {"data": of_data + one, "noise": of_noise, "score": of_noise / s,
+            "velocity": da * (of_data + one) + ds.abs() * of_noise}[to]
+
+
+@pytest.mark.parametrize("path,source,to", list(itertools.product(PATHS, PREDICTIONS, PREDICTIONS)))
+def test_the_matrix_of_conversions_in_float32(path, source, to):
+    "Within 2e-6 (17 roundings) times what the formula magnifies; from a thousandth after the noise to a thousandth before the data."
+    o, t = Interpolant(path, source), torch.tensor([1e-3, 0.01, 0.5, 0.99, 0.999])
+    data, noise = normal(1), normal(2)
+    x, said = o.mix(data, noise, t), o.target(data, noise, t)
+    got, want = o.convert(said, x, t, to), Interpolant(path, to).target(data.double(), noise.double(), t)
+    allowed = 2e-6 * rounding(path, source, to, t)
+    off = (got - want).flatten(1).abs().max(1).values
+    assert got.dtype == torch.float32 and (off <= allowed).all(), (off, allowed)
+
+
+@pytest.mark.parametrize("path,source,to", list(itertools.product(PATHS, PREDICTIONS, PREDICTIONS)))
+def test_there_and_back_in_float64(path, source, to):
+    t = torch.tensor([1e-3, 0.02, 0.5, 0.98, 1 - 1e-3], dtype=torch.float64)
+    x, said = normal(1).double(), normal(2).double()                       # any output, not only a right one
+    there = Interpolant(path, source).convert(said, x, t, to)
+    torch.testing.assert_close(Interpolant(path, to).convert(there, x, t, source), said, rtol=1e-7, atol=1e-7)
+    with pytest.raises(ValueError, match="prediction must be .*'v'"): Interpolant(path, source).convert(said, x, t, "v")
+
+
 @pytest.mark.parametrize("path,prediction,weight", list(itertools.product(PATHS, PREDICTIONS, WEIGHTS)))
 def test_loss_is_zero_for_the_right_answer_and_finite_for_all_times(path, prediction, weight):
     o = Interpolant(path, prediction, weight, time="uniform")
