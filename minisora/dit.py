@@ -7,12 +7,12 @@ __all__ = ['PRESETS', 'check_fields', 'one_of', 'DiTConfig', 'dit_presets', 'pat
            'places', 'sincos_2d', 'rotary', 'rotate', 'neighbours', 'RelativeBias', 'TimestepEmbedder', 'LabelEmbedder',
            'Attention', 'Mlp', 'gated_width', 'SwiGLU', 'modulate', 'token_norm', 'DiTBlock', 'FinalLayer',
            'path_variance', 'velocity_from_rest', 'velocity_from_data', 'initialise', 'config_from_dict', 'load_state',
-           'written_whole', 'Pretrained', 'DiT', 'resize', 'read_tensors', 'load_official_state', 'official_state',
-           'save_official_state', 'diffusers_layout', 'to_diffusers', 'from_diffusers', 'diffusers_config',
-           'diffusers_constants', 'config_from_diffusers', 'read_json', 'diffusers_folder', 'load_diffusers',
-           'pipeline_labels', 'save_diffusers', 'save_dit_pipeline', 'count_parameters', 'dit_macs']
+           'written_whole', 'Pretrained', 'fixed_positions', 'DiT', 'resize', 'read_tensors', 'load_official_state',
+           'official_state', 'save_official_state', 'diffusers_layout', 'to_diffusers', 'from_diffusers',
+           'diffusers_config', 'diffusers_constants', 'config_from_diffusers', 'read_json', 'diffusers_folder',
+           'load_diffusers', 'pipeline_labels', 'save_diffusers', 'save_dit_pipeline', 'count_parameters', 'dit_macs']
 
-# %% ../nbs/03_dit.ipynb #c0c77fa9
+# %% ../nbs/03_dit.ipynb #323af942
 import json
 import math
 import os
@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# %% ../nbs/03_dit.ipynb #b310e7d7
+# %% ../nbs/03_dit.ipynb #8e57dee2
 def check_fields(config, may_be_zero=()):
     """Refuse a config whose field has the wrong type; lists (from JSON) become tuples.
 
@@ -54,7 +54,7 @@ def one_of(config, field, choices):
         raise ValueError(f'{type(config).__name__}.{field} must be one of {", ".join(map(repr, choices))}, '
                          f'not {getattr(config, field)!r}')
 
-# %% ../nbs/03_dit.ipynb #248dc018
+# %% ../nbs/03_dit.ipynb #93b2d3d0
 @dataclass(frozen=True)
 class DiTConfig:
     "Every choice that makes a `DiT`; the defaults are DiT-XL/2 at 256 × 256 pixels of the paper."
@@ -95,7 +95,7 @@ class DiTConfig:
         if self.width % self.heads:
             raise ValueError(f'DiTConfig.heads: {self.heads} do not divide the width {self.width}')
 
-# %% ../nbs/03_dit.ipynb #00a1c17b
+# %% ../nbs/03_dit.ipynb #66c76e35
 def dit_presets():
     """{'DiT-S/2': DiTConfig, …, 'SiT-XL/8': …}: four sizes × three patch sizes (Peebles & Xie 2023, table 1).
 
@@ -111,7 +111,7 @@ def dit_presets():
 
 PRESETS = dit_presets()
 
-# %% ../nbs/03_dit.ipynb #26b54ff6
+# %% ../nbs/03_dit.ipynb #0fd716be
 def patchify(x, patch):
     "Latent (B, C, T, H, W), patch (a, p, q) -> tokens (B, T/a · H/p · W/q, a·p·q·C), row by row."
     B, C, T, H, W = x.shape; a, p, q = patch
@@ -125,7 +125,7 @@ def unpatchify(tokens, grid, patch):
     x = tokens.reshape(len(tokens), t, h, w, a, p, q, -1)
     return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(len(tokens), -1, t * a, h * p, w * q)
 
-# %% ../nbs/03_dit.ipynb #5f4715c1
+# %% ../nbs/03_dit.ipynb #10a802c1
 class PatchEmbed(nn.Module):
     "Image (B, C, H, W) -> tokens (B, N, width): a convolution whose kernel is as large as its stride."
     def __init__(self, channels, patch, width):
@@ -135,7 +135,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x):
         return self.proj(x).flatten(2).transpose(1, 2)          # (B, D, H/p, W/p) -> (B, N, D)
 
-# %% ../nbs/03_dit.ipynb #4586ab0c
+# %% ../nbs/03_dit.ipynb #f31144d5
 def sincos_1d(width, positions):
     "Positions (N,) -> (N, width), float64: half sines, half cosines, wavelengths from 2π up to 2π · 10000."
     half = width // 2
@@ -161,7 +161,7 @@ def sincos_2d(width, grid, trained=None):
     rows, columns = places(grid, trained).T
     return torch.cat([sincos_1d(width // 2, s) for s in (columns, rows)], 1).float()
 
-# %% ../nbs/03_dit.ipynb #a167deae
+# %% ../nbs/03_dit.ipynb #a0def7bf
 def rotary(positions, width, base=100.0):
     """Places (N, axes) -> cosines and sines, 2 × (N, width/2), of the turns of a head's channel pairs.
 
@@ -184,7 +184,7 @@ def rotate(x, rope):
     a, b = x.chunk(2, -1)                                                               # 2 × (…, N, d/2)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
-# %% ../nbs/03_dit.ipynb #08a0ed08
+# %% ../nbs/03_dit.ipynb #ab4ebb55
 def neighbours(grid):
     "Offsets (time, row, column) to start at: the token itself, one step either way on axes longer than 1."
     steps = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (-1, 0, 0)]
@@ -213,7 +213,7 @@ class RelativeBias(nn.Module):
         bias = F.embedding(self.index, self.table.t()).permute(2, 0, 1)                      # (heads, N, N)
         return F.pad(bias, (self.extra, 0, self.extra, 0))
 
-# %% ../nbs/03_dit.ipynb #dc48ccbb
+# %% ../nbs/03_dit.ipynb #bb2a7997
 class TimestepEmbedder(nn.Module):
     """Times (B,) in [0, 1] -> (B, width): 256 cosines and sines, then an MLP.
 
@@ -234,7 +234,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t):
         return self.mlp(self.sinusoid(t).to(self.mlp[0].weight.dtype))
 
-# %% ../nbs/03_dit.ipynb #53b47351
+# %% ../nbs/03_dit.ipynb #1e91b74b
 class LabelEmbedder(nn.Module):
     """Ids (B,) or (B, slots) -> embeddings (…, width), taken as given.
 
@@ -256,7 +256,7 @@ class LabelEmbedder(nn.Module):
         if len(bad):
             raise ValueError(f'condition id {int(bad[0])} is not in 0 … {rows - 1} (null id: {self.null_id})')
 
-# %% ../nbs/03_dit.ipynb #6e6ca938
+# %% ../nbs/03_dit.ipynb #2d57a50f
 class Attention(nn.Module):
     """Multi-head self-attention over the last axis but one: (…, N, D) -> (…, N, D).
 
@@ -302,7 +302,7 @@ class SwiGLU(nn.Module):
         a, b = self.fc1(x).chunk(2, -1)                                             # 2 × (…, inner)
         return self.fc2(F.silu(a) * b)                                              # (…, D)
 
-# %% ../nbs/03_dit.ipynb #45d67316
+# %% ../nbs/03_dit.ipynb #e5d03162
 def modulate(x, shift, scale):
     "x (B, …, D), shift and scale (B, D) -> x · (1 + scale) + shift."
     shape = (len(x),) + (1,) * (x.ndim - 2) + (-1,)
@@ -345,7 +345,7 @@ class FinalLayer(nn.Module):
         shift, scale = self.adaLN_modulation(c).chunk(2, 1)                                     # 2 × (B, D)
         return self.linear(modulate(self.norm_final(x), shift, scale))                          # (B, N, out)
 
-# %% ../nbs/03_dit.ipynb #cbd43e0d
+# %% ../nbs/03_dit.ipynb #9606f3c2
 def path_variance(t):
     "Variance of x_t = t · data + (1 − t) · noise for data of unit variance: times (B,) -> (B, 1, 1, 1, 1)."
     return ((1 - t) ** 2 + t ** 2).view(-1, 1, 1, 1, 1)
@@ -364,7 +364,7 @@ def velocity_from_data(x, data, t, clip=0.05):
     "Predicted clean latents -> velocity (data − x) / (1 − t), with 1 − t at least `clip`; shapes as above."
     return (data - x) / (1 - t).clamp(min=clip).view(-1, 1, 1, 1, 1)
 
-# %% ../nbs/03_dit.ipynb #6932602a
+# %% ../nbs/03_dit.ipynb #492bae33
 def initialise(model, label_std=0.02):
     """The initialisation of the DiT paper, in place.
 
@@ -377,7 +377,7 @@ def initialise(model, label_std=0.02):
         elif name.startswith('y_embedder.'): nn.init.normal_(p, std=label_std)
         elif name.endswith('.weight') and p.ndim > 1: nn.init.xavier_uniform_(p.view(len(p), -1))
 
-# %% ../nbs/03_dit.ipynb #b18b5286
+# %% ../nbs/03_dit.ipynb #6b1fb32a
 def config_from_dict(config_class, values, where='config'):
     "A dict (from JSON) -> config; a field that the class does not have is a ValueError that names it."
     unknown = sorted(set(values) - {f.name for f in fields(config_class)})
@@ -400,7 +400,7 @@ def load_state(model, state, where='state dict'):
     model.load_state_dict(state, strict=True)
     return model
 
-# %% ../nbs/03_dit.ipynb #6ee59c0f
+# %% ../nbs/03_dit.ipynb #c6e1854f
 @contextmanager
 def written_whole(folder):
     """An empty folder to write into; its files move into `folder`, each whole, once all are written.
@@ -453,7 +453,14 @@ class Pretrained(PyTorchModelHubMixin):
         except Exception as e: raise ValueError(f'{file}: cannot be read as safetensors: {e}') from None
         return load_state(model, state, file).to(map_location).eval()
 
-# %% ../nbs/03_dit.ipynb #72689868
+# %% ../nbs/03_dit.ipynb #fb2e427f
+def fixed_positions(config, trained=None):
+    "A DiT's positions, {name of the buffer: tensor}; `trained`: the grid (h, w) to spread them over."
+    c, grid = config, [s // config.patch for s in config.size]
+    if c.positions == 'sincos': return {'pos_embed': sincos_2d(c.width, grid, trained)[None]}      # (1, N, D)
+    return {'places': places(grid, trained).float()} if c.positions == 'rope' else {}              # (N, 2)
+
+
 class DiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
     """The diffusion transformer of Peebles & Xie 2023 (arXiv 2212.09748), named as in its official weights.
 
@@ -474,13 +481,7 @@ class DiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
                 DiTBlock(c.width, c.heads, c.mlp_ratio, c.qk_norm, c.norm, c.mlp) for _ in range(c.depth))
             self.final_layer = FinalLayer(c.width, c.patch ** 2 * self.out_channels, c.norm)
             initialise(self)
-        self.build_positions()
-
-    def build_positions(self, trained=None):
-        "Positions and relative biases, as the config says, spread over the grid (h, w) of the training."
-        c, grid = self.config, self.grid[1:]
-        if c.positions == 'sincos': self.register_buffer('pos_embed', sincos_2d(c.width, grid, trained)[None])
-        if c.positions == 'rope': self.register_buffer('places', places(grid, trained).float())
+        for name, value in fixed_positions(c).items(): self.register_buffer(name, value)
         if c.relative_bias:
             self.bias = nn.ModuleList(RelativeBias(c.heads, self.grid) for _ in range(c.depth))
 
@@ -532,29 +533,27 @@ class DiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
         if y.numel() != B: raise ValueError(f'y must be ({B},) or ({B}, 1), not {tuple(y.shape)}')
         return e + self.y_embedder(y.reshape(-1))
 
-# %% ../nbs/03_dit.ipynb #3704c568
+# %% ../nbs/03_dit.ipynb #62ad0659
 def resize(model, size, method='scaled'):
     """A copy of a `DiT` for latents of another size (H, W): all weights stay, the positions are stretched.
 
     'scaled': sines and turns at the places between the trained ones (see `places`). 'bicubic': the trained
     table is interpolated like an image, as ViT does. ValueError where positions cannot be stretched."""
-    c, grid = model.config, model.grid[1:]
+    c, new, grid = model.config, replace(model.config, size=size), model.grid[1:]
     if method not in ('scaled', 'bicubic'):
         raise ValueError(f"resize: method must be 'scaled' or 'bicubic', not {method!r}")
     if c.relative_bias: raise ValueError('resize: DiTConfig.relative_bias knows no offsets but its own')
-    other, trained = DiT(replace(c, size=tuple(size))), dict(model.named_buffers())
-    other.build_positions(grid)
+    positions, own = fixed_positions(new, grid), dict(model.named_buffers())
     if method == 'bicubic' and c.positions == 'sincos':
         table = model.pos_embed.float().view(1, *grid, c.width).permute(0, 3, 1, 2)         # (1, D, h, w)
-        table = F.interpolate(table, other.grid[1:], mode='bicubic', align_corners=False)   # (1, D, h', w')
-        other.pos_embed.copy_(table.flatten(2).transpose(1, 2))                             # (1, N', D)
-    elif any(not torch.equal(b, dict(DiT(c).to(b).named_buffers())[k]) for k, b in trained.items()):
+        table = F.interpolate(table, [s // c.patch for s in new.size], mode='bicubic')      # (1, D, h', w')
+        positions = {'pos_embed': table.flatten(2).transpose(1, 2)}                         # (1, N', D)
+    elif any(not torch.equal(v.to(own[k]), own[k]) for k, v in fixed_positions(c).items()):
         raise ValueError('resize: the positions are not those of the size: resize the model that was trained')
-    state = {k: v for k, v in model.state_dict().items() if k not in trained}
-    load_state(other, state | dict(other.named_buffers()))
-    return other.to(next(model.parameters())).train(model.training)
+    other = DiT(new).to(next(model.parameters()))
+    return load_state(other, model.state_dict() | positions).train(model.training)
 
-# %% ../nbs/03_dit.ipynb #61c52345
+# %% ../nbs/03_dit.ipynb #fd975e67
 def read_tensors(file):
     """The tensors {name: tensor} of a .safetensors file, or of a pickle (.pt, .bin) that is never unpickled.
 
@@ -594,11 +593,13 @@ def official_state(model):
 def save_official_state(model, file):
     "Write `official_state(model)` to a .pt or .safetensors file, whole or not at all."
     state, file = official_state(model), Path(file)
-    with written_whole(file.parent) as part:
-        if file.suffix == '.safetensors': save_file(state, part / file.name)
-        else: torch.save(state, part / file.name)
+    part = file.with_name(f'.{file.name}.part-{os.getpid()}')
+    try:
+        save_file(state, part) if file.suffix == '.safetensors' else torch.save(state, part)
+        os.replace(part, file)
+    finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/03_dit.ipynb #1f71177f
+# %% ../nbs/03_dit.ipynb #e8455d19
 def diffusers_layout(depth):
     """{name in diffusers: (official name, third)} of every tensor of a `DiTTransformer2DModel`.
 
@@ -652,7 +653,7 @@ def from_diffusers(state, grid, where='state dict'):
     width = state['proj_out_2.weight'].shape[1]
     return {'pos_embed': sincos_2d(width, grid)[None]} | out | {k: torch.cat(v) for k, v in parts.items()}
 
-# %% ../nbs/03_dit.ipynb #47197cdb
+# %% ../nbs/03_dit.ipynb #b67bdab4
 def diffusers_config(config):
     "DiTConfig -> config.json of a `DiTTransformer2DModel`. ValueError names a field that it cannot hold."
     c = config
@@ -689,7 +690,7 @@ def config_from_diffusers(values, where='config.json'):
         num_classes=classes, learn_sigma=values.get('out_channels') == 2 * channels)
     except ValueError as e: raise ValueError(f'{where}: {e}') from None
 
-# %% ../nbs/03_dit.ipynb #2db29bf5
+# %% ../nbs/03_dit.ipynb #b2f963e9
 def read_json(file):
     "A JSON file -> dict; FileNotFoundError or ValueError names the file."
     if not Path(file).is_file(): raise FileNotFoundError(f'{file}: no such file')
@@ -753,7 +754,7 @@ def save_dit_pipeline(model, folder, vae, scheduler=None, id2label=None):
         if id2label: index['id2label'] = {str(k): v for k, v in id2label.items()}
         (part / 'model_index.json').write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
 
-# %% ../nbs/03_dit.ipynb #334004e4
+# %% ../nbs/03_dit.ipynb #8af4979f
 def count_parameters(model):
     "How many numbers are trained (frozen positions are not)."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

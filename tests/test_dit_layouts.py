@@ -66,7 +66,7 @@ def test_official_round_trip(tmp_path, config, kind):
 
 
 def test_sit_embeds_the_time_itself():
-    model, (x, t, y) = awake(DiT(SIT)), batch()
+    model, (_, t, y) = awake(DiT(SIT)), batch()
     waves = t[:, None] * torch.exp(-torch.log(torch.tensor(1e4)) * torch.arange(128) / 128)
     want = model.t_embedder.mlp(torch.cat([waves.cos(), waves.sin()], 1)) + model.y_embedder.embedding_table(y)
     close(model.condition(t, y), want)
@@ -285,3 +285,17 @@ def test_names_of_the_hub(tmp_path, monkeypatch):
     assert asked[0][0] == 'someone/DiT' and not any('vae' in p for p in asked[0][1]['allow_patterns'])
     for name in ('a/b/c', 'nothing', str(tmp_path / 'x')):
         with pytest.raises(FileNotFoundError, match='no such folder'): D.load_diffusers(name)
+
+
+@pytest.mark.parametrize('kind', ['pt', 'safetensors'])
+def test_a_failed_official_save_leaves_the_old_one(tmp_path, monkeypatch, kind):
+    D.save_official_state(awake(DiT(TINY)), tmp_path / f'w.{kind}')
+    before = (tmp_path / f'w.{kind}').read_bytes()
+
+    def full(state, file):
+        D.Path(file).write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(D, 'save_file', full)
+    monkeypatch.setattr(D.torch, 'save', full)
+    with pytest.raises(OSError, match='No space'): D.save_official_state(awake(DiT(TINY), seed=9), tmp_path / f'w.{kind}')
+    assert (tmp_path / f'w.{kind}').read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -232,7 +232,7 @@ def test_checkpointing_runs_each_block_twice_only_when_it_learns():
 @pytest.mark.parametrize('size, patch', [((4, 12), 2), ((12, 4), 4), ((6, 8), 1)])
 def test_nonsquare_latents(size, patch):
     c = with_(size=size, patch=patch, num_classes=0)
-    model, (x, t, y) = awake(DiT(c)), batch(c)
+    model, (x, t, _) = awake(DiT(c)), batch(c)
     assert model(x, t).shape == x.shape and model.null_id is None and not hasattr(model, 'y_embedder')
     # one patch changes: with attention cut off, exactly that patch of the answer changes
     for b in model.blocks: nn.init.zeros_(b.attn.proj.weight)
