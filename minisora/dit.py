@@ -12,7 +12,7 @@ __all__ = ['PRESETS', 'check_fields', 'one_of', 'DiTConfig', 'dit_presets', 'pat
            'diffusers_config', 'diffusers_constants', 'config_from_diffusers', 'read_json', 'diffusers_folder',
            'load_diffusers', 'pipeline_labels', 'save_diffusers', 'save_dit_pipeline', 'count_parameters', 'dit_macs']
 
-# %% ../nbs/03_dit.ipynb #323af942
+# %% ../nbs/03_dit.ipynb #b2da8584
 import json
 import math
 import os
@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# %% ../nbs/03_dit.ipynb #8e57dee2
+# %% ../nbs/03_dit.ipynb #2aa883db
 def check_fields(config, may_be_zero=()):
     """Refuse a config whose field has the wrong type; lists (from JSON) become tuples.
 
@@ -54,7 +54,7 @@ def one_of(config, field, choices):
         raise ValueError(f'{type(config).__name__}.{field} must be one of {", ".join(map(repr, choices))}, '
                          f'not {getattr(config, field)!r}')
 
-# %% ../nbs/03_dit.ipynb #93b2d3d0
+# %% ../nbs/03_dit.ipynb #fa8ca48c
 @dataclass(frozen=True)
 class DiTConfig:
     "Every choice that makes a `DiT`; the defaults are DiT-XL/2 at 256 × 256 pixels of the paper."
@@ -94,8 +94,11 @@ class DiTConfig:
         if self.width % 4: raise ValueError(f'DiTConfig.width: {self.width} is not a multiple of 4')
         if self.width % self.heads:
             raise ValueError(f'DiTConfig.heads: {self.heads} do not divide the width {self.width}')
+        if self.positions == 'rope' and (self.width // self.heads) % 4:
+            raise ValueError(f"DiTConfig.positions: 'rope' turns a head's channels in fours, not "
+                             f'{self.width // self.heads}')
 
-# %% ../nbs/03_dit.ipynb #66c76e35
+# %% ../nbs/03_dit.ipynb #b9050f54
 def dit_presets():
     """{'DiT-S/2': DiTConfig, …, 'SiT-XL/8': …}: four sizes × three patch sizes (Peebles & Xie 2023, table 1).
 
@@ -111,7 +114,7 @@ def dit_presets():
 
 PRESETS = dit_presets()
 
-# %% ../nbs/03_dit.ipynb #0fd716be
+# %% ../nbs/03_dit.ipynb #a0c0d6bb
 def patchify(x, patch):
     "Latent (B, C, T, H, W), patch (a, p, q) -> tokens (B, T/a · H/p · W/q, a·p·q·C), row by row."
     B, C, T, H, W = x.shape; a, p, q = patch
@@ -125,7 +128,7 @@ def unpatchify(tokens, grid, patch):
     x = tokens.reshape(len(tokens), t, h, w, a, p, q, -1)
     return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(len(tokens), -1, t * a, h * p, w * q)
 
-# %% ../nbs/03_dit.ipynb #10a802c1
+# %% ../nbs/03_dit.ipynb #dd2ccc8c
 class PatchEmbed(nn.Module):
     "Image (B, C, H, W) -> tokens (B, N, width): a convolution whose kernel is as large as its stride."
     def __init__(self, channels, patch, width):
@@ -135,7 +138,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x):
         return self.proj(x).flatten(2).transpose(1, 2)          # (B, D, H/p, W/p) -> (B, N, D)
 
-# %% ../nbs/03_dit.ipynb #f31144d5
+# %% ../nbs/03_dit.ipynb #5ee4d9a1
 def sincos_1d(width, positions):
     "Positions (N,) -> (N, width), float64: half sines, half cosines, wavelengths from 2π up to 2π · 10000."
     half = width // 2
@@ -161,7 +164,7 @@ def sincos_2d(width, grid, trained=None):
     rows, columns = places(grid, trained).T
     return torch.cat([sincos_1d(width // 2, s) for s in (columns, rows)], 1).float()
 
-# %% ../nbs/03_dit.ipynb #a0def7bf
+# %% ../nbs/03_dit.ipynb #8b7dc68b
 def rotary(positions, width, base=100.0):
     """Places (N, axes) -> cosines and sines, 2 × (N, width/2), of the turns of a head's channel pairs.
 
@@ -184,7 +187,7 @@ def rotate(x, rope):
     a, b = x.chunk(2, -1)                                                               # 2 × (…, N, d/2)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
-# %% ../nbs/03_dit.ipynb #ab4ebb55
+# %% ../nbs/03_dit.ipynb #9dad493f
 def neighbours(grid):
     "Offsets (time, row, column) to start at: the token itself, one step either way on axes longer than 1."
     steps = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (-1, 0, 0)]
@@ -213,7 +216,7 @@ class RelativeBias(nn.Module):
         bias = F.embedding(self.index, self.table.t()).permute(2, 0, 1)                      # (heads, N, N)
         return F.pad(bias, (self.extra, 0, self.extra, 0))
 
-# %% ../nbs/03_dit.ipynb #bb2a7997
+# %% ../nbs/03_dit.ipynb #f82b0382
 class TimestepEmbedder(nn.Module):
     """Times (B,) in [0, 1] -> (B, width): 256 cosines and sines, then an MLP.
 
@@ -234,7 +237,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t):
         return self.mlp(self.sinusoid(t).to(self.mlp[0].weight.dtype))
 
-# %% ../nbs/03_dit.ipynb #1e91b74b
+# %% ../nbs/03_dit.ipynb #b64e09cc
 class LabelEmbedder(nn.Module):
     """Ids (B,) or (B, slots) -> embeddings (…, width), taken as given.
 
@@ -256,7 +259,7 @@ class LabelEmbedder(nn.Module):
         if len(bad):
             raise ValueError(f'condition id {int(bad[0])} is not in 0 … {rows - 1} (null id: {self.null_id})')
 
-# %% ../nbs/03_dit.ipynb #2d57a50f
+# %% ../nbs/03_dit.ipynb #7241b422
 class Attention(nn.Module):
     """Multi-head self-attention over the last axis but one: (…, N, D) -> (…, N, D).
 
@@ -302,7 +305,7 @@ class SwiGLU(nn.Module):
         a, b = self.fc1(x).chunk(2, -1)                                             # 2 × (…, inner)
         return self.fc2(F.silu(a) * b)                                              # (…, D)
 
-# %% ../nbs/03_dit.ipynb #e5d03162
+# %% ../nbs/03_dit.ipynb #32d0528d
 def modulate(x, shift, scale):
     "x (B, …, D), shift and scale (B, D) -> x · (1 + scale) + shift."
     shape = (len(x),) + (1,) * (x.ndim - 2) + (-1,)
@@ -345,7 +348,7 @@ class FinalLayer(nn.Module):
         shift, scale = self.adaLN_modulation(c).chunk(2, 1)                                     # 2 × (B, D)
         return self.linear(modulate(self.norm_final(x), shift, scale))                          # (B, N, out)
 
-# %% ../nbs/03_dit.ipynb #9606f3c2
+# %% ../nbs/03_dit.ipynb #95bf4003
 def path_variance(t):
     "Variance of x_t = t · data + (1 − t) · noise for data of unit variance: times (B,) -> (B, 1, 1, 1, 1)."
     return ((1 - t) ** 2 + t ** 2).view(-1, 1, 1, 1, 1)
@@ -364,7 +367,7 @@ def velocity_from_data(x, data, t, clip=0.05):
     "Predicted clean latents -> velocity (data − x) / (1 − t), with 1 − t at least `clip`; shapes as above."
     return (data - x) / (1 - t).clamp(min=clip).view(-1, 1, 1, 1, 1)
 
-# %% ../nbs/03_dit.ipynb #492bae33
+# %% ../nbs/03_dit.ipynb #8db0906d
 def initialise(model, label_std=0.02):
     """The initialisation of the DiT paper, in place.
 
@@ -377,7 +380,7 @@ def initialise(model, label_std=0.02):
         elif name.startswith('y_embedder.'): nn.init.normal_(p, std=label_std)
         elif name.endswith('.weight') and p.ndim > 1: nn.init.xavier_uniform_(p.view(len(p), -1))
 
-# %% ../nbs/03_dit.ipynb #6b1fb32a
+# %% ../nbs/03_dit.ipynb #04b2fe38
 def config_from_dict(config_class, values, where='config'):
     "A dict (from JSON) -> config; a field that the class does not have is a ValueError that names it."
     unknown = sorted(set(values) - {f.name for f in fields(config_class)})
@@ -400,7 +403,7 @@ def load_state(model, state, where='state dict'):
     model.load_state_dict(state, strict=True)
     return model
 
-# %% ../nbs/03_dit.ipynb #c6e1854f
+# %% ../nbs/03_dit.ipynb #f20e599c
 @contextmanager
 def written_whole(folder):
     """An empty folder to write into; its files move into `folder`, each whole, once all are written.
@@ -453,7 +456,7 @@ class Pretrained(PyTorchModelHubMixin):
         except Exception as e: raise ValueError(f'{file}: cannot be read as safetensors: {e}') from None
         return load_state(model, state, file).to(map_location).eval()
 
-# %% ../nbs/03_dit.ipynb #fb2e427f
+# %% ../nbs/03_dit.ipynb #614c3623
 def fixed_positions(config, trained=None):
     "A DiT's positions, {name of the buffer: tensor}; `trained`: the grid (h, w) to spread them over."
     c, grid = config, [s // config.patch for s in config.size]
@@ -502,8 +505,8 @@ class DiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
         if clip.shape[1:] != (shape := (c.channels, 1, *c.size)):
             raise ValueError(f'x must be (B, {", ".join(map(str, shape))}), not {tuple(x.shape)}')
         t = t.expand(len(x))                                                            # (B,)
-        image = (clip if c.precondition == 'none' else clip / path_variance(t).sqrt()).squeeze(2)
-        h, rope = self.tokens(image)                                        # (B, N, D), 2 × (N, d/2) or None
+        z = clip if c.precondition == 'none' else clip / path_variance(t).sqrt().to(x.dtype)    # as clip
+        h, rope = self.tokens(z.squeeze(2))                                 # (B, N, D), 2 × (N, d/2) or None
         e = self.condition(t, y)                                                        # (B, D)
         for i in range(c.depth): h = self.run_block(i, h, e, rope)                      # (B, N, D)
         out = unpatchify(self.final_layer(h, e), self.grid, (1, c.patch, c.patch))      # (B, out, 1, H, W)
@@ -533,7 +536,7 @@ class DiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
         if y.numel() != B: raise ValueError(f'y must be ({B},) or ({B}, 1), not {tuple(y.shape)}')
         return e + self.y_embedder(y.reshape(-1))
 
-# %% ../nbs/03_dit.ipynb #62ad0659
+# %% ../nbs/03_dit.ipynb #706a2ff1
 def resize(model, size, method='scaled'):
     """A copy of a `DiT` for latents of another size (H, W): all weights stay, the positions are stretched.
 
@@ -553,7 +556,7 @@ def resize(model, size, method='scaled'):
     other = DiT(new).to(next(model.parameters()))
     return load_state(other, model.state_dict() | positions).train(model.training)
 
-# %% ../nbs/03_dit.ipynb #fd975e67
+# %% ../nbs/03_dit.ipynb #27d33ed3
 def read_tensors(file):
     """The tensors {name: tensor} of a .safetensors file, or of a pickle (.pt, .bin) that is never unpickled.
 
@@ -599,7 +602,7 @@ def save_official_state(model, file):
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/03_dit.ipynb #e8455d19
+# %% ../nbs/03_dit.ipynb #42e5475e
 def diffusers_layout(depth):
     """{name in diffusers: (official name, third)} of every tensor of a `DiTTransformer2DModel`.
 
@@ -653,12 +656,13 @@ def from_diffusers(state, grid, where='state dict'):
     width = state['proj_out_2.weight'].shape[1]
     return {'pos_embed': sincos_2d(width, grid)[None]} | out | {k: torch.cat(v) for k, v in parts.items()}
 
-# %% ../nbs/03_dit.ipynb #b67bdab4
+# %% ../nbs/03_dit.ipynb #0c3ad5b1
 def diffusers_config(config):
     "DiTConfig -> config.json of a `DiTTransformer2DModel`. ValueError names a field that it cannot hold."
     c = config
-    if c.time != 'ddpm' or c.time_scale != 1000 or not c.null_class:
-        raise ValueError("diffusers: DiTConfig.time must be 'ddpm', time_scale 1000 and null_class True")
+    for name, value in dict(time='ddpm', time_scale=1000, null_class=True, mlp_ratio=4).items():
+        if getattr(c, name) != value:
+            raise ValueError(f'DiTConfig.{name}: diffusers has only {value!r}, not {getattr(c, name)!r}')
     return dict(
         _class_name='DiTTransformer2DModel', num_attention_heads=c.heads,
         attention_head_dim=c.width // c.heads, in_channels=c.channels,
@@ -690,7 +694,7 @@ def config_from_diffusers(values, where='config.json'):
         num_classes=classes, learn_sigma=values.get('out_channels') == 2 * channels)
     except ValueError as e: raise ValueError(f'{where}: {e}') from None
 
-# %% ../nbs/03_dit.ipynb #b2f963e9
+# %% ../nbs/03_dit.ipynb #f479c94b
 def read_json(file):
     "A JSON file -> dict; FileNotFoundError or ValueError names the file."
     if not Path(file).is_file(): raise FileNotFoundError(f'{file}: no such file')
@@ -754,7 +758,7 @@ def save_dit_pipeline(model, folder, vae, scheduler=None, id2label=None):
         if id2label: index['id2label'] = {str(k): v for k, v in id2label.items()}
         (part / 'model_index.json').write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
 
-# %% ../nbs/03_dit.ipynb #8af4979f
+# %% ../nbs/03_dit.ipynb #47ab8f68
 def count_parameters(model):
     "How many numbers are trained (frozen positions are not)."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -264,7 +264,7 @@ def test_old_configs_are_read():
     assert not D.config_from_diffusers(plain).learn_sigma and not D.config_from_diffusers(plain | {'out_channels': None}).learn_sigma
 
 
-@pytest.mark.parametrize('change', [dict(time='flow'), dict(time_scale=500.), dict(null_class=False)])
+@pytest.mark.parametrize('change', [dict(time='flow'), dict(time_scale=500.), dict(null_class=False), dict(mlp_ratio=2.)])
 def test_what_diffusers_cannot_hold(tmp_path, change):
     with pytest.raises(ValueError, match=next(iter(change))): D.save_diffusers(DiT(dataclasses.replace(DDPM, **change)), tmp_path / 'd')
     assert list(tmp_path.iterdir()) == []

@@ -69,10 +69,17 @@ def test_macs_of_options(option):
     (dict(norm='batch'), r"DiTConfig\.norm must be one of 'layer', 'rms', not 'batch'"), (dict(mlp='relu'), r'DiTConfig\.mlp'),
     (dict(positions='3d'), r'DiTConfig\.positions'), (dict(precondition='v'), r'DiTConfig\.precondition'),
     (dict(precondition='edm', learn_sigma=True), r'DiTConfig\.precondition'), (dict(precondition='x', time='ddpm'), r'DiTConfig\.precondition'),
-    (dict(t_clip=0.), r'DiTConfig\.t_clip'), (dict(checkpoint=1), r'DiTConfig\.checkpoint must be bool'),
+    (dict(t_clip=0.), r'DiTConfig\.t_clip'), (dict(positions='rope', heads=16), r'DiTConfig\.positions'), (dict(checkpoint=1), r'DiTConfig\.checkpoint must be bool'),
     (dict(qk_norm='yes'), r'DiTConfig\.qk_norm'), (dict(relative_bias=1), r'DiTConfig\.relative_bias')])
 def test_bad_options(changes, message):
     with pytest.raises(ValueError, match=message): with_(**changes)
+
+
+@pytest.mark.parametrize('option', [{}, *OPTIONS, ALL], ids=str)
+def test_options_in_bfloat16(option):
+    model, (x, t, y) = awake(DiT(with_(**option)), std=.1), batch(FLOW)
+    want, t = model(x, t.clamp(max=.9), y), t.clamp(max=.9)
+    close(model.bfloat16()(x.bfloat16(), t, y).float(), want, rel=.05)
 
 
 # ---------------------------------------------------------------- norms and MLPs
