@@ -4,25 +4,32 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'check_fields', 'one_of', 'DiTConfig', 'dit_presets', 'patchify', 'unpatchify', 'PatchEmbed', 'sincos_1d',
-           'sincos_2d', 'TimestepEmbedder', 'LabelEmbedder', 'Attention', 'Mlp', 'modulate', 'DiTBlock', 'FinalLayer',
-           'initialise', 'config_from_dict', 'load_state', 'Pretrained', 'DiT', 'load_official_state',
-           'count_parameters', 'dit_macs']
+           'places', 'sincos_2d', 'rotary', 'rotate', 'neighbours', 'RelativeBias', 'TimestepEmbedder', 'LabelEmbedder',
+           'Attention', 'Mlp', 'gated_width', 'SwiGLU', 'modulate', 'token_norm', 'DiTBlock', 'FinalLayer',
+           'path_variance', 'velocity_from_rest', 'velocity_from_data', 'initialise', 'config_from_dict', 'load_state',
+           'written_whole', 'Pretrained', 'fixed_positions', 'DiT', 'resize', 'read_tensors', 'load_official_state',
+           'official_state', 'save_official_state', 'diffusers_layout', 'to_diffusers', 'from_diffusers',
+           'diffusers_config', 'diffusers_constants', 'config_from_diffusers', 'read_json', 'diffusers_folder',
+           'load_diffusers', 'pipeline_labels', 'save_diffusers', 'save_dit_pipeline', 'count_parameters', 'dit_macs']
 
-# %% ../nbs/03_dit.ipynb #7767cb56
+# %% ../nbs/03_dit.ipynb #fa935780
 import json
 import math
 import os
 import shutil
-from dataclasses import dataclass, fields
+from argparse import Namespace
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from safetensors.torch import load_file
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download, snapshot_download
+from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-# %% ../nbs/03_dit.ipynb #a06ce2e3
+# %% ../nbs/03_dit.ipynb #039b67bf
 def check_fields(config, may_be_zero=()):
     """Refuse a config whose field has the wrong type; lists (from JSON) become tuples.
 
@@ -47,7 +54,7 @@ def one_of(config, field, choices):
         raise ValueError(f'{type(config).__name__}.{field} must be one of {", ".join(map(repr, choices))}, '
                          f'not {getattr(config, field)!r}')
 
-# %% ../nbs/03_dit.ipynb #7a3e6bd5
+# %% ../nbs/03_dit.ipynb #1a147693
 @dataclass(frozen=True)
 class DiTConfig:
     "Every choice that makes a `DiT`; the defaults are DiT-XL/2 at 256 × 256 pixels of the paper."
@@ -63,31 +70,51 @@ class DiTConfig:
     learn_sigma: bool = True       # also predict a variance: 2 × channels come out
     time: str = 'ddpm'             # the number that is embedded: 'ddpm' the step index, 'flow' time_scale · t
     time_scale: float = 1000.0     # steps of the DDPM, or the factor of t (SiT: 1)
+    # options that are not in the paper, all off
     qk_norm: bool = False          # RMSNorm on queries and keys: keeps attention logits bounded
+    norm: str = 'layer'            # 'rms': tokens are scaled but not centred: one reduction less
+    mlp: str = 'gelu'              # 'swiglu': half of the hidden channels gates the other, same parameters
+    positions: str = 'sincos'      # 'rope': turn queries and keys instead, attention sees offsets; or 'none'
+    relative_bias: bool = False    # a learned bias per head and offset: heads start local, at a neighbour
+    precondition: str = 'none'     # 'edm': predict a rest of unit variance; 'x': predict the clean latents
+    t_clip: float = 0.05           # smallest 1 − t that 'x' divides by
+    checkpoint: bool = False       # keep only the input of a block, compute the rest twice: memory for time
 
     def __post_init__(self):
         check_fields(self, may_be_zero=('num_classes',))
-        one_of(self, 'time', ('ddpm', 'flow'))
+        for field, choices in dict(time=('ddpm', 'flow'), norm=('layer', 'rms'), mlp=('gelu', 'swiglu'),
+                                   positions=('sincos', 'rope', 'none'),
+                                   precondition=('none', 'edm', 'x')).items(): one_of(self, field, choices)
+        if self.precondition != 'none' and (self.learn_sigma or self.time == 'ddpm'):
+            raise ValueError("DiTConfig.precondition: is for velocity: learn_sigma=False and time='flow'")
+        if not 0 < self.t_clip <= 1:
+            raise ValueError(f'DiTConfig.t_clip must be in (0, 1], not {self.t_clip}')
         if any(s % self.patch for s in self.size):
             raise ValueError(f'DiTConfig.patch: {self.patch} does not divide the size {self.size}')
         if self.width % 4: raise ValueError(f'DiTConfig.width: {self.width} is not a multiple of 4')
         if self.width % self.heads:
             raise ValueError(f'DiTConfig.heads: {self.heads} do not divide the width {self.width}')
+        if self.positions == 'rope' and (self.width // self.heads) % 4:
+            raise ValueError(f"DiTConfig.positions: 'rope' turns a head's channels in fours, not "
+                             f'{self.width // self.heads}')
 
-# %% ../nbs/03_dit.ipynb #da80f328
+# %% ../nbs/03_dit.ipynb #d04fa129
 def dit_presets():
-    "{'DiT-S/2': DiTConfig, …}: four sizes × three patch sizes (Peebles & Xie 2023, table 1)."
+    """{'DiT-S/2': DiTConfig, …, 'SiT-XL/8': …}: four sizes × three patch sizes (Peebles & Xie 2023, table 1).
+
+    SiT (Ma et al. 2024) is the same network, with the time t itself embedded."""
     sizes = {  # depth, width, heads
         'S': (12, 384, 6),
         'B': (12, 768, 12),
         'L': (24, 1024, 16),
         'XL': (28, 1152, 16)}
-    return {f'DiT-{s}/{p}': DiTConfig(patch=p, depth=d, width=w, heads=h)
-            for s, (d, w, h) in sizes.items() for p in (2, 4, 8)}
+    times = {'DiT': {}, 'SiT': dict(time='flow', time_scale=1.0)}
+    return {f'{name}-{s}/{p}': DiTConfig(patch=p, depth=d, width=w, heads=h, **time)
+            for name, time in times.items() for s, (d, w, h) in sizes.items() for p in (2, 4, 8)}
 
 PRESETS = dit_presets()
 
-# %% ../nbs/03_dit.ipynb #c3743ce6
+# %% ../nbs/03_dit.ipynb #c6aed48d
 def patchify(x, patch):
     "Latent (B, C, T, H, W), patch (a, p, q) -> tokens (B, T/a · H/p · W/q, a·p·q·C), row by row."
     B, C, T, H, W = x.shape; a, p, q = patch
@@ -101,7 +128,7 @@ def unpatchify(tokens, grid, patch):
     x = tokens.reshape(len(tokens), t, h, w, a, p, q, -1)
     return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(len(tokens), -1, t * a, h * p, w * q)
 
-# %% ../nbs/03_dit.ipynb #5f813d2a
+# %% ../nbs/03_dit.ipynb #83489380
 class PatchEmbed(nn.Module):
     "Image (B, C, H, W) -> tokens (B, N, width): a convolution whose kernel is as large as its stride."
     def __init__(self, channels, patch, width):
@@ -111,7 +138,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x):
         return self.proj(x).flatten(2).transpose(1, 2)          # (B, D, H/p, W/p) -> (B, N, D)
 
-# %% ../nbs/03_dit.ipynb #9ec54f78
+# %% ../nbs/03_dit.ipynb #ac723ba5
 def sincos_1d(width, positions):
     "Positions (N,) -> (N, width), float64: half sines, half cosines, wavelengths from 2π up to 2π · 10000."
     half = width // 2
@@ -120,12 +147,76 @@ def sincos_1d(width, positions):
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-def sincos_2d(width, grid):
-    "Frozen positions of a grid of (h, w) tokens -> (h·w, width): half the channels the column, half the row."
-    rows, columns = torch.meshgrid(*[torch.arange(n, device='cpu') for n in grid], indexing='ij')
-    return torch.cat([sincos_1d(width // 2, s.flatten()) for s in (columns, rows)], 1).float()
+def places(grid, trained=None):
+    """Where the tokens of a grid (h, w) or (t, h, w) stand -> (N, axes), float64, row by row.
 
-# %% ../nbs/03_dit.ipynb #f9d3b4ba
+    Token i stands at i. Or, where the model was trained on another grid, at its place among the `trained`
+    tokens: cell i of n covers [i, i + 1) · m/n of m, and its middle is at (i + 1/2) · m/n − 1/2."""
+    axes = [(torch.arange(n, dtype=torch.float64, device='cpu') + 0.5) * m / n - 0.5
+            for n, m in zip(grid, trained or grid)]
+    return torch.cartesian_prod(*axes)
+
+
+def sincos_2d(width, grid, trained=None):
+    """Frozen positions of a grid (h, w) -> (h·w, width): half the channels the column, half the row.
+
+    `trained`: the grid (h, w) of the training, over which the tokens are spread (see `places`)."""
+    rows, columns = places(grid, trained).T
+    return torch.cat([sincos_1d(width // 2, s) for s in (columns, rows)], 1).float()
+
+# %% ../nbs/03_dit.ipynb #f7d65e94
+def rotary(positions, width, base=100.0):
+    """Places (N, axes) -> cosines and sines, 2 × (N, width/2), of the turns of a head's channel pairs.
+
+    Each axis turns an equal share of the pairs, and the first one also what is left over: 2D and 3D grids
+    alike. RoPE: Su et al. 2021, section 3.2.2; per axis, with base 100: Heo et al. 2024."""
+    pairs, axes = width // 2, positions.shape[1]
+    share = pairs // axes
+    if width % 2 or not share: raise ValueError(f'rotary: {width} channels are not a pair for each axis')
+    angles = []
+    for axis, n in enumerate([pairs - share * (axes - 1)] + [share] * (axes - 1)):
+        frequencies = base ** -(torch.arange(n, dtype=torch.float32, device=positions.device) / n)
+        angles.append(positions[:, axis, None].float() * frequencies)                   # (N, n)
+    angles = torch.cat(angles, 1)                                                       # (N, width/2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, rope):
+    "Turn the channel pairs (j, j + d/2) of x (…, N, d) by their angles; rope: 2 × (N, d/2) from `rotary`."
+    cos, sin = [r.to(x.dtype) for r in rope]
+    a, b = x.chunk(2, -1)                                                               # 2 × (…, N, d/2)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+# %% ../nbs/03_dit.ipynb #3a24a875
+def neighbours(grid):
+    "Offsets (time, row, column) to start at: the token itself, one step either way on axes longer than 1."
+    steps = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (-1, 0, 0)]
+    return [(0, 0, 0)] + [s for s in steps if all(n > 1 for n, d in zip(grid, s) if d)]
+
+
+class RelativeBias(nn.Module):
+    """A learned attention bias for each head and each space-time offset: () -> (heads, N, N).
+
+    `grid` (t, h, w). Head h starts at −alpha · |offset − Δ_h|², at least −16 alpha, so that it looks at its
+    neighbour Δ_h: the local start of ConViT (d'Ascoli et al. 2021). `extra` tokens in front have bias 0."""
+    def __init__(self, heads, grid, extra=0, alpha=1.0):
+        super().__init__()
+        self.extra, near = extra, neighbours(grid)
+        cpu = dict(device='cpu')
+        every = torch.cartesian_prod(*[torch.arange(1 - n, n, **cpu) for n in grid]).float()   # (offsets, 3)
+        centre = torch.tensor([near[h % len(near)] for h in range(heads)], **cpu).float()       # (heads, 3)
+        distance = (every - centre[:, None]).square().sum(-1)                             # (heads, offsets)
+        self.table = nn.Parameter(-alpha * distance.clamp(max=16))
+        p = torch.cartesian_prod(*[torch.arange(n, **cpu) for n in grid])                       # (N, 3)
+        d = p[None] - p[:, None] + torch.tensor(grid, **cpu) - 1                         # key − query, from 0
+        index = (d[..., 0] * (2 * grid[1] - 1) + d[..., 1]) * (2 * grid[2] - 1) + d[..., 2]
+        self.register_buffer('index', index, persistent=False)                                  # (N, N)
+
+    def forward(self):
+        bias = F.embedding(self.index, self.table.t()).permute(2, 0, 1)                      # (heads, N, N)
+        return F.pad(bias, (self.extra, 0, self.extra, 0))
+
+# %% ../nbs/03_dit.ipynb #468f2fe2
 class TimestepEmbedder(nn.Module):
     """Times (B,) in [0, 1] -> (B, width): 256 cosines and sines, then an MLP.
 
@@ -146,7 +237,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t):
         return self.mlp(self.sinusoid(t).to(self.mlp[0].weight.dtype))
 
-# %% ../nbs/03_dit.ipynb #021b0efc
+# %% ../nbs/03_dit.ipynb #9f23aaa9
 class LabelEmbedder(nn.Module):
     """Ids (B,) or (B, slots) -> embeddings (…, width), taken as given.
 
@@ -168,21 +259,23 @@ class LabelEmbedder(nn.Module):
         if len(bad):
             raise ValueError(f'condition id {int(bad[0])} is not in 0 … {rows - 1} (null id: {self.null_id})')
 
-# %% ../nbs/03_dit.ipynb #93cc148d
+# %% ../nbs/03_dit.ipynb #bdaf0eab
 class Attention(nn.Module):
     """Multi-head self-attention over the last axis but one: (…, N, D) -> (…, N, D).
 
-    `bias` (heads, N, N), where given, is added to the logits."""
+    `bias` (heads, N, N), where given, is added to the logits; `rope`, cosines and sines (N, d/2) of `rotary`,
+    turns queries and keys."""
     def __init__(self, width, heads, qk_norm=False):
         super().__init__()
         self.heads, self.qkv, self.proj = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
         norm = (lambda: nn.RMSNorm(width // heads, eps=1e-6)) if qk_norm else nn.Identity
         self.q_norm, self.k_norm = norm(), norm()
 
-    def forward(self, x, bias=None):
+    def forward(self, x, bias=None, rope=None):
         h = x.reshape(-1, *x.shape[-2:])                                            # (B', N, D)
         qkv = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)     # (3, B', heads, N, d)
-        q, k, v = self.q_norm(qkv[0]), self.k_norm(qkv[1]), qkv[2]
+        q, k, v = self.q_norm(qkv[0]), self.k_norm(qkv[1]), qkv[2]                  # 3 × (B', heads, N, d)
+        if rope is not None: q, k = rotate(q, rope), rotate(k, rope)                # 2 × (B', heads, N, d)
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)                 # (B', heads, N, d)
         return self.proj(h.transpose(1, 2).reshape(x.shape))
 
@@ -195,44 +288,86 @@ class Mlp(nn.Module):
 
     def forward(self, x): return self.fc2(F.gelu(self.fc1(x), approximate='tanh'))
 
-# %% ../nbs/03_dit.ipynb #bd68b2e1
+
+def gated_width(hidden):
+    "Hidden channels of a `SwiGLU` with as many parameters as an `Mlp`: 2/3 of `hidden`, a multiple of 8."
+    return max(1, round(hidden / 12)) * 8
+
+
+class SwiGLU(nn.Module):
+    "The gated MLP of Shazeer 2020: silu(a) · b, both linear in x, then a linear layer: (…, D) -> (…, D)."
+    def __init__(self, width, hidden):
+        super().__init__()
+        inner = gated_width(hidden)
+        self.fc1, self.fc2 = nn.Linear(width, 2 * inner), nn.Linear(inner, width)
+
+    def forward(self, x):
+        a, b = self.fc1(x).chunk(2, -1)                                             # 2 × (…, inner)
+        return self.fc2(F.silu(a) * b)                                              # (…, D)
+
+# %% ../nbs/03_dit.ipynb #8e3d7b42
 def modulate(x, shift, scale):
     "x (B, …, D), shift and scale (B, D) -> x · (1 + scale) + shift."
     shape = (len(x),) + (1,) * (x.ndim - 2) + (-1,)
     return x * (1 + scale.view(shape)) + shift.view(shape)
 
 
+def token_norm(width, norm='layer'):
+    "LayerNorm ('layer') or RMSNorm ('rms') of tokens (…, width), without weights of its own: adaLN has them."
+    return {'layer': nn.LayerNorm, 'rms': nn.RMSNorm}[norm](width, eps=1e-6, elementwise_affine=False)
+
+
 class DiTBlock(nn.Module):
     """The adaLN-Zero block (Peebles & Xie 2023, figure 3): x (B, …, N, D), condition c (B, D) -> as x.
 
-    Attends over N; `bias` (heads, N, N) is handed to `Attention`."""
-    def __init__(self, width, heads, mlp_ratio=4.0, qk_norm=False):
+    Attends over N; `bias` (heads, N, N) and `rope` are handed to `Attention`."""
+    def __init__(self, width, heads, mlp_ratio=4.0, qk_norm=False, norm='layer', mlp='gelu'):
         super().__init__()
-        self.norm1, self.norm2 = [nn.LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2)]
+        self.norm1, self.norm2 = token_norm(width, norm), token_norm(width, norm)
         self.attn = Attention(width, heads, qk_norm)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = {'gelu': Mlp, 'swiglu': SwiGLU}[mlp](width, int(width * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x, c, bias=None):
+    def forward(self, x, c, bias=None, rope=None):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, 1)     # 6 × (B, D)
         gate = (len(x),) + (1,) * (x.ndim - 2) + (-1,)
-        x = x + gate1.view(gate) * self.attn(modulate(self.norm1(x), shift1, scale1), bias)     # (B, …, N, D)
+        h = modulate(self.norm1(x), shift1, scale1)                                             # (B, …, N, D)
+        x = x + gate1.view(gate) * self.attn(h, bias, rope)                                     # (B, …, N, D)
         return x + gate2.view(gate) * self.mlp(modulate(self.norm2(x), shift2, scale2))         # (B, …, N, D)
 
 
 class FinalLayer(nn.Module):
     "Tokens (B, N, D), condition c (B, D) -> patches (B, N, out)."
-    def __init__(self, width, out):
+    def __init__(self, width, out, norm='layer'):
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm_final = token_norm(width, norm)
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x, c):
         shift, scale = self.adaLN_modulation(c).chunk(2, 1)                                     # 2 × (B, D)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        return self.linear(modulate(self.norm_final(x), shift, scale))                          # (B, N, out)
 
-# %% ../nbs/03_dit.ipynb #b62b5e10
+# %% ../nbs/03_dit.ipynb #d40da392
+def path_variance(t):
+    "Variance of x_t = t · data + (1 − t) · noise for data of unit variance: times (B,) -> (B, 1, 1, 1, 1)."
+    return ((1 - t) ** 2 + t ** 2).view(-1, 1, 1, 1, 1)
+
+
+def velocity_from_rest(x, rest, t):
+    """What the network adds, F of unit variance, -> velocity v = ((2t−1) · x_t + √var · F) / var.
+
+    x and rest (B, C, T, H, W), t (B,). EDM preconditioning (Karras et al. 2022, section 5) of the linear path
+    with t = 1 at the data."""
+    var = path_variance(t)
+    return ((2 * t - 1).view_as(var) * x + var.sqrt() * rest) / var
+
+
+def velocity_from_data(x, data, t, clip=0.05):
+    "Predicted clean latents -> velocity (data − x) / (1 − t), with 1 − t at least `clip`; shapes as above."
+    return (data - x) / (1 - t).clamp(min=clip).view(-1, 1, 1, 1, 1)
+
+# %% ../nbs/03_dit.ipynb #04785185
 def initialise(model, label_std=0.02):
     """The initialisation of the DiT paper, in place.
 
@@ -245,7 +380,7 @@ def initialise(model, label_std=0.02):
         elif name.startswith('y_embedder.'): nn.init.normal_(p, std=label_std)
         elif name.endswith('.weight') and p.ndim > 1: nn.init.xavier_uniform_(p.view(len(p), -1))
 
-# %% ../nbs/03_dit.ipynb #fda19715
+# %% ../nbs/03_dit.ipynb #d66dfac4
 def config_from_dict(config_class, values, where='config'):
     "A dict (from JSON) -> config; a field that the class does not have is a ValueError that names it."
     unknown = sorted(set(values) - {f.name for f in fields(config_class)})
@@ -263,12 +398,29 @@ def load_state(model, state, where='state dict'):
         if key not in state: raise ValueError(f'{where}: {key} is missing')
     for key, value in state.items():
         if key not in own: raise ValueError(f'{where}: {key} is not a tensor of this {type(model).__name__}')
-        if value.shape != own[key].shape:
-            raise ValueError(f'{where}: {key} has shape {tuple(value.shape)}, not {tuple(own[key].shape)}')
+        if (shape := getattr(value, 'shape', None)) != own[key].shape:
+            raise ValueError(f'{where}: {key} has shape {shape and (*shape,)}, not {(*own[key].shape,)}')
     model.load_state_dict(state, strict=True)
     return model
 
-# %% ../nbs/03_dit.ipynb #2c30b8f1
+# %% ../nbs/03_dit.ipynb #954cfae2
+@contextmanager
+def written_whole(folder):
+    """An empty folder to write into; its files move into `folder`, each whole, once all are written.
+
+    After an error nothing has changed."""
+    folder = Path(folder).absolute()
+    part = folder.with_name(f'.{folder.name}.part-{os.getpid()}')
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for file in sorted(p for p in part.rglob('*') if p.is_file()):
+            to = folder / file.relative_to(part)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, to)
+    finally: shutil.rmtree(part, ignore_errors=True)
+
+
 class Pretrained(PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained`, `push_to_hub` as in the Hugging Face world, strict and atomic.
 
@@ -278,14 +430,8 @@ class Pretrained(PyTorchModelHubMixin):
 
     def save_pretrained(self, folder, *, push_to_hub=False, repo_id=None, **kwargs):
         "Write the folder; each file is replaced whole, and a failure leaves the old ones as they were."
-        folder = Path(folder).absolute()
-        part = folder.with_name(f'.{folder.name}.part-{os.getpid()}')
-        try:
-            super().save_pretrained(part, **kwargs)
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in sorted(part.iterdir()): os.replace(file, folder / file.name)
-        finally: shutil.rmtree(part, ignore_errors=True)
-        return self.push_to_hub(repo_id or folder.name) if push_to_hub else None
+        with written_whole(folder) as part: super().save_pretrained(part, **kwargs)
+        return self.push_to_hub(repo_id or Path(folder).name) if push_to_hub else None
 
     @classmethod
     def from_pretrained(cls, folder, **kwargs):
@@ -310,7 +456,14 @@ class Pretrained(PyTorchModelHubMixin):
         except Exception as e: raise ValueError(f'{file}: cannot be read as safetensors: {e}') from None
         return load_state(model, state, file).to(map_location).eval()
 
-# %% ../nbs/03_dit.ipynb #c27f3a33
+# %% ../nbs/03_dit.ipynb #1839ea91
+def fixed_positions(config, trained=None):
+    "A DiT's positions, {name of the buffer: tensor}; `trained`: the grid (h, w) to spread them over."
+    c, grid = config, [s // config.patch for s in config.size]
+    if c.positions == 'sincos': return {'pos_embed': sincos_2d(c.width, grid, trained)[None]}      # (1, N, D)
+    return {'places': places(grid, trained).float()} if c.positions == 'rope' else {}              # (N, 2)
+
+
 class DiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
     """The diffusion transformer of Peebles & Xie 2023 (arXiv 2212.09748), named as in its official weights.
 
@@ -327,11 +480,13 @@ class DiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
             self.x_embedder = PatchEmbed(c.channels, c.patch, c.width)
             self.t_embedder = TimestepEmbedder(c.width, c.time, c.time_scale)
             if c.num_classes: self.y_embedder = LabelEmbedder(c.num_classes, c.width, c.null_class)
-            self.register_buffer('pos_embed', sincos_2d(c.width, self.grid[1:])[None])
             self.blocks = nn.ModuleList(
-                DiTBlock(c.width, c.heads, c.mlp_ratio, c.qk_norm) for _ in range(c.depth))
-            self.final_layer = FinalLayer(c.width, c.patch ** 2 * self.out_channels)
+                DiTBlock(c.width, c.heads, c.mlp_ratio, c.qk_norm, c.norm, c.mlp) for _ in range(c.depth))
+            self.final_layer = FinalLayer(c.width, c.patch ** 2 * self.out_channels, c.norm)
             initialise(self)
+        for name, value in fixed_positions(c).items(): self.register_buffer(name, value)
+        if c.relative_bias:
+            self.bias = nn.ModuleList(RelativeBias(c.heads, self.grid) for _ in range(c.depth))
 
     @property
     def out_channels(self):
@@ -346,15 +501,30 @@ class DiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
     def forward(self, x, t, y=None):
         """Noisy latents x (B, C, 1, H, W) or (B, C, H, W), times t (B,) in [0, 1], 1 is data, ids y (B,) or
         (B, 1) -> (B, out_channels, …), shaped as x. y=None: the null class; y is ignored without classes."""
-        c = self.config
-        image, shape = x.squeeze(2) if x.ndim == 5 and x.shape[2] == 1 else x, (c.channels, 1, *c.size)
-        if image.shape[1:] != (c.channels, *c.size):
+        c, clip = self.config, x.unsqueeze(2) if x.ndim == 4 else x                     # (B, C, 1, H, W)
+        if clip.shape[1:] != (shape := (c.channels, 1, *c.size)):
             raise ValueError(f'x must be (B, {", ".join(map(str, shape))}), not {tuple(x.shape)}')
-        h = self.x_embedder(image) + self.pos_embed                                     # (B, N, D)
-        e = self.condition(t.expand(len(x)), y)                                         # (B, D)
-        for block in self.blocks: h = block(h, e)                                       # (B, N, D)
+        t = t.expand(len(x))                                                            # (B,)
+        z = clip if c.precondition == 'none' else clip / path_variance(t).sqrt().to(x.dtype)    # as clip
+        h, rope = self.tokens(z.squeeze(2))                                 # (B, N, D), 2 × (N, d/2) or None
+        e = self.condition(t, y)                                                        # (B, D)
+        for i in range(c.depth): h = self.run_block(i, h, e, rope)                      # (B, N, D)
         out = unpatchify(self.final_layer(h, e), self.grid, (1, c.patch, c.patch))      # (B, out, 1, H, W)
+        if c.precondition == 'edm': out = velocity_from_rest(clip, out, t)              # (B, C, 1, H, W)
+        if c.precondition == 'x': out = velocity_from_data(clip, out, t, c.t_clip)      # (B, C, 1, H, W)
         return out if x.ndim == 5 else out.squeeze(2)
+
+    def tokens(self, image):
+        "Latents (B, C, H, W) -> tokens (B, N, D); with positions='rope' also the turns, 2 × (N, d/2)."
+        c, h = self.config, self.x_embedder(image)                                      # (B, N, D)
+        if c.positions == 'sincos': h = h + self.pos_embed                              # (B, N, D)
+        return h, rotary(self.places, c.width // c.heads) if c.positions == 'rope' else None
+
+    def run_block(self, i, h, e, rope=None):
+        "Block i: tokens (B, N, D), condition (B, D) -> tokens; with `checkpoint` it runs again in backward."
+        bias = self.bias[i]() if self.config.relative_bias else None                    # (heads, N, N)
+        if not (self.config.checkpoint and torch.is_grad_enabled()): return self.blocks[i](h, e, bias, rope)
+        return checkpoint(self.blocks[i], h, e, bias, rope, use_reentrant=False)        # (B, N, D)
 
     def condition(self, t, y):
         "Times (B,) and ids (B,), (B, 1) or None -> the sum of their embeddings (B, D)."
@@ -366,21 +536,229 @@ class DiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
         if y.numel() != B: raise ValueError(f'y must be ({B},) or ({B}, 1), not {tuple(y.shape)}')
         return e + self.y_embedder(y.reshape(-1))
 
-# %% ../nbs/03_dit.ipynb #28f4a81a
+# %% ../nbs/03_dit.ipynb #f4378c92
+def resize(model, size, method='scaled'):
+    """A copy of a `DiT` for latents of another size (H, W): all weights stay, the positions are stretched.
+
+    'scaled': sines and turns at the places between the trained ones (see `places`). 'bicubic': the trained
+    table is interpolated like an image, as ViT does. ValueError where positions cannot be stretched."""
+    c, new, grid = model.config, replace(model.config, size=size), model.grid[1:]
+    if method not in ('scaled', 'bicubic'):
+        raise ValueError(f"resize: method must be 'scaled' or 'bicubic', not {method!r}")
+    if c.relative_bias: raise ValueError('resize: DiTConfig.relative_bias knows no offsets but its own')
+    positions, own = fixed_positions(new, grid), dict(model.named_buffers())
+    if method == 'bicubic' and c.positions == 'sincos':
+        table = model.pos_embed.float().view(1, *grid, c.width).permute(0, 3, 1, 2)         # (1, D, h, w)
+        table = F.interpolate(table, [s // c.patch for s in new.size], mode='bicubic')      # (1, D, h', w')
+        positions = {'pos_embed': table.flatten(2).transpose(1, 2)}                         # (1, N', D)
+    elif any(not torch.equal(v.to(own[k]), own[k]) for k, v in fixed_positions(c).items()):
+        raise ValueError('resize: the positions are not those of the size: resize the model that was trained')
+    other = DiT(new).to(next(model.parameters()))
+    return load_state(other, model.state_dict() | positions).train(model.training)
+
+# %% ../nbs/03_dit.ipynb #10d2b2a4
+def read_tensors(file):
+    """The tensors {name: tensor} of a .safetensors file, or of a pickle (.pt, .bin) that is never unpickled.
+
+    FileNotFoundError or ValueError names the file."""
+    if not Path(file).is_file(): raise FileNotFoundError(f'{file}: no such file')
+    try:
+        if str(file).endswith('.safetensors'): return load_file(file)
+        with torch.serialization.safe_globals([Namespace]):
+            state = torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as e:
+        raise ValueError(f'{file}: holds no plain tensors: {str(e).splitlines()[0]}') from None
+    if not isinstance(state, dict): raise ValueError(f'{file}: holds a {type(state).__name__}, no state dict')
+    return state
+
+
 def load_official_state(model, weights):
     """Load weights of the original DiT or SiT, a .pt or .safetensors file or a state dict, into `model`.
 
     Never unpickles; takes the EMA of a training checkpoint; returns the model. ValueError names the key."""
-    if isinstance(weights, dict): return load_state(model, weights.get('ema', weights))
-    if not Path(weights).is_file(): raise FileNotFoundError(f'{weights}: no such file')
-    try:
-        if str(weights).endswith('.safetensors'): state = load_file(weights)
-        else: state = torch.load(weights, map_location='cpu', weights_only=True)
-    except Exception as e:
-        raise ValueError(f'{weights}: holds no plain tensors: {str(e).splitlines()[0]}') from None
-    return load_state(model, state.get('ema', state), weights)
+    state, where = (weights, 'state dict') if isinstance(weights, dict) else (read_tensors(weights), weights)
+    return load_state(model, state.get('ema', state), where)
 
-# %% ../nbs/03_dit.ipynb #7357ff70
+
+def official_state(model):
+    """The state dict of a `DiT` in the layout of the original DiT and SiT.
+
+    ValueError names the first option of the config that the original does not have."""
+    c = model.config
+    for name in ('qk_norm', 'norm', 'mlp', 'positions', 'relative_bias', 'precondition'):
+        if (value := getattr(c, name)) != getattr(DiTConfig, name):
+            raise ValueError(f'DiTConfig.{name}: the original DiT has no {name}={value!r}')
+    if not c.num_classes: raise ValueError('DiTConfig.num_classes: the original DiT always has classes')
+    if len({*c.size}) > 1: raise ValueError(f'DiTConfig.size: the original DiT is square, not {c.size}')
+    return model.state_dict()
+
+
+def save_official_state(model, file):
+    "Write `official_state(model)` to a .pt or .safetensors file, whole or not at all."
+    state, file = official_state(model), Path(file)
+    part = file.with_name(f'.{file.name}.part-{os.getpid()}')
+    try:
+        save_file(state, part) if file.suffix == '.safetensors' else torch.save(state, part)
+        os.replace(part, file)
+    finally: part.unlink(missing_ok=True)
+
+# %% ../nbs/03_dit.ipynb #c1852f62
+def diffusers_layout(depth):
+    """{name in diffusers: (official name, third)} of every tensor of a `DiTTransformer2DModel`.
+
+    third: 0, 1, 2 for the query, key and value part of `attn.qkv`, None for the whole tensor."""
+    rows = {'pos_embed.proj': ('x_embedder.proj', None), 'proj_out_2': ('final_layer.linear', None),
+            'proj_out_1': ('final_layer.adaLN_modulation.1', None)}
+    block = {'norm1.linear': 'adaLN_modulation.1', 'attn1.to_out.0': 'attn.proj', 'ff.net.0.proj': 'mlp.fc1',
+             'ff.net.2': 'mlp.fc2'}
+    shared = {f'timestep_embedder.linear_{i}': f't_embedder.mlp.{2 * i - 2}' for i in (1, 2)}
+    for i in range(depth):
+        theirs, ours = f'transformer_blocks.{i}.', f'blocks.{i}.'
+        rows |= {theirs + k: (ours + v, None) for k, v in block.items()}
+        rows |= {theirs + 'norm1.emb.' + k: (v, None) for k, v in shared.items()}
+        rows |= {theirs + 'attn1.to_' + k: (ours + 'attn.qkv', n) for n, k in enumerate('qkv')}
+    rows = {f'{k}.{p}': (f'{v}.{p}', n) for k, (v, n) in rows.items() for p in ('weight', 'bias')}
+    table = 'embedding_table.weight'
+    return rows | {f'transformer_blocks.{i}.norm1.emb.class_embedder.{table}': (f'y_embedder.{table}', None)
+                   for i in range(depth)}
+
+
+def to_diffusers(state, where='state dict'):
+    """State dict in the official layout -> in that of diffusers' `DiTTransformer2DModel`.
+
+    ValueError names a key that is missing or unknown, or `pos_embed` if diffusers computes another one."""
+    depth = len({k.split('.')[1] for k in state if k.startswith('blocks.')})
+    layout = diffusers_layout(depth)
+    need = {official for official, _ in layout.values()} | {'pos_embed'}
+    for key in sorted(need - set(state)): raise ValueError(f'{where}: {key} is missing')
+    for key in sorted(set(state) - need): raise ValueError(f'{where}: diffusers has no place for {key}')
+    _, N, D = state['pos_embed'].shape
+    own = sincos_2d(D, (math.isqrt(N), math.isqrt(N)))[None].to(state['pos_embed'])
+    if own.shape != (1, N, D) or not torch.allclose(own, state['pos_embed'], atol=1e-5):
+        raise ValueError(f'{where}: pos_embed is not the one of a square grid of diffusers')
+    part = lambda key, n: state[key] if n is None else state[key].chunk(3)[n]
+    return {k: part(*row).clone(memory_format=torch.contiguous_format) for k, row in layout.items()}
+
+
+def from_diffusers(state, grid, where='state dict'):
+    """State dict of a `DiTTransformer2DModel` -> official layout, with positions of a `grid` (h, w).
+
+    ValueError names a key that is missing, unknown, or an embedder that differs from block 0's."""
+    depth = len({k.split('.')[1] for k in state if k.startswith('transformer_blocks.')})
+    layout, out, parts = diffusers_layout(depth), {}, {}
+    for key in sorted(set(layout) - set(state)): raise ValueError(f'{where}: {key} is missing')
+    for key in sorted(set(state) - set(layout)): raise ValueError(f'{where}: {key} is not a tensor of a DiT')
+    for key, (official, third) in layout.items():
+        if third is not None: parts.setdefault(official, []).append(state[key])
+        elif official not in out: out[official] = state[key]
+        elif not torch.equal(out[official], state[key]):
+            raise ValueError(f'{where}: {key} differs from that of block 0, and a DiT has only one')
+    width = state['proj_out_2.weight'].shape[1]
+    return {'pos_embed': sincos_2d(width, grid)[None]} | out | {k: torch.cat(v) for k, v in parts.items()}
+
+# %% ../nbs/03_dit.ipynb #b8cca3b2
+def diffusers_config(config):
+    "DiTConfig -> config.json of a `DiTTransformer2DModel`. ValueError names a field that it cannot hold."
+    c = config
+    for name, value in dict(time='ddpm', time_scale=1000, null_class=True, mlp_ratio=4).items():
+        if getattr(c, name) != value:
+            raise ValueError(f'DiTConfig.{name}: diffusers has only {value!r}, not {getattr(c, name)!r}')
+    return dict(
+        _class_name='DiTTransformer2DModel', num_attention_heads=c.heads,
+        attention_head_dim=c.width // c.heads, in_channels=c.channels,
+        out_channels=c.channels * (1 + c.learn_sigma), num_layers=c.depth, sample_size=c.size[0],
+        patch_size=c.patch, num_embeds_ada_norm=c.num_classes, norm_eps=1e-6, **diffusers_constants())
+
+
+def diffusers_constants():
+    "Fields of diffusers' config.json that every DiT has in common."
+    return dict(activation_fn='gelu-approximate', norm_type='ada_norm_zero', attention_bias=True, dropout=0.0,
+                norm_elementwise_affine=False, upcast_attention=False, norm_num_groups=32)
+
+
+def config_from_diffusers(values, where='config.json'):
+    "config.json of a `DiTTransformer2DModel`, a dict -> DiTConfig. ValueError names a field that is wrong."
+    ints = ('num_attention_heads', 'attention_head_dim', 'in_channels', 'num_layers', 'sample_size',
+            'patch_size', 'num_embeds_ada_norm')
+    for key in ints:
+        if type(v := values.get(key)) is not int: raise ValueError(f'{where}: {key}={v!r} is no int')
+    heads, width, channels, depth, size, patch, classes = [values[key] for key in ints]
+    allowed = {key: (value,) for key, value in diffusers_constants().items()}
+    allowed |= dict(out_channels=(channels, 2 * channels, None), norm_eps=(1e-5, 1e-6),
+                    attention_type=('default',))
+    for key, value in values.items():
+        if key not in ints and key[0] != '_' and value not in allowed.get(key, (None, False)):
+            raise ValueError(f'{where}: {key} is {value!r}, which no DiT has')
+    try: return DiTConfig(
+        size=(size, size), channels=channels, patch=patch, width=heads * width, depth=depth, heads=heads,
+        num_classes=classes, learn_sigma=values.get('out_channels') == 2 * channels)
+    except ValueError as e: raise ValueError(f'{where}: {e}') from None
+
+# %% ../nbs/03_dit.ipynb #88bf1475
+def read_json(file):
+    "A JSON file -> dict; FileNotFoundError or ValueError names the file."
+    if not Path(file).is_file(): raise FileNotFoundError(f'{file}: no such file')
+    try: values = json.loads(Path(file).read_text(encoding='utf-8'))
+    except ValueError as e: raise ValueError(f'{file}: is no JSON: {e}') from None
+    if not isinstance(values, dict): raise ValueError(f'{file}: holds no JSON object')
+    return values
+
+
+def diffusers_folder(name):
+    "A local folder as it is; 'user/name' is fetched from the hub (the transformer of a pipeline only)."
+    if Path(name).is_dir(): return Path(name)
+    if Path(name).is_absolute() or str(name).count('/') != 1:
+        raise FileNotFoundError(f'{name}: no such folder')
+    return Path(snapshot_download(str(name), allow_patterns=['model_index.json', 'transformer/*']))
+
+
+def load_diffusers(folder):
+    """The folder of a `DiTPipeline` or of its transformer, or a repository of the hub -> DiT, in eval mode.
+
+    Reads .safetensors, or .bin without unpickling. FileNotFoundError names what is not there, ValueError the
+    file and the key or field that is wrong."""
+    folder = diffusers_folder(folder)
+    if (folder / 'transformer').is_dir(): folder = folder / 'transformer'
+    config = config_from_diffusers(read_json(folder / 'config.json'), folder / 'config.json')
+    files = [folder / f'diffusion_pytorch_model.{kind}' for kind in ('safetensors', 'bin')]
+    file = next((f for f in files if f.is_file()), files[0])
+    model = DiT(config)
+    return load_state(model, from_diffusers(read_tensors(file), model.grid[1:], file), file).eval()
+
+
+def pipeline_labels(folder):
+    "The names of the classes of a `DiTPipeline` folder, {id: name}; empty where it has none."
+    labels = read_json(diffusers_folder(folder) / 'model_index.json').get('id2label') or {}
+    return {int(k): v for k, v in labels.items()}
+
+
+def save_diffusers(model, folder):
+    "Write a `DiT` as a folder of diffusers' `DiTTransformer2DModel`, whole or not at all."
+    state, config = to_diffusers(official_state(model)), diffusers_config(model.config)
+    with written_whole(folder) as part:
+        (part / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+        save_file(state, part / 'diffusion_pytorch_model.safetensors', metadata={'format': 'pt'})
+
+
+def save_dit_pipeline(model, folder, vae, scheduler=None, id2label=None):
+    """Write a whole `DiTPipeline` folder: transformer, vae, scheduler and the names of the classes.
+
+    `vae`, `scheduler`: diffusers objects, or folders that are copied; no scheduler: DDIM as DiT was trained.
+    `id2label`: {id: name}. Written whole or not at all."""
+    from diffusers import DDIMScheduler
+    linear = dict(beta_start=1e-4, beta_end=0.02, beta_schedule='linear', clip_sample=False)
+    with written_whole(folder) as part:
+        save_diffusers(model, part / 'transformer')
+        index = dict(_class_name='DiTPipeline', transformer=['diffusers', 'DiTTransformer2DModel'])
+        scheduler = scheduler or DDIMScheduler(**linear)
+        for name, item, prefix in (('vae', vae, ''), ('scheduler', scheduler, 'scheduler_')):
+            if isinstance(item, (str, Path)): shutil.copytree(item, part / name)
+            else: item.save_pretrained(part / name)
+            index[name] = ['diffusers', read_json(part / name / f'{prefix}config.json')['_class_name']]
+        if id2label: index['id2label'] = {str(k): v for k, v in id2label.items()}
+        (part / 'model_index.json').write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
+
+# %% ../nbs/03_dit.ipynb #16a2f1d0
 def count_parameters(model):
     "How many numbers are trained (frozen positions are not)."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -392,7 +770,9 @@ def dit_macs(config):
     -> {'linear', 'attention', 'condition', 'total'}: layers run per token, the N × N part, and per sample."""
     c, N, D = config, config.size[0] * config.size[1] // config.patch ** 2, config.width
     outs = c.channels * (2 + c.learn_sigma)                                    # channels in + channels out
-    linear = c.depth * N * D * (4 * D + 2 * int(c.mlp_ratio * D)) + N * D * c.patch ** 2 * outs
+    hidden = int(c.mlp_ratio * D)
+    mlp = 2 * hidden if c.mlp == 'gelu' else 3 * gated_width(hidden)          # channels of its layers
+    linear = c.depth * N * D * (4 * D + mlp) + N * D * c.patch ** 2 * outs
     attention = c.depth * 2 * N * N * D                                       # logits, then the sum of values
     condition = c.depth * 6 * D * D + 2 * D * D + 256 * D + D * D
     return dict(linear=linear, attention=attention, condition=condition, total=linear + attention + condition)

@@ -61,7 +61,7 @@ def test_macs_agree_with_torch_counter():
 
 
 def test_presets_and_official_names():
-    assert set(PRESETS) == {f'DiT-{s}/{p}' for s in ('S', 'B', 'L', 'XL') for p in (2, 4, 8)}
+    assert set(PRESETS) == {f'{n}-{s}/{p}' for n in ('DiT', 'SiT') for s in ('S', 'B', 'L', 'XL') for p in (2, 4, 8)}
     with torch.device('meta'): state = DiT(PRESETS['DiT-XL/2']).state_dict()
     want = {'pos_embed', 'y_embedder.embedding_table.weight'}
     layers = ['x_embedder.proj', 't_embedder.mlp.0', 't_embedder.mlp.2', 'final_layer.linear', 'final_layer.adaLN_modulation.1']
