@@ -5,6 +5,7 @@ import pytest
 import torch
 from test_dit import awake, close, edit
 
+from minisora import dit as D
 from minisora import temporal as V
 from minisora.dit import DiT, DiTConfig
 from minisora.temporal import VIDEO_PRESETS, VideoDiT, VideoDiTConfig, inflate
@@ -158,8 +159,8 @@ def test_bias_depends_on_the_offset_alone():
 
 
 def test_a_short_axis_has_no_neighbours():
-    assert V.neighbours((1, 4, 4)) == [(0, 0, 0), (0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0)]
-    assert V.neighbours((4, 1, 1)) == [(0, 0, 0), (1, 0, 0), (-1, 0, 0)]
+    assert D.neighbours((1, 4, 4)) == [(0, 0, 0), (0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0)]
+    assert D.neighbours((4, 1, 1)) == [(0, 0, 0), (1, 0, 0), (-1, 0, 0)]
 
 
 # ---------------------------------------------------------------- inflation
@@ -229,3 +230,10 @@ def test_weights_come_from_the_seed_alone():
     a, b, c = [VideoDiT(dataclasses.replace(TINY, context=True), seed=s).state_dict() for s in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a[k], b[k]) for k in a) and not torch.equal(a['slot_embed'], c['slot_embed'])
+
+
+@pytest.mark.parametrize("field, value", [("norm", "rms"), ("mlp", "swiglu"), ("positions", "rope"), ("relative_bias", True),
+                                          ("precondition", "edm")])
+def test_an_image_model_with_options_that_would_be_lost_is_not_inflated(field, value):
+    image = DiT(DiTConfig(size=(4, 4), width=32, depth=1, heads=2, num_classes=3, **{field: value}))
+    with pytest.raises(ValueError, match=field): inflate(image, 2)
