@@ -162,6 +162,7 @@ def sparse_cache(folder, n, shape, rows):
     "A cache of n latents whose files are holes: nothing but heads and a manifest."
     size, folder = 8192, Path(folder)
     plan = dict(
+        version=VERSION,
         samples=n,
         shape=list(shape),
         dtype="float16",
@@ -177,7 +178,7 @@ def sparse_cache(folder, n, shape, rows):
     plan["id"], shards, row = digest(plan), [], '{"caption": "", "source": "", "fps": 1, "attributes": {}}\n'
     folder.mkdir()
     for k in range(-(-n // size)):
-        head, offsets = shard_header(plan, k * size)
+        head = shard_header(plan, k * size)
         s = dict(
             file=f"latents-{k:05d}.safetensors",
             rows=f"latents-{k:05d}.jsonl",
@@ -187,14 +188,14 @@ def sparse_cache(folder, n, shape, rows):
             rows_sha256="",
             sums=[[0.0] * shape[0], [1.0] * shape[0]],
         )
-        s["bytes"] = offsets["mean"] + s["samples"] * 2 * torch.Size(shape).numel()
+        s["bytes"] = len(head) + s["samples"] * 2 * torch.Size(shape).numel()
         with open(folder / s["file"], "wb") as f:
             f.write(head)
             f.truncate(s["bytes"])
         (folder / s["rows"]).write_text(row * s["samples"] if rows else "")
         shards.append(s)
     one = dict(all=dict(mean=0.0, std=1.0), channel=dict(mean=[0.0] * shape[0], std=[1.0] * shape[0]))
-    m = dict(format=FORMAT, version=VERSION, code="", **plan, statistics=one, shards=shards)
+    m = dict(format=FORMAT, code="", **plan, statistics=one, shards=shards)
     write_json(folder / "manifest.json", m | dict(sha256=digest(m)))
 
 
