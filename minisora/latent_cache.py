@@ -12,7 +12,7 @@ __all__ = ['DTYPES', 'ROW', 'FORMAT', 'VERSION', 'views', 'statistics', 'posteri
            'gather', 'Rows', 'coins', 'LatentCache', 'LatentSampler', 'repair', 'NpyFolder', 'load_npy', 'Encoded',
            'ReadyClips', 'convert']
 
-# %% ../nbs/02_latent_cache.ipynb #24e967ef
+# %% ../nbs/02_latent_cache.ipynb #efeba1e0
 import dataclasses, hashlib, json, math, mmap, os, shutil, struct, time, warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 import minisora
 
-# %% ../nbs/02_latent_cache.ipynb #1c80ccee
+# %% ../nbs/02_latent_cache.ipynb #96f9ae02
 def views(plan):
     "How many views of a clip are stored: 2 if its mirror image is there too."
     return 2 if plan.get('flips') else 1
@@ -38,7 +38,7 @@ def statistics(shards, plan):
     both = lambda a, b, n: dict(mean=(a / n).tolist(), std=std(a, b, n).tolist())
     return dict(all=both(s1.sum(), s2.sum(), n * len(s1)), channel=both(s1, s2, n))
 
-# %% ../nbs/02_latent_cache.ipynb #80b59150
+# %% ../nbs/02_latent_cache.ipynb #00a798c5
 def posterior_noise(seed, epoch, indices, shape):
     "Standard normal noise (len(indices), *shape), float32: a pure function of (seed, epoch, index)."
     out = torch.empty(len(indices), *shape)
@@ -47,7 +47,7 @@ def posterior_noise(seed, epoch, indices, shape):
         np.random.Generator(bits).standard_normal(out=o.numpy(), dtype=np.float32)
     return out
 
-# %% ../nbs/02_latent_cache.ipynb #012853fa
+# %% ../nbs/02_latent_cache.ipynb #8acf6381
 #: name -> (its name in safetensors, numpy type on disk, torch type)
 DTYPES = {'float16': ('F16', np.float16, torch.float16), 'bfloat16': ('BF16', np.uint16, torch.bfloat16),
           'float32': ('F32', np.float32, torch.float32)}
@@ -69,7 +69,7 @@ def moments_of(autoencoder, clips, flip=False):
     with torch.inference_mode(): found = autoencoder.encode(x.flip(-1) if flip else x)
     return [None if m is None else m.float().cpu() for m in found]
 
-# %% ../nbs/02_latent_cache.ipynb #694131b7
+# %% ../nbs/02_latent_cache.ipynb #40e17a06
 def row_shape(plan):
     "The shape of one view of one sample on disk: (C, T, h, w), or (2C, T, h, w) for moments, the mean first."
     c, *rest = plan['shape']
@@ -105,7 +105,7 @@ def encode_batch(autoencoder, clips, start, plan):
                          f'its latents are not finite in {plan["dtype"]}')
     return out, [ROW.encode(row_of(c)) for c in clips], [sums.sum(0).tolist(), square.sum(0).tolist()]
 
-# %% ../nbs/02_latent_cache.ipynb #3c172e02
+# %% ../nbs/02_latent_cache.ipynb #9fa0baa9
 FORMAT, VERSION = 'minisora.latents', 2
 
 def sample_bytes(plan):
@@ -123,7 +123,7 @@ def shard_header(plan, start):
     text += b' ' * (-(len(text) + 8) % 64)                        # the numbers begin at a multiple of 64
     return struct.pack('<Q', len(text)) + text
 
-# %% ../nbs/02_latent_cache.ipynb #fc966bd4
+# %% ../nbs/02_latent_cache.ipynb #42c0fdde
 def digest(data):
     "The first 16 hex digits of the sha256 of bytes, or of anything that JSON can hold (keys sorted)."
     if not isinstance(data, bytes): data = json.dumps(data, sort_keys=True).encode()
@@ -148,7 +148,7 @@ def identity(autoencoder):
     who = dict(name=type(autoencoder).__name__, spec=spec, weights=weights_hash(autoencoder))
     return json.loads(json.dumps(who, default=plain))
 
-# %% ../nbs/02_latent_cache.ipynb #f90f0d7f
+# %% ../nbs/02_latent_cache.ipynb #cb089c9b
 @contextmanager
 def disk_errors(part):
     "Errors of the disk become one line that says where, and what to do."
@@ -185,7 +185,7 @@ def write_json(path, data):
         f.write(json.dumps(data, indent=1, ensure_ascii=False)); f.flush(); os.fsync(f.fileno())
     os.replace(tmp, path)
 
-# %% ../nbs/02_latent_cache.ipynb #5a5cb3b1
+# %% ../nbs/02_latent_cache.ipynb #796e5b7e
 def shard_paths(part, k):
     "The three files of shard k in the making: tensors, rows of text, and the journal."
     return [part / f'latents-{k:05d}.{s}' for s in ('safetensors', 'jsonl', 'journal')]
@@ -259,7 +259,7 @@ def finished_shard(part, k):
     try: return json.loads(lines[-2])['finished']
     except (IndexError, ValueError, KeyError, TypeError): return None
 
-# %% ../nbs/02_latent_cache.ipynb #47190842
+# %% ../nbs/02_latent_cache.ipynb #0b26b930
 def make_plan(clips, autoencoder, samples, batch_size, shard_size, dtype, moments, sample_seed, per_channel,
               flips=False):
     "All that decides a cache's bytes, found with a look at the first and the last clip; `id` is its hash."
@@ -290,7 +290,7 @@ def same_plan(file, stored, plan):
             raise ValueError(f'{Path(file).parent} was made with another {k}: {stored.get(k)}, '
                              f'not {plan[k]}. Choose another path, or pass overwrite=True to make it anew')
 
-# %% ../nbs/02_latent_cache.ipynb #a90169d8
+# %% ../nbs/02_latent_cache.ipynb #f4c0a0c8
 def read_ahead(read, items):
     "read(item) for each item, one item ahead in a thread, so that decoding clips overlaps encoding them."
     with ThreadPoolExecutor(1) as pool:
@@ -330,7 +330,7 @@ def write_shard(part, plan, k, clips, autoencoder, bar=None, mine=True):
         return shard.finish()
     finally: shard.close()
 
-# %% ../nbs/02_latent_cache.ipynb #f992d49f
+# %% ../nbs/02_latent_cache.ipynb #2f94b1ae
 def ranks(rank=None, world_size=None):
     "This process's number and the count of all: as given, or as torchrun and accelerate set them, or (0, 1)."
     if (rank is None) != (world_size is None): raise ValueError('give rank and world_size, or neither')
@@ -364,7 +364,7 @@ def write_shards(path, part, plan, write, rank, world_size, patience):
                                'process holds it and hangs. Stop that one, and call again')
         time.sleep(.05)
 
-# %% ../nbs/02_latent_cache.ipynb #1cf1ce12
+# %% ../nbs/02_latent_cache.ipynb #37b9dfb1
 def published(path, plan):
     "Is the finished cache of this very plan at `path`?"
     try: return json.loads((path / 'manifest.json').read_text(encoding='utf-8'))['id'] == plan['id']
@@ -418,7 +418,7 @@ def config_of(autoencoder):
     try: return json.loads(json.dumps(dict(config or {}), default=str)) or None
     except (TypeError, ValueError): return None
 
-# %% ../nbs/02_latent_cache.ipynb #b193b444
+# %% ../nbs/02_latent_cache.ipynb #4db257d7
 @contextmanager
 def evaluating(model):
     "Put a model into evaluation mode, and back as it was."
@@ -448,7 +448,7 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
         plan = make_plan(clips, autoencoder, samples, batch_size, shard_size, dtype, moments, sample_seed,
                          per_channel, flips)
         with disk_errors(part):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.exists(): path.parent.mkdir(parents=True, exist_ok=True)
             with folder_lock(path.parent): done = prepare(path, part, plan, overwrite, world_size)
         if done: return LatentCache(path, check='size')
         with tqdm(total=samples, unit=' clips', desc=f'encoding {path.name}', disable=not progress or rank) as bar:
@@ -457,7 +457,7 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
     if shards: publish(path, part, plan, shards, config_of(autoencoder))
     return LatentCache(path, check='size')
 
-# %% ../nbs/02_latent_cache.ipynb #8c8843aa
+# %% ../nbs/02_latent_cache.ipynb #f78fac1b
 def load_manifest(path):
     "The manifest in a folder; a ValueError that names the file if it is damaged or of another version."
     file = Path(path) / 'manifest.json'
@@ -512,7 +512,7 @@ def verify(path, check=True):
     with ThreadPoolExecutor() as pool: found = list(pool.map(look, m['shards']))
     return {s['file']: p for s, p in zip(m['shards'], found) if p}
 
-# %% ../nbs/02_latent_cache.ipynb #d9a3a880
+# %% ../nbs/02_latent_cache.ipynb #3f03be43
 class MappedShards:
     "The latents of a finished cache, memory-mapped: `read(index)` gathers a batch. Can be pickled."
 
@@ -562,7 +562,7 @@ def gather(tensor, rows, out, here):
     if len(here) == len(out): np.take(tensor, rows, 0, out, 'clip')
     else: out[here] = tensor[rows]
 
-# %% ../nbs/02_latent_cache.ipynb #659e9721
+# %% ../nbs/02_latent_cache.ipynb #fd7f6569
 class Rows(Sequence):
     "The text of a finished cache, a dict for each sample (caption, source, fps, attributes); parsed when asked for."
 
@@ -589,7 +589,7 @@ class Rows(Sequence):
         raw, ends = self.text(k)
         return json.loads(raw[ends[j]:ends[j + 1]])
 
-# %% ../nbs/02_latent_cache.ipynb #d00cab81
+# %% ../nbs/02_latent_cache.ipynb #e2ba6e8c
 @lru_cache(maxsize=4)
 def coins(seed, epoch, n):
     "A fair coin for each of n samples, bool (n,): a pure function of (seed, epoch, index)."
@@ -692,7 +692,7 @@ class LatentCache(torch.utils.data.Dataset):
     @property
     def attributes(self): return [r['attributes'] for r in self.rows]
 
-# %% ../nbs/02_latent_cache.ipynb #7e6273c7
+# %% ../nbs/02_latent_cache.ipynb #4b1d96bb
 class LatentSampler(torch.utils.data.Sampler):
     """The samples that rank `rank` of `world_size` reads, in order: a pure function of (seed, epoch, rank).
 
@@ -729,7 +729,7 @@ class LatentSampler(torch.utils.data.Sampler):
         if self.uneven == 'keep': return len(range(self.rank, left, self.world_size))
         return left // self.world_size if self.uneven == 'drop' else -(-left // self.world_size)
 
-# %% ../nbs/02_latent_cache.ipynb #490c9034
+# %% ../nbs/02_latent_cache.ipynb #5f9c0065
 def repair(path, clips, autoencoder, exact=True):
     """Encode again the shards that `verify` finds bad; returns their file names.
 
@@ -756,7 +756,7 @@ def repair(path, clips, autoencoder, exact=True):
     shutil.rmtree(part)
     return bad
 
-# %% ../nbs/02_latent_cache.ipynb #ff116d15
+# %% ../nbs/02_latent_cache.ipynb #3cd21d76
 class NpyFolder(torch.utils.data.Dataset):
     """Latents in the layout of DiT's feature extraction: `*_features/0.npy`, `*_labels/0.npy`, … in `folder`.
 
