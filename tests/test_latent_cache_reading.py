@@ -284,7 +284,7 @@ loader = torch.utils.data.DataLoader(cache, 4, sampler=LatentSampler(cache, seed
 model, optimizer, loader = acc.prepare(model, torch.optim.SGD(model.parameters(), 0.1), loader)
 seen = []
 for batch in loader:
-    loss = model(batch['latents'].flatten(3)).square().mean()
+    loss = model(batch["latents"].flatten(2)).square().mean()
     acc.backward(loss); optimizer.step(); optimizer.zero_grad(); seen += batch['index'].tolist()
 print(acc.process_index, acc.num_processes, seen)
 """
