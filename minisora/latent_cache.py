@@ -12,7 +12,7 @@ __all__ = ['DTYPES', 'ROW', 'FORMAT', 'VERSION', 'views', 'statistics', 'posteri
            'gather', 'Rows', 'coins', 'LatentCache', 'LatentSampler', 'repair', 'NpyFolder', 'load_npy', 'Encoded',
            'ReadyClips', 'convert']
 
-# %% ../nbs/02_latent_cache.ipynb #efeba1e0
+# %% ../nbs/02_latent_cache.ipynb #36dd6fc3
 import dataclasses, hashlib, json, math, mmap, os, shutil, struct, time, warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 import minisora
 
-# %% ../nbs/02_latent_cache.ipynb #96f9ae02
+# %% ../nbs/02_latent_cache.ipynb #3fef6e15
 def views(plan):
     "How many views of a clip are stored: 2 if its mirror image is there too."
     return 2 if plan.get('flips') else 1
@@ -38,7 +38,7 @@ def statistics(shards, plan):
     both = lambda a, b, n: dict(mean=(a / n).tolist(), std=std(a, b, n).tolist())
     return dict(all=both(s1.sum(), s2.sum(), n * len(s1)), channel=both(s1, s2, n))
 
-# %% ../nbs/02_latent_cache.ipynb #00a798c5
+# %% ../nbs/02_latent_cache.ipynb #2816f32f
 def posterior_noise(seed, epoch, indices, shape):
     "Standard normal noise (len(indices), *shape), float32: a pure function of (seed, epoch, index)."
     out = torch.empty(len(indices), *shape)
@@ -47,7 +47,7 @@ def posterior_noise(seed, epoch, indices, shape):
         np.random.Generator(bits).standard_normal(out=o.numpy(), dtype=np.float32)
     return out
 
-# %% ../nbs/02_latent_cache.ipynb #8acf6381
+# %% ../nbs/02_latent_cache.ipynb #e34b7ff2
 #: name -> (its name in safetensors, numpy type on disk, torch type)
 DTYPES = {'float16': ('F16', np.float16, torch.float16), 'bfloat16': ('BF16', np.uint16, torch.bfloat16),
           'float32': ('F32', np.float32, torch.float32)}
@@ -61,7 +61,8 @@ def plain(x):
 ROW = json.JSONEncoder(ensure_ascii=False, default=plain)
 
 def moments_of(autoencoder, clips, flip=False):
-    """A list of Clip -> mean and log-variance, float32 on the CPU, each (B, C, T, h, w); of their mirror images
+    """A list of Clip -> mean and log-variance, float32 on the CPU, each (B, C, T, h, w); of their mirror
+    images
     if `flip`. The log-variance is None if the autoencoder gives none."""
     device = next((p.device for p in getattr(autoencoder, 'parameters', tuple)()), 'cpu')
     x = torch.stack([c.frames for c in clips]).to(device)                                 # (B, 3, T, H, W)
@@ -69,43 +70,49 @@ def moments_of(autoencoder, clips, flip=False):
     with torch.inference_mode(): found = autoencoder.encode(x.flip(-1) if flip else x)
     return [None if m is None else m.float().cpu() for m in found]
 
-# %% ../nbs/02_latent_cache.ipynb #40e17a06
+# %% ../nbs/02_latent_cache.ipynb #0f34e95a
 def row_shape(plan):
     "The shape of one view of one sample on disk: (C, T, h, w), or (2C, T, h, w) for moments, the mean first."
     c, *rest = plan['shape']
     return (c * (2 if plan['tensors'] == ['moments'] else 1), *rest)
 
-def sums_of(z, logvar=None):
-    "Sum and sum of squares by sample and channel, float64 (B, C) each; a log-variance adds its variance."
-    square = torch.linalg.vector_norm(z, dim=(2, 3, 4)).double() ** 2
-    if logvar is not None: square += logvar.exp().sum((2, 3, 4)).double()
-    return z.sum((2, 3, 4)).double(), square
+def sums_of(stored, c):
+    """Sum and sum of squares by sample and channel, float64 (2, B, C), of a view (B, C or 2C, T, h, w); a
+    log-variance adds its variance. A few samples at a time, so that they stay in the CPU's cache."""
+    out, few = [], max(1, 2 ** 16 // stored[0].numel())
+    for part in stored.split(few):
+        z = part.float()
+        square = torch.linalg.vector_norm(z[:, :c], dim=(2, 3, 4)).double() ** 2
+        if z.shape[1] > c: square += z[:, c:].exp().sum((2, 3, 4)).double()
+        out.append(torch.stack([z[:, :c].sum((2, 3, 4)).double(), square]))
+    return torch.cat(out, 1)
 
-def row_of(clip): return dict(caption=clip.caption, source=clip.source, fps=clip.fps, attributes=clip.attributes)
+def row_of(clip):
+    "What is kept of a clip beside its latents."
+    return dict(caption=clip.caption, source=clip.source, fps=clip.fps, attributes=clip.attributes)
 
 def encode_batch(autoencoder, clips, start, plan):
-    """Clips number `start`, `start` + 1, ... -> the numbers to store (B, views, *row_shape), rows of text, and
+    """Clips number `start`, `start` + 1, ... -> the numbers to store (B, views, *row_shape), rows of text,
+    and
     sums by channel, taken after rounding, so that the statistics describe what will be read."""
     c, what = plan['shape'][0], plan['tensors'][0]
     out = torch.empty(len(clips), views(plan), *row_shape(plan), dtype=DTYPES[plan['dtype']][2])
-    sums, square = torch.zeros(2, len(clips), c, dtype=torch.float64)
+    sums = torch.zeros(2, len(clips), c, dtype=torch.float64)
     for view in range(views(plan)):
         mean, logvar = moments_of(autoencoder, clips, flip=view == 1)                     # (B, C, T, h, w)
         if what == 'sample':
             ids = range(start, start + len(clips))
             mean = mean + (logvar / 2).exp() * posterior_noise(plan['seed'], view, ids, mean.shape[1:])
-        here = out[:, view]
-        here[:, :c] = mean                                                                # rounds
-        if what == 'moments': here[:, c:] = logvar
-        more = sums_of(here[:, :c].float(), here[:, c:].float() if what == 'moments' else None)
-        sums += more[0]; square += more[1]
-    if not torch.isfinite(square).all():
-        bad = int((~torch.isfinite(square)).any(1).nonzero()[0])
+        out[:, view, :c] = mean                                                           # rounds
+        if what == 'moments': out[:, view, c:] = logvar
+        sums += sums_of(out[:, view], c)
+    if not torch.isfinite(sums[1]).all():
+        bad = int((~torch.isfinite(sums[1])).any(1).nonzero()[0])
         raise ValueError(f'clip {start + bad} ({clips[bad].source}): '
                          f'its latents are not finite in {plan["dtype"]}')
-    return out, [ROW.encode(row_of(c)) for c in clips], [sums.sum(0).tolist(), square.sum(0).tolist()]
+    return out, [ROW.encode(row_of(c)) for c in clips], sums.sum(1).tolist()
 
-# %% ../nbs/02_latent_cache.ipynb #9fa0baa9
+# %% ../nbs/02_latent_cache.ipynb #386e3049
 FORMAT, VERSION = 'minisora.latents', 2
 
 def sample_bytes(plan):
@@ -123,7 +130,7 @@ def shard_header(plan, start):
     text += b' ' * (-(len(text) + 8) % 64)                        # the numbers begin at a multiple of 64
     return struct.pack('<Q', len(text)) + text
 
-# %% ../nbs/02_latent_cache.ipynb #42c0fdde
+# %% ../nbs/02_latent_cache.ipynb #5316bc19
 def digest(data):
     "The first 16 hex digits of the sha256 of bytes, or of anything that JSON can hold (keys sorted)."
     if not isinstance(data, bytes): data = json.dumps(data, sort_keys=True).encode()
@@ -148,7 +155,7 @@ def identity(autoencoder):
     who = dict(name=type(autoencoder).__name__, spec=spec, weights=weights_hash(autoencoder))
     return json.loads(json.dumps(who, default=plain))
 
-# %% ../nbs/02_latent_cache.ipynb #cb089c9b
+# %% ../nbs/02_latent_cache.ipynb #e08dcf18
 @contextmanager
 def disk_errors(part):
     "Errors of the disk become one line that says where, and what to do."
@@ -185,7 +192,7 @@ def write_json(path, data):
         f.write(json.dumps(data, indent=1, ensure_ascii=False)); f.flush(); os.fsync(f.fileno())
     os.replace(tmp, path)
 
-# %% ../nbs/02_latent_cache.ipynb #796e5b7e
+# %% ../nbs/02_latent_cache.ipynb #4f72d5f0
 def shard_paths(part, k):
     "The three files of shard k in the making: tensors, rows of text, and the journal."
     return [part / f'latents-{k:05d}.{s}' for s in ('safetensors', 'jsonl', 'journal')]
@@ -223,15 +230,18 @@ class ShardWriter:
             if [h.hexdigest() for h in hashes] != b['sha256']: break
             self.hashes, kept = hashes, kept + len(line) + 1
             self.batches.append(b); self.done += b['samples']
-        ends = len(self.header) + self.done * sample_bytes(self.plan), sum(b['text'] for b in self.batches), kept
+        ends = (len(self.header) + self.done * sample_bytes(self.plan), sum(b['text'] for b in self.batches),
+                kept)
         for f, n in zip(self.files, ends): f.seek(n); f.truncate(n)
 
     def append(self, latents, rows, sums):
         "Write one batch, then say so in the journal."
         raw, text = latents.reshape(-1).view(torch.uint8).numpy(), ''.join(r + '\n' for r in rows).encode()
         with disk_errors(self.part):
-            for f, h, b in zip((self.data, self.rows), self.hashes, (raw, text)): f.write(b); f.flush(); h.update(b)
-            b = dict(samples=len(rows), text=len(text), sha256=[h.hexdigest() for h in self.hashes], sums=sums)
+            for f, h, b in zip((self.data, self.rows), self.hashes, (raw, text)):
+                f.write(b); f.flush(); h.update(b)
+            b = dict(samples=len(rows), text=len(text), sha256=[h.hexdigest() for h in self.hashes],
+                     sums=sums)
             self.journal.write(json.dumps(b).encode() + b'\n'); self.journal.flush()
         self.batches.append(b); self.done += len(rows)
 
@@ -259,7 +269,7 @@ def finished_shard(part, k):
     try: return json.loads(lines[-2])['finished']
     except (IndexError, ValueError, KeyError, TypeError): return None
 
-# %% ../nbs/02_latent_cache.ipynb #0b26b930
+# %% ../nbs/02_latent_cache.ipynb #5e5caac5
 def make_plan(clips, autoencoder, samples, batch_size, shard_size, dtype, moments, sample_seed, per_channel,
               flips=False):
     "All that decides a cache's bytes, found with a look at the first and the last clip; `id` is its hash."
@@ -267,9 +277,11 @@ def make_plan(clips, autoencoder, samples, batch_size, shard_size, dtype, moment
     if samples < 1: raise ValueError('no clips to encode: the dataset is empty')
     if batch_size < 1: raise ValueError(f'batch_size must be at least 1, not {batch_size}')
     first, last = clips[0], clips[samples - 1]
-    mean, logvar = moments_of(autoencoder, [first])                                       # each (1, C, T, h, w)
+    # each (1, C, T, h, w)
+    mean, logvar = moments_of(autoencoder, [first])
     if mean.ndim != 5:
-        raise ValueError(f'{type(autoencoder).__name__}.encode must give (B, C, T, h, w), not {tuple(mean.shape)}')
+        raise ValueError(f'{type(autoencoder).__name__}.encode must give (B, C, T, h, w), not '
+                         f'{tuple(mean.shape)}')
     if logvar is None and (moments or sample_seed is not None):
         raise ValueError(f'{type(autoencoder).__name__} gives no log-variance: no moments, no sample_seed')
     look = lambda c: [digest(c.frames.numpy().tobytes()), c.caption, c.source]
@@ -290,7 +302,7 @@ def same_plan(file, stored, plan):
             raise ValueError(f'{Path(file).parent} was made with another {k}: {stored.get(k)}, '
                              f'not {plan[k]}. Choose another path, or pass overwrite=True to make it anew')
 
-# %% ../nbs/02_latent_cache.ipynb #f4c0a0c8
+# %% ../nbs/02_latent_cache.ipynb #bf79dde6
 def read_ahead(read, items):
     "read(item) for each item, one item ahead in a thread, so that decoding clips overlaps encoding them."
     with ThreadPoolExecutor(1) as pool:
@@ -330,7 +342,7 @@ def write_shard(part, plan, k, clips, autoencoder, bar=None, mine=True):
         return shard.finish()
     finally: shard.close()
 
-# %% ../nbs/02_latent_cache.ipynb #2f94b1ae
+# %% ../nbs/02_latent_cache.ipynb #fc4ddc40
 def ranks(rank=None, world_size=None):
     "This process's number and the count of all: as given, or as torchrun and accelerate set them, or (0, 1)."
     if (rank is None) != (world_size is None): raise ValueError('give rank and world_size, or neither')
@@ -364,7 +376,7 @@ def write_shards(path, part, plan, write, rank, world_size, patience):
                                'process holds it and hangs. Stop that one, and call again')
         time.sleep(.05)
 
-# %% ../nbs/02_latent_cache.ipynb #37b9dfb1
+# %% ../nbs/02_latent_cache.ipynb #6d81cc57
 def published(path, plan):
     "Is the finished cache of this very plan at `path`?"
     try: return json.loads((path / 'manifest.json').read_text(encoding='utf-8'))['id'] == plan['id']
@@ -418,7 +430,7 @@ def config_of(autoencoder):
     try: return json.loads(json.dumps(dict(config or {}), default=str)) or None
     except (TypeError, ValueError): return None
 
-# %% ../nbs/02_latent_cache.ipynb #4db257d7
+# %% ../nbs/02_latent_cache.ipynb #473de6c5
 @contextmanager
 def evaluating(model):
     "Put a model into evaluation mode, and back as it was."
@@ -436,8 +448,10 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
     `clips[i]` is a `Clip`; `autoencoder.encode` takes (B, 3, T, H, W) in [-1, 1] and gives mean and
     log-variance, each (B, C, T, h, w). Stored is the mean, or both (`moments`), or one sample
     (`sample_seed`), as float16, bfloat16 or float32, and with `flips` the same of the mirror image, in shards
-    of `shard_size` samples (default: 64 MiB). `per_channel` asks for normalisation by channel on reading. Until
-    all is done the work stands in `path`.part; after an interruption the same call goes on from there and gives
+    of `shard_size` samples (default: 64 MiB). `per_channel` asks for normalisation by channel on reading.
+    Until
+    all is done the work stands in `path`.part; after an interruption the same call goes on from there and
+    gives
     the same bytes. Ranks (`rank` of `world_size`; default: the environment of torchrun and accelerate) share
     the work; one that hangs is an error after `patience` seconds.
     ValueError: another cache is in the way (`overwrite` replaces it once the new one is whole), clips of
@@ -451,13 +465,14 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
             if not path.parent.exists(): path.parent.mkdir(parents=True, exist_ok=True)
             with folder_lock(path.parent): done = prepare(path, part, plan, overwrite, world_size)
         if done: return LatentCache(path, check='size')
-        with tqdm(total=samples, unit=' clips', desc=f'encoding {path.name}', disable=not progress or rank) as bar:
+        with tqdm(total=samples, unit=' clips', desc=f'encoding {path.name}', disable=not progress
+                  or rank) as bar:
             write = lambda k: write_shard(part, plan, k, clips, autoencoder, bar, k % world_size == rank)
             shards = write_shards(path, part, plan, write, rank, world_size, patience)
     if shards: publish(path, part, plan, shards, config_of(autoencoder))
     return LatentCache(path, check='size')
 
-# %% ../nbs/02_latent_cache.ipynb #f78fac1b
+# %% ../nbs/02_latent_cache.ipynb #f5d4e8d3
 def load_manifest(path):
     "The manifest in a folder; a ValueError that names the file if it is damaged or of another version."
     file = Path(path) / 'manifest.json'
@@ -512,7 +527,7 @@ def verify(path, check=True):
     with ThreadPoolExecutor() as pool: found = list(pool.map(look, m['shards']))
     return {s['file']: p for s, p in zip(m['shards'], found) if p}
 
-# %% ../nbs/02_latent_cache.ipynb #3f03be43
+# %% ../nbs/02_latent_cache.ipynb #f9862a62
 class MappedShards:
     "The latents of a finished cache, memory-mapped: `read(index)` gathers a batch. Can be pickled."
 
@@ -525,7 +540,8 @@ class MappedShards:
     def __getstate__(self): return self.__dict__ | dict(maps={})
 
     def shard(self, k):
-        "Shard k: its memory map, the place of its numbers, and these as a tensor (samples · views, C, T, h, w)."
+        """Shard k: its memory map, the place of its numbers, and these as a tensor (samples · views, C, T, h,
+        w)."""
         if k not in self.maps:
             s, kind = self.manifest['shards'][k], DTYPES[self.manifest['dtype']][2]
             with open(self.path / s['file'], 'rb') as f:                              # a private view: nobody
@@ -543,7 +559,8 @@ class MappedShards:
             whole.madvise(mmap.MADV_WILLNEED, start, offset + (row + 1) * self.row_bytes - start)
 
     def read(self, index, view=0):
-        "The latents of samples `index` (B,) int64 as they are stored, (B, C, T, h, w); `view` 1 is the mirror image."
+        """The latents of samples `index` (B,) int64 as they are stored, (B, C, T, h, w); `view` 1 is the
+        mirror image."""
         index, size = index * self.views + view, self.manifest['shard_size'] * self.views
         out = torch.empty(len(index), *self.shape, dtype=DTYPES[self.manifest['dtype']][2])
         shards = index // size
@@ -562,9 +579,10 @@ def gather(tensor, rows, out, here):
     if len(here) == len(out): np.take(tensor, rows, 0, out, 'clip')
     else: out[here] = tensor[rows]
 
-# %% ../nbs/02_latent_cache.ipynb #fd7f6569
+# %% ../nbs/02_latent_cache.ipynb #f9e6d64e
 class Rows(Sequence):
-    "The text of a finished cache, a dict for each sample (caption, source, fps, attributes); parsed when asked for."
+    """The text of a finished cache, a dict for each sample (caption, source, fps, attributes); parsed when
+    asked for."""
 
     def __init__(self, path, manifest): self.path, self.manifest, self.texts = Path(path), manifest, {}
     def __getstate__(self): return self.__dict__ | dict(texts={})
@@ -575,7 +593,8 @@ class Rows(Sequence):
         if k not in self.texts:
             s = self.manifest['shards'][k]
             with open(self.path / s['rows'], 'rb') as f:
-                raw = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(f.fileno()).st_size else b''
+                raw = mmap.mmap(f.fileno(), 0,
+                                access=mmap.ACCESS_READ) if os.fstat(f.fileno()).st_size else b''
             ends = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord('\n')) + 1
             if len(ends) != s['samples']:
                 raise ValueError(f'{self.path / s["rows"]} has {len(ends)} lines for {s["samples"]} samples')
@@ -589,7 +608,7 @@ class Rows(Sequence):
         raw, ends = self.text(k)
         return json.loads(raw[ends[j]:ends[j + 1]])
 
-# %% ../nbs/02_latent_cache.ipynb #e2ba6e8c
+# %% ../nbs/02_latent_cache.ipynb #a79d84f2
 @lru_cache(maxsize=4)
 def coins(seed, epoch, n):
     "A fair coin for each of n samples, bool (n,): a pure function of (seed, epoch, index)."
@@ -601,11 +620,13 @@ class LatentCache(torch.utils.data.Dataset):
 
     `vocabulary` is anything with `encode(caption) -> LongTensor (slots,)`, or the name of an integer
     attribute, such as 'label'. `check=True` compares the sha256 of every file on opening, 'size' only heads
-    and sizes. With `autoencoder` it is an error if another one encoded. A cache of moments is sampled anew for
+    and sizes. With `autoencoder` it is an error if another one encoded. A cache of moments is sampled anew
+    for
     each (seed, epoch, index), or gives means with `sample=False`; one with mirror images shows each sample
     as it is or flipped, by (seed, epoch, index), or never flipped with `flip=False`. `raw=True` gives what is
     stored: its type, not normalised, moments not sampled; half the bytes to move to a GPU, where `normalise`
-    does the rest. FileNotFoundError, ValueError: the cache is not there, or not whole; the message names the file."""
+    does the rest. FileNotFoundError, ValueError: the cache is not there, or not whole; the message names the
+    file."""
 
     def __init__(self, path, vocabulary=None, check=True, per_channel=None, autoencoder=None, seed=0,
                  sample=True, flip=True, raw=False):
@@ -633,8 +654,10 @@ class LatentCache(torch.utils.data.Dataset):
     def encode(self, vocabulary):
         "The condition of every sample, int64 (N, slots)."
         if isinstance(vocabulary, str):
-            bad = next((i for i, a in enumerate(self.attributes) if not isinstance(a.get(vocabulary), int)), None)
-            if bad is not None: raise ValueError(f'{self.path}: sample {bad} has no integer attribute {vocabulary!r}')
+            bad = next((i for i, a in enumerate(self.attributes) if not isinstance(a.get(vocabulary), int)),
+                       None)
+            if bad is not None:
+                raise ValueError(f'{self.path}: sample {bad} has no integer attribute {vocabulary!r}')
             return torch.tensor([[a[vocabulary]] for a in self.attributes])
         captions = self.captions
         ids = {c: torch.as_tensor(vocabulary.encode(c)) for c in dict.fromkeys(captions)}
@@ -692,20 +715,23 @@ class LatentCache(torch.utils.data.Dataset):
     @property
     def attributes(self): return [r['attributes'] for r in self.rows]
 
-# %% ../nbs/02_latent_cache.ipynb #4b1d96bb
+# %% ../nbs/02_latent_cache.ipynb #0fa7273c
 class LatentSampler(torch.utils.data.Sampler):
     """The samples that rank `rank` of `world_size` reads, in order: a pure function of (seed, epoch, rank).
 
-    `samples` is how many there are, or a dataset; `uneven` is 'wrap', 'drop' or 'keep' (see above). Move on with
+    `samples` is how many there are, or a dataset; `uneven` is 'wrap', 'drop' or 'keep' (see above). Move on
+    with
     `set_epoch(epoch)`; `set_epoch(epoch, start)` goes on after `start` samples, those of all ranks counted,
-    until the next `set_epoch`. With accelerate, which splits a loader itself, leave rank and world_size alone."""
+    until the next `set_epoch`. With accelerate, which splits a loader itself, leave rank and world_size
+    alone."""
 
     def __init__(self, samples, seed=0, rank=0, world_size=1, shuffle=True, uneven='wrap'):
         self.samples = samples if isinstance(samples, int) else len(samples)
         if not 0 <= rank < world_size: raise ValueError(f'rank {rank} is not one of world_size {world_size}')
         if uneven not in ('wrap', 'drop', 'keep'):
             raise ValueError(f"uneven must be 'wrap', 'drop' or 'keep', not {uneven!r}")
-        self.seed, self.rank, self.world_size, self.shuffle, self.uneven = seed, rank, world_size, shuffle, uneven
+        self.seed, self.rank, self.world_size, self.shuffle, self.uneven = (seed, rank, world_size, shuffle,
+                                                                            uneven)
         self.set_epoch(0)
 
     def set_epoch(self, epoch, start=0):
@@ -729,7 +755,7 @@ class LatentSampler(torch.utils.data.Sampler):
         if self.uneven == 'keep': return len(range(self.rank, left, self.world_size))
         return left // self.world_size if self.uneven == 'drop' else -(-left // self.world_size)
 
-# %% ../nbs/02_latent_cache.ipynb #5f9c0065
+# %% ../nbs/02_latent_cache.ipynb #dd2224a0
 def repair(path, clips, autoencoder, exact=True):
     """Encode again the shards that `verify` finds bad; returns their file names.
 
@@ -756,12 +782,13 @@ def repair(path, clips, autoencoder, exact=True):
     shutil.rmtree(part)
     return bad
 
-# %% ../nbs/02_latent_cache.ipynb #3cd21d76
+# %% ../nbs/02_latent_cache.ipynb #516ab6e1
 class NpyFolder(torch.utils.data.Dataset):
     """Latents in the layout of DiT's feature extraction: `*_features/0.npy`, `*_labels/0.npy`, … in `folder`.
 
     `data[i]` -> dict(latents float32 (C, T, h, w), condition int64 (1,), index). A file holds (C, h, w), or
-    (T, C, h, w), or with `axes='CTHW'` (C, T, h, w), in front of it an axis of length 1 or none. FileNotFoundError,
+    (T, C, h, w), or with `axes='CTHW'` (C, T, h, w), in front of it an axis of length 1 or none.
+    FileNotFoundError,
     ValueError: a folder or a label is missing, a file is no latent; the message names it."""
 
     def __init__(self, folder, axes='TCHW'):
@@ -788,8 +815,10 @@ class NpyFolder(torch.utils.data.Dataset):
         z, y = load_npy(file), load_npy(label)
         if z.ndim == 5 and len(z) == 1: z = z[0]
         if z.ndim == 3: z = z[None] if self.axes == 'TCHW' else z[:, None]
-        if z.ndim != 4 or z.dtype.kind != 'f': raise ValueError(f'{file} holds {z.dtype} {z.shape}: no latent')
-        if y.size != 1 or y.dtype.kind not in 'iu': raise ValueError(f'{label} holds {y.dtype} {y.shape}: no label')
+        if z.ndim != 4 or z.dtype.kind != 'f':
+            raise ValueError(f'{file} holds {z.dtype} {z.shape}: no latent')
+        if y.size != 1 or y.dtype.kind not in 'iu':
+            raise ValueError(f'{label} holds {y.dtype} {y.shape}: no label')
         z = torch.from_numpy(z.astype(np.float32))
         return dict(latents=z.transpose(0, 1).contiguous() if self.axes == 'TCHW' else z,
                     condition=torch.tensor([int(y.item())]), index=i)
@@ -815,10 +844,13 @@ class ReadyClips:
                                source=f'{file.parent.name}/{file.name}')
 
 def convert(folder, path, made_by='', axes='TCHW', batch_size=256, **options):
-    """A folder of `.npy` latents (see `NpyFolder`) -> a cache at `path`, opened; options as for `write_cache`.
+    """A folder of `.npy` latents (see `NpyFolder`) -> a cache at `path`, opened; options as for
+    `write_cache`.
 
-    The labels become the attribute 'label': `LatentCache(path, 'label')` gives them as conditions. ValueError:
+    The labels become the attribute 'label': `LatentCache(path, 'label')` gives them as conditions.
+    ValueError:
     `flips` or `moments` are asked for, which cannot be made of ready latents."""
-    if options.get('flips'): raise ValueError('a mirrored latent is not the latent of a mirrored clip: no flips here')
+    if options.get('flips'):
+        raise ValueError('a mirrored latent is not the latent of a mirrored clip: no flips here')
     clips = ReadyClips(NpyFolder(folder, axes))
     return write_cache(path, clips, Encoded(made_by), batch_size=batch_size, **options)
