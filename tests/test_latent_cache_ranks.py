@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,13 +124,25 @@ def test_a_rank_that_another_overtakes(tmp_path, monkeypatch):
     assert content(tmp_path / "c") == whole(tmp_path)
 
 
-def test_a_rank_that_hangs(tmp_path):
+@pytest.mark.parametrize("alive", [0, 20])
+def test_a_rank_that_hangs(tmp_path, monkeypatch, alive):
+    "A shard that is locked and does not grow is an error after `patience`; as long as it grows it is waited for."
     with pytest.raises(Stop):
         write_cache(tmp_path / "c", Stopping(9, 60), Tiny(), batch_size=4, shard_size=8, progress=False)
-    with open(tmp_path / "c.part/latents-00001.journal", "rb") as held:
+    clock = [0]
+
+    with open(tmp_path / "c.part/latents-00001.journal", "ab", buffering=0) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(TimeoutError, match=r"latents-00001.safetensors has not grown for 0.2 s"):
-            write(tmp_path / "c", n=60, rank=0, world_size=2, patience=0.2)
+
+        def sleep(_):
+            clock[0] += 1
+            if clock[0] <= alive: held.write(b"x")
+
+        with monkeypatch.context() as m:
+            m.setattr(lc, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+            with pytest.raises(TimeoutError, match=r"latents-00001.safetensors has not grown for 10 s"):
+                write(tmp_path / "c", n=60, rank=0, world_size=2, patience=10)
+    assert alive + 10 <= clock[0] <= alive + 12
     write(tmp_path / "c", n=60)
     assert content(tmp_path / "c") == whole(tmp_path)
 
