@@ -229,6 +229,9 @@ def test_ranks_share_an_epoch(n, world_size):
     assert sorted(sum(keep, [])) == list(range(n)), "each sample exactly once"
     wrap = shares(n, world_size)
     assert set(sum(wrap, [])) == set(range(n)) and {len(s) for s in wrap} == {-(-n // world_size)}
+    (order,) = shares(n, 1)
+    together = [i for step in zip(*wrap) for i in step]
+    assert together == (order * 3)[:len(together)], "one permutation, which begins again where it ends"
     drop = sum(shares(n, world_size, uneven="drop"), [])
     assert len(set(drop)) == len(drop) == n // world_size * world_size
 
