@@ -12,7 +12,7 @@ __all__ = ['DTYPES', 'ROW', 'FORMAT', 'VERSION', 'views', 'statistics', 'posteri
            'gather', 'Rows', 'coins', 'LatentCache', 'LatentSampler', 'repair', 'NpyFolder', 'load_npy', 'Encoded',
            'ReadyClips', 'convert']
 
-# %% ../nbs/02_latent_cache.ipynb #70c673a8
+# %% ../nbs/02_latent_cache.ipynb #c6e81ceb
 import dataclasses, hashlib, json, math, mmap, os, shutil, struct, time, warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 import minisora
 
-# %% ../nbs/02_latent_cache.ipynb #1b61035f
+# %% ../nbs/02_latent_cache.ipynb #42132db0
 def views(plan):
     "How many views of a clip are stored: 2 if its mirror image is there too."
     return 2 if plan.get('flips') else 1
@@ -38,7 +38,7 @@ def statistics(shards, plan):
     both = lambda a, b, n: dict(mean=(a / n).tolist(), std=std(a, b, n).tolist())
     return dict(all=both(s1.sum(), s2.sum(), n * len(s1)), channel=both(s1, s2, n))
 
-# %% ../nbs/02_latent_cache.ipynb #2ac4ffd0
+# %% ../nbs/02_latent_cache.ipynb #b20bd656
 def posterior_noise(seed, epoch, indices, shape):
     "Standard normal noise (len(indices), *shape), float32: a pure function of (seed, epoch, index)."
     out = torch.empty(len(indices), *shape)
@@ -47,7 +47,7 @@ def posterior_noise(seed, epoch, indices, shape):
         np.random.Generator(bits).standard_normal(out=o.numpy(), dtype=np.float32)
     return out
 
-# %% ../nbs/02_latent_cache.ipynb #44beb7a1
+# %% ../nbs/02_latent_cache.ipynb #1988874c
 #: name -> (its name in safetensors, numpy type on disk, torch type)
 DTYPES = {'float16': ('F16', np.float16, torch.float16), 'bfloat16': ('BF16', np.uint16, torch.bfloat16),
           'float32': ('F32', np.float32, torch.float32)}
@@ -70,7 +70,7 @@ def moments_of(autoencoder, clips, flip=False):
     with torch.inference_mode(): found = autoencoder.encode(x.flip(-1) if flip else x)
     return [None if m is None else m.float().cpu() for m in found]
 
-# %% ../nbs/02_latent_cache.ipynb #07d85e13
+# %% ../nbs/02_latent_cache.ipynb #97378f99
 def row_shape(plan):
     "The shape of one view of one sample on disk: (C, T, h, w), or (2C, T, h, w) for moments, the mean first."
     c, *rest = plan['shape']
@@ -112,7 +112,7 @@ def encode_batch(autoencoder, clips, start, plan):
                          f'its latents are not finite in {plan["dtype"]}')
     return out, [ROW.encode(row_of(c)) for c in clips], sums.sum(1).tolist()
 
-# %% ../nbs/02_latent_cache.ipynb #cb081442
+# %% ../nbs/02_latent_cache.ipynb #5b4a19b0
 FORMAT, VERSION = 'minisora.latents', 2
 
 def sample_bytes(plan):
@@ -130,7 +130,7 @@ def shard_header(plan, start):
     text += b' ' * (-(len(text) + 8) % 64)                        # the numbers begin at a multiple of 64
     return struct.pack('<Q', len(text)) + text
 
-# %% ../nbs/02_latent_cache.ipynb #b18bc765
+# %% ../nbs/02_latent_cache.ipynb #42235b1b
 def digest(data):
     "The first 16 hex digits of the sha256 of bytes, or of anything that JSON can hold (keys sorted)."
     if not isinstance(data, bytes): data = json.dumps(data, sort_keys=True).encode()
@@ -155,7 +155,7 @@ def identity(autoencoder):
     who = dict(name=type(autoencoder).__name__, spec=spec, weights=weights_hash(autoencoder))
     return json.loads(json.dumps(who, default=plain))
 
-# %% ../nbs/02_latent_cache.ipynb #1b9ff1ab
+# %% ../nbs/02_latent_cache.ipynb #0252ff9f
 @contextmanager
 def disk_errors(part):
     "Errors of the disk become one line that says where, and what to do."
@@ -192,7 +192,7 @@ def write_json(path, data):
         f.write(json.dumps(data, indent=1, ensure_ascii=False)); f.flush(); os.fsync(f.fileno())
     os.replace(tmp, path)
 
-# %% ../nbs/02_latent_cache.ipynb #c192ab88
+# %% ../nbs/02_latent_cache.ipynb #a9b3a387
 def shard_paths(part, k):
     "The three files of shard k in the making: tensors, rows of text, and the journal."
     return [part / f'latents-{k:05d}.{s}' for s in ('safetensors', 'jsonl', 'journal')]
@@ -269,7 +269,7 @@ def finished_shard(part, k):
     try: return json.loads(lines[-2])['finished']
     except (IndexError, ValueError, KeyError, TypeError): return None
 
-# %% ../nbs/02_latent_cache.ipynb #05c9fb86
+# %% ../nbs/02_latent_cache.ipynb #7ba7c344
 def make_plan(clips, autoencoder, samples, batch_size, shard_size, dtype, moments, sample_seed, per_channel,
               flips=False):
     "All that decides a cache's bytes, found with a look at the first and the last clip; `id` is its hash."
@@ -302,7 +302,7 @@ def same_plan(file, stored, plan):
             raise ValueError(f'{Path(file).parent} was made with another {k}: {stored.get(k)}, '
                              f'not {plan[k]}. Choose another path, or pass overwrite=True to make it anew')
 
-# %% ../nbs/02_latent_cache.ipynb #b2263703
+# %% ../nbs/02_latent_cache.ipynb #1df5768a
 def read_ahead(read, items):
     "read(item) for each item, one item ahead in a thread, so that decoding clips overlaps encoding them."
     with ThreadPoolExecutor(1) as pool:
@@ -342,7 +342,7 @@ def write_shard(part, plan, k, clips, autoencoder, bar=None, mine=True):
         return shard.finish()
     finally: shard.close()
 
-# %% ../nbs/02_latent_cache.ipynb #baa926a7
+# %% ../nbs/02_latent_cache.ipynb #e4457d1b
 def ranks(rank=None, world_size=None):
     "This process's number and the count of all: as given, or as torchrun and accelerate set them, or (0, 1)."
     if (rank is None) != (world_size is None): raise ValueError('give rank and world_size, or neither')
@@ -376,7 +376,7 @@ def write_shards(path, part, plan, write, rank, world_size, patience):
                                'process holds it and hangs. Stop that one, and call again')
         time.sleep(.05)
 
-# %% ../nbs/02_latent_cache.ipynb #bb5f2d7c
+# %% ../nbs/02_latent_cache.ipynb #f29cab5b
 def published(path, plan):
     "Is the finished cache of this very plan at `path`?"
     try: return json.loads((path / 'manifest.json').read_text(encoding='utf-8'))['id'] == plan['id']
@@ -430,7 +430,7 @@ def config_of(autoencoder):
     try: return json.loads(json.dumps(dict(config or {}), default=str)) or None
     except (TypeError, ValueError): return None
 
-# %% ../nbs/02_latent_cache.ipynb #14baa6ce
+# %% ../nbs/02_latent_cache.ipynb #4dc05ed8
 @contextmanager
 def evaluating(model):
     "Put a model into evaluation mode, and back as it was."
@@ -472,7 +472,7 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
     if shards: publish(path, part, plan, shards, config_of(autoencoder))
     return LatentCache(path, check='size')
 
-# %% ../nbs/02_latent_cache.ipynb #4e88953c
+# %% ../nbs/02_latent_cache.ipynb #03275dff
 def load_manifest(path):
     "The manifest in a folder; a ValueError that names the file if it is damaged or of another version."
     file = Path(path) / 'manifest.json'
@@ -527,7 +527,7 @@ def verify(path, check=True):
     with ThreadPoolExecutor() as pool: found = list(pool.map(look, m['shards']))
     return {s['file']: p for s, p in zip(m['shards'], found) if p}
 
-# %% ../nbs/02_latent_cache.ipynb #311ed6b3
+# %% ../nbs/02_latent_cache.ipynb #5ff7550d
 class MappedShards:
     "The latents of a finished cache, memory-mapped: `read(index)` gathers a batch. Can be pickled."
 
@@ -579,7 +579,7 @@ def gather(tensor, rows, out, here):
     if len(here) == len(out): np.take(tensor, rows, 0, out, 'clip')
     else: out[here] = tensor[rows]
 
-# %% ../nbs/02_latent_cache.ipynb #eb73f741
+# %% ../nbs/02_latent_cache.ipynb #ae340e20
 class Rows(Sequence):
     """The text of a finished cache, a dict for each sample (caption, source, fps, attributes); parsed when
     asked for."""
@@ -608,7 +608,7 @@ class Rows(Sequence):
         raw, ends = self.text(k)
         return json.loads(raw[ends[j]:ends[j + 1]])
 
-# %% ../nbs/02_latent_cache.ipynb #dee50e9a
+# %% ../nbs/02_latent_cache.ipynb #7aabc3b2
 @lru_cache(maxsize=4)
 def coins(seed, epoch, n):
     "A fair coin for each of n samples, bool (n,): a pure function of (seed, epoch, index)."
@@ -721,7 +721,7 @@ class LatentCache(torch.utils.data.Dataset):
         "What is known of every sample, read from the files."
         return [r['attributes'] for r in self.rows]
 
-# %% ../nbs/02_latent_cache.ipynb #af883158
+# %% ../nbs/02_latent_cache.ipynb #54619f97
 class LatentSampler(torch.utils.data.Sampler):
     """The samples that rank `rank` of `world_size` reads, in order: a pure function of (seed, epoch, rank).
 
@@ -761,7 +761,7 @@ class LatentSampler(torch.utils.data.Sampler):
         if self.uneven == 'keep': return len(range(self.rank, left, self.world_size))
         return left // self.world_size if self.uneven == 'drop' else -(-left // self.world_size)
 
-# %% ../nbs/02_latent_cache.ipynb #dc1ebf13
+# %% ../nbs/02_latent_cache.ipynb #6c500ef9
 def repair(path, clips, autoencoder, exact=True):
     """Encode again the shards that `verify` finds bad; returns their file names.
 
@@ -788,7 +788,7 @@ def repair(path, clips, autoencoder, exact=True):
     shutil.rmtree(part)
     return bad
 
-# %% ../nbs/02_latent_cache.ipynb #1fb7f21d
+# %% ../nbs/02_latent_cache.ipynb #d45cd1a9
 class NpyFolder(torch.utils.data.Dataset):
     """Latents in the layout of DiT's feature extraction: `*_features/0.npy`, `*_labels/0.npy`, … in `folder`.
 
