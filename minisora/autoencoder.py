@@ -13,7 +13,7 @@ __all__ = ['FAMILIES', 'KINDS', 'Moments', 'Spec', 'check_clips', 'check_latents
            'spoilt', 'Eyes', 'train_eyes', 'Critic', 'VideoLoss', 'busy_window', 'save_state', 'load_state', 'Windows',
            'train_video_vae', 'mean_terms', 'video_step', 'autoencoder_by_name']
 
-# %% ../nbs/01_autoencoder.ipynb #61aed63a
+# %% ../nbs/01_autoencoder.ipynb #1f23cea8
 import json, math, os, tempfile, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .clips import to_float
 
-# %% ../nbs/01_autoencoder.ipynb #b06e5e3f
+# %% ../nbs/01_autoencoder.ipynb #1082bb5f
 class Moments(NamedTuple):
     "A Gaussian per latent number: `mean` and `logvar` (log-variance), each (B, C, T, h, w)."
     mean: torch.Tensor
@@ -54,7 +54,7 @@ class Moments(NamedTuple):
         appendix B)."""
         return .5 * (self.mean ** 2 + self.logvar.exp() - 1 - self.logvar)
 
-# %% ../nbs/01_autoencoder.ipynb #eda5c72d
+# %% ../nbs/01_autoencoder.ipynb #3a64fe17
 @dataclass(frozen=True)
 class Spec:
     """What other modules must know of an autoencoder; `scale` and `shift` are already applied by encode and
@@ -84,7 +84,7 @@ class Spec:
         ft, fh, fw = self.factors
         return 3, (1 + (frames - 1) * ft if self.first_alone else frames * ft), height * fh, width * fw
 
-# %% ../nbs/01_autoencoder.ipynb #dc4769f9
+# %% ../nbs/01_autoencoder.ipynb #3e6ac964
 def check_clips(x, spec):
     "Raise a ValueError that names what is wrong with clips (B, 3, T, H, W) for this autoencoder."
     if x.ndim != 5: raise ValueError(f'{spec.name}: clips must be (B, 3, T, H, W), not {tuple(x.shape)}')
@@ -104,7 +104,7 @@ def check_latents(z, spec):
         raise ValueError(f'{spec.name}: latents have {spec.channels} channels, these have {z.shape[1]}')
     if not torch.isfinite(z).all(): raise ValueError(f'{spec.name}: the latents hold NaN or infinite values')
 
-# %% ../nbs/01_autoencoder.ipynb #b4c37d09
+# %% ../nbs/01_autoencoder.ipynb #a91551fb
 def load_strict(model, path, device='cpu'):
     """Load a safetensors file into a model; a missing, left-over or wrongly shaped tensor is an error that
     names it."""
@@ -119,7 +119,7 @@ def load_strict(model, path, device='cpu'):
             raise ValueError(f'{path}: {name} has shape {tuple(t.shape)}, not {tuple(want[name].shape)}')
     model.load_state_dict(found, strict=True)
 
-# %% ../nbs/01_autoencoder.ipynb #4b63ff42
+# %% ../nbs/01_autoencoder.ipynb #8613873a
 class Pretrained(PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained`, `push_to_hub` as elsewhere in the Hugging Face world, but strict:
     safetensors only, nothing is unpickled, and every field and tensor must be there and fit."""
@@ -159,7 +159,7 @@ class Pretrained(PyTorchModelHubMixin):
         load_strict(model, path, map_location)
         return model.to(map_location).eval()
 
-# %% ../nbs/01_autoencoder.ipynb #93b6d7e2
+# %% ../nbs/01_autoencoder.ipynb #2629698a
 class Autoencoder(nn.Module, Pretrained):
     "The three calls that every autoencoder here has: `encode`, `decode`, `spec`."
     def encode(self, x):
@@ -176,7 +176,7 @@ class Autoencoder(nn.Module, Pretrained):
         "Reconstruction of clips (B, 3, T, H, W) by way of the mean latent."
         return self.decode(self.encode(x).mode)
 
-# %% ../nbs/01_autoencoder.ipynb #d132062c
+# %% ../nbs/01_autoencoder.ipynb #9ff2b020
 def to_frames(x):
     "Clips (B, C, T, H, W) -> frames (B·T, C, H, W)."
     return x.transpose(1, 2).flatten(0, 1)
@@ -208,7 +208,7 @@ def set_pca(ae, rows):
     ae.skip_out.weight.copy_((v * s).T.reshape(ae.skip_out.weight.shape))
     ae.skip_out.bias.copy_(mean.reshape(3, -1).mean(1))
 
-# %% ../nbs/01_autoencoder.ipynb #79a47a17
+# %% ../nbs/01_autoencoder.ipynb #3a6b73b2
 class seeded:
     "`with seeded(0):` new layers start from this seed, and the global generator is left as it was."
     def __init__(self, seed): self.seed = seed
@@ -223,7 +223,7 @@ def zero(layer):
     nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/01_autoencoder.ipynb #ccbf13ce
+# %% ../nbs/01_autoencoder.ipynb #52b36bec
 class ImageVAE(Autoencoder):
     """A per-frame VAE: 8×8 pixels a latent, a linear path (`init_pca`) plus a small conv net on top of it.
 
@@ -277,7 +277,7 @@ class Smoother(nn.Sequential):
             nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0), padding_mode='replicate'), nn.SiLU(),
             zero(nn.Conv3d(width, channels, 3, **pad)))
 
-# %% ../nbs/01_autoencoder.ipynb #6ee64463
+# %% ../nbs/01_autoencoder.ipynb #dc3ec4ef
 def hold(clips, seed=0, most=1024, megabytes=512):
     """A random choice of a dataset of Clip (or of a uint8 tensor) as one uint8 tensor (N, 3, T, H, W) in
     memory."""
@@ -313,7 +313,7 @@ def window_length(spec, frames, available):
         raise ValueError(f'{spec.name}: {frames or available} frames are too few, it needs {factor} at least')
     return n
 
-# %% ../nbs/01_autoencoder.ipynb #6f24bad7
+# %% ../nbs/01_autoencoder.ipynb #cdc512ad
 def reconstruction_weight(x, foreground):
     """1 where a clip (B, 3, T, H, W) is black, 1 + `foreground` within 2 pixels of what is not: (B, 1, T,
     H, W)."""
@@ -335,7 +335,7 @@ def vae_loss(ae, x, generator, kl=1e-6, noise=.3, foreground=4., lowpass=0.):
     if lowpass: error = error + lowpass * (F.avg_pool2d(to_frames(off), 8) ** 2).mean()
     return error + kl * divergence, error, divergence
 
-# %% ../nbs/01_autoencoder.ipynb #89474653
+# %% ../nbs/01_autoencoder.ipynb #6b22e818
 def train_step(ae, optimiser, x, generator, **weights):
     """One optimiser step on clips x, `weights` as in `vae_loss`; a non-finite loss raises before any weight
     changes. Returns loss, error, KL."""
@@ -362,7 +362,7 @@ def countdown(steps, seconds, progress, name, since=(0, 0.)):
             done = step / steps if steps else (time.perf_counter() - start) / seconds
             bar.update(min(100, int(100 * done)) - bar.n)
 
-# %% ../nbs/01_autoencoder.ipynb #ad87f45e
+# %% ../nbs/01_autoencoder.ipynb #4731d391
 def warm_and_decay(step, done, warmup=50):
     """The learning rate's course: up in `warmup` steps, level, then down to nothing over the last 70 % of
     the run."""
@@ -435,7 +435,7 @@ def tune_decoder(ae, clips, predict, steps, batch=2, cells=6, lr=2e-3, foregroun
         opt.step()
     ae.eval()
 
-# %% ../nbs/01_autoencoder.ipynb #0bbcce12
+# %% ../nbs/01_autoencoder.ipynb #163756f6
 def image_family(vae, c):
     "AutoencoderKL: (z - shift) · scale, or per channel where the config has latents_mean and latents_std."
     side, scale, shift = 2 ** (len(c.block_out_channels) - 1), c.scaling_factor or 1., c.shift_factor or 0.
@@ -485,7 +485,7 @@ FAMILIES = dict(AutoencoderKL=image_family, AutoencoderTiny=tiny_family, Autoenc
                 AutoencoderKLCogVideoX=cogvideox_family, AutoencoderKLLTXVideo=ltx_family,
                 AutoencoderKLHunyuanVideo=hunyuan_family)
 
-# %% ../nbs/01_autoencoder.ipynb #2f4c247c
+# %% ../nbs/01_autoencoder.ipynb #7bb2fa27
 def per_channel(value, like):
     "A number, or a tuple of one number a channel, ready to meet latents (B, C, t, h, w)."
     return torch.tensor(value).to(like).view(1, -1, 1, 1, 1) if isinstance(value, tuple) else value
@@ -524,7 +524,7 @@ def load_diffusers(name, subfolder=None, **options):
     return getattr(diffusers, kind).from_pretrained(name, subfolder=subfolder, use_safetensors=True,
                                                     **options)
 
-# %% ../nbs/01_autoencoder.ipynb #41c37f29
+# %% ../nbs/01_autoencoder.ipynb #47f0131d
 class DiffusersVAE(nn.Module):
     """A diffusers autoencoder of one of `FAMILIES` (the module, its name on the hub, or a local folder)
     behind
@@ -585,7 +585,7 @@ class DiffusersVAE(nn.Module):
 
     def forward(self, x): return self.decode(self.encode(x).mode)
 
-# %% ../nbs/01_autoencoder.ipynb #7a923a81
+# %% ../nbs/01_autoencoder.ipynb #74e43ba0
 class CausalConv3d(nn.Conv3d):
     """A 3D convolution that sees the past and the present only: padded at the start of time, never at its
     end.
@@ -629,7 +629,7 @@ class Unfold3d(nn.Module):
         x = x.reshape(b, -1, a, p, q, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)    # (B, C, T, a, H, p, W, q)
         return x.reshape(b, -1, t * a, h * p, w * q)
 
-# %% ../nbs/01_autoencoder.ipynb #0dc0d41c
+# %% ../nbs/01_autoencoder.ipynb #cdd39823
 class CausalVideoVAE(Autoencoder):
     """A small causal video VAE: a latent frame stands for 4 frames, a latent place for 8×8 pixels. A linear
     path (`init_pca`) plus `depth` blocks of `width` channels in the encoder and one more in the decoder,
@@ -680,7 +680,7 @@ class CausalVideoVAE(Autoencoder):
         x = self.dec(z) + self.skip_out(z)                                        # (B, 3, 4·t, H, W)
         return x[:, :, 3:] if self.spec.first_alone and not going_on else x
 
-# %% ../nbs/01_autoencoder.ipynb #e46da66a
+# %% ../nbs/01_autoencoder.ipynb #c255a74d
 class Past:
     """What the causal convolutions of a net remember between two pieces of a clip: `with past:` they go on
     from it."""
@@ -717,7 +717,7 @@ def decode_pieces(ae, z, latents=4):
         with past: x = ae._decode(piece, going_on=k > 0)
         yield x
 
-# %% ../nbs/01_autoencoder.ipynb #9de4cb45
+# %% ../nbs/01_autoencoder.ipynb #29ef997d
 def tile_ramp(start, tile, size, overlap, margin):
     """Weight (tile,) of a tile along one axis: 1 inside, rising over its `overlap` with a neighbour, 0 for
     the
@@ -761,7 +761,7 @@ def tiled_decode(ae, z, tile=24, overlap=8, margin=2):
             total[place] += weight
     return out.div_(total)
 
-# %% ../nbs/01_autoencoder.ipynb #3e576967
+# %% ../nbs/01_autoencoder.ipynb #888cc1b4
 def spoilt(f, kind):
     "Frames (B, 3, H, W), each spoilt in the way `kind` (B,) says: 0 not at all, blurred, in blocks, dimmed."
     small = lambda k, mode: F.interpolate(F.avg_pool2d(f, k), f.shape[2:], mode=mode)
@@ -816,7 +816,7 @@ def train_eyes(windows, n, steps=300, batch=48, lr=5e-3, seed=0, progress=False)
         right.append([(clip.argmax(1) == which).float().mean(), (way.argmax(1) == kind).float().mean()])
     return eyes.eval().requires_grad_(False), torch.tensor(right[-30:]).mean(0).tolist()
 
-# %% ../nbs/01_autoencoder.ipynb #3322602d
+# %% ../nbs/01_autoencoder.ipynb #42a69609
 class Critic(nn.Sequential):
     "A PatchGAN with a time axis: clips (B, 3, T, H, W) -> a score a patch, high for what looks real."
     def __init__(self, width=32, seed=0):
@@ -855,7 +855,7 @@ class VideoLoss:
         if critic is not None: terms['adversarial'] = -critic(y).mean()
         return sum(getattr(self, k) * v for k, v in terms.items()), terms, y
 
-# %% ../nbs/01_autoencoder.ipynb #5ba13baf
+# %% ../nbs/01_autoencoder.ipynb #913820c3
 def busy_window(clip, frames, crop, generator, calm=.5):
     """`frames` consecutive frames and at most `crop`×`crop` pixels of a uint8 clip (3, T, H, W), flipped half
     of the
@@ -909,7 +909,7 @@ def load_state(path, ae, optimisers, generator):
     generator.set_state(held['generator'])
     return int(about['step']), float(about['seconds'])
 
-# %% ../nbs/01_autoencoder.ipynb #03592cec
+# %% ../nbs/01_autoencoder.ipynb #1dc5bb31
 class Windows:
     """Batches from several sources of uint8 clips, a list of (clips (N, 3, T, H, W), share): a batch of
     windows of
@@ -985,7 +985,7 @@ def video_step(ae, critic, optimisers, x, generator, loss, eyes):
         optimiser.step()
     return {k: v.item() for k, v in terms.items()}
 
-# %% ../nbs/01_autoencoder.ipynb #ca904a8a
+# %% ../nbs/01_autoencoder.ipynb #4d7db19f
 KINDS = {'ImageVAE': ImageVAE, 'CausalVideoVAE': CausalVideoVAE}
 
 

@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'field_value', 'open_run', 'clips_command', 'cache_command', 'train_command', 'sample_command',
-           'metrics_command', 'video_command', 'summary', 'parser', 'main', 'stopped']
+           'metrics_command', 'convert_command', 'verify_command', 'repair_command', 'video_command', 'summary',
+           'parser', 'main', 'stopped']
 
-# %% ../nbs/92_cli.ipynb #93ccc4dd
+# %% ../nbs/92_cli.ipynb #94cca480
 import argparse
 import sys
 from dataclasses import fields
 
 from . import viz
 from .clips import stack
+from .latent_cache import convert, repair, verify
 from .pipeline import Recipe, Run, make_video
 from .train import Interrupted
 
-# %% ../nbs/92_cli.ipynb #41c5ce3c
+# %% ../nbs/92_cli.ipynb #c360e688
 def field_value(text):
     "'steps=200' -> ('steps', 200), of the type that the recipe's field has; errors name the field."
     name, _, value = text.partition('=')
@@ -29,7 +31,7 @@ def field_value(text):
     except ValueError:
         raise argparse.ArgumentTypeError(f'{name} takes a {kinds[name].__name__}, not {value!r}') from None
 
-# %% ../nbs/92_cli.ipynb #e1146ca9
+# %% ../nbs/92_cli.ipynb #ddadfc06
 def open_run(args): return Run(args.out, args.data, **dict(args.set))
 
 
@@ -64,6 +66,24 @@ def metrics_command(args):
     print(summary(open_run(args).metrics()))
 
 
+def convert_command(args):
+    "make a latent cache of a folder of .npy files (*_features, *_labels)"
+    print(convert(args.folder, args.cache, args.made_by, dtype=args.dtype))
+
+
+def verify_command(args):
+    "look for damage in a latent cache"
+    found = verify(args.cache)
+    if found: raise ValueError('; '.join(found.values()))
+    print(f'{args.cache} is whole')
+
+
+def repair_command(args):
+    "encode the damaged shards of a run's latent cache again"
+    run = open_run(args)
+    print('repaired:', repair(run.out / 'latents', run.clips(), run.autoencoder) or 'nothing, it was whole')
+
+
 def video_command(args):
     "all of it: what `make video` runs"
     path, metrics = make_video(args.out, args.prompt, args.data, args.seed, **dict(args.set))
@@ -77,9 +97,10 @@ def summary(metrics):
                      for k, v in metrics.items()
                      if not isinstance(v, (dict, list)))
 
-# %% ../nbs/92_cli.ipynb #d0450dd3
+# %% ../nbs/92_cli.ipynb #373eb625
 COMMANDS = dict(clips=clips_command, cache=cache_command, train=train_command, sample=sample_command,
-                metrics=metrics_command, video=video_command)
+                metrics=metrics_command, video=video_command, convert=convert_command, verify=verify_command,
+                repair=repair_command)
 
 
 def parser():
@@ -88,6 +109,13 @@ def parser():
     commands = top.add_subparsers(dest='command', required=True, metavar=' | '.join(COMMANDS))
     for name, command in COMMANDS.items():
         p = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        if name in ('convert', 'verify'):                                # these have no run, only a cache
+            if name == 'convert':
+                p.add_argument('folder', help='holds folders of .npy files, one a sample')
+                p.add_argument('--dtype', default='float16', help='of the latents (%(default)s)')
+                p.add_argument('--made-by', default='', help='the autoencoder that the latents are of')
+            p.add_argument('cache', help='the folder of the latent cache')
+            continue
         p.add_argument('--out', default='runs/first-video', help='the folder of the run (%(default)s)')
         p.add_argument('--data', default='',
                        help='a folder of clips, or an .npz of digits; none: procedural scenes')

@@ -12,7 +12,7 @@ __all__ = ['PRESETS', 'check_fields', 'one_of', 'DiTConfig', 'dit_presets', 'pat
            'diffusers_config', 'diffusers_constants', 'config_from_diffusers', 'read_json', 'diffusers_folder',
            'load_diffusers', 'pipeline_labels', 'save_diffusers', 'save_dit_pipeline', 'count_parameters', 'dit_macs']
 
-# %% ../nbs/03_dit.ipynb #fa935780
+# %% ../nbs/03_dit.ipynb #3863d6e5
 import json
 import math
 import os
@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# %% ../nbs/03_dit.ipynb #039b67bf
+# %% ../nbs/03_dit.ipynb #0a514c45
 def check_fields(config, may_be_zero=()):
     """Refuse a config whose field has the wrong type; lists (from JSON) become tuples.
 
@@ -54,7 +54,7 @@ def one_of(config, field, choices):
         raise ValueError(f'{type(config).__name__}.{field} must be one of {", ".join(map(repr, choices))}, '
                          f'not {getattr(config, field)!r}')
 
-# %% ../nbs/03_dit.ipynb #1a147693
+# %% ../nbs/03_dit.ipynb #303bc4d2
 @dataclass(frozen=True)
 class DiTConfig:
     "Every choice that makes a `DiT`; the defaults are DiT-XL/2 at 256 × 256 pixels of the paper."
@@ -98,7 +98,7 @@ class DiTConfig:
             raise ValueError(f"DiTConfig.positions: 'rope' turns a head's channels in fours, not "
                              f'{self.width // self.heads}')
 
-# %% ../nbs/03_dit.ipynb #d04fa129
+# %% ../nbs/03_dit.ipynb #07d69ad9
 def dit_presets():
     """{'DiT-S/2': DiTConfig, …, 'SiT-XL/8': …}: four sizes × three patch sizes (Peebles & Xie 2023, table 1).
 
@@ -114,7 +114,7 @@ def dit_presets():
 
 PRESETS = dit_presets()
 
-# %% ../nbs/03_dit.ipynb #c6aed48d
+# %% ../nbs/03_dit.ipynb #c04cf3c9
 def patchify(x, patch):
     "Latent (B, C, T, H, W), patch (a, p, q) -> tokens (B, T/a · H/p · W/q, a·p·q·C), row by row."
     B, C, T, H, W = x.shape; a, p, q = patch
@@ -128,7 +128,7 @@ def unpatchify(tokens, grid, patch):
     x = tokens.reshape(len(tokens), t, h, w, a, p, q, -1)
     return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(len(tokens), -1, t * a, h * p, w * q)
 
-# %% ../nbs/03_dit.ipynb #83489380
+# %% ../nbs/03_dit.ipynb #7dfa60a8
 class PatchEmbed(nn.Module):
     "Image (B, C, H, W) -> tokens (B, N, width): a convolution whose kernel is as large as its stride."
     def __init__(self, channels, patch, width):
@@ -138,7 +138,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x):
         return self.proj(x).flatten(2).transpose(1, 2)          # (B, D, H/p, W/p) -> (B, N, D)
 
-# %% ../nbs/03_dit.ipynb #ac723ba5
+# %% ../nbs/03_dit.ipynb #0d931bf0
 def sincos_1d(width, positions):
     "Positions (N,) -> (N, width), float64: half sines, half cosines, wavelengths from 2π up to 2π · 10000."
     half = width // 2
@@ -164,7 +164,7 @@ def sincos_2d(width, grid, trained=None):
     rows, columns = places(grid, trained).T
     return torch.cat([sincos_1d(width // 2, s) for s in (columns, rows)], 1).float()
 
-# %% ../nbs/03_dit.ipynb #f7d65e94
+# %% ../nbs/03_dit.ipynb #3e266b01
 def rotary(positions, width, base=100.0):
     """Places (N, axes) -> cosines and sines, 2 × (N, width/2), of the turns of a head's channel pairs.
 
@@ -187,7 +187,7 @@ def rotate(x, rope):
     a, b = x.chunk(2, -1)                                                               # 2 × (…, N, d/2)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
-# %% ../nbs/03_dit.ipynb #3a24a875
+# %% ../nbs/03_dit.ipynb #1652d4a2
 def neighbours(grid):
     "Offsets (time, row, column) to start at: the token itself, one step either way on axes longer than 1."
     steps = [(0, 0, 1), (0, 0, -1), (0, 1, 0), (0, -1, 0), (1, 0, 0), (-1, 0, 0)]
@@ -216,7 +216,7 @@ class RelativeBias(nn.Module):
         bias = F.embedding(self.index, self.table.t()).permute(2, 0, 1)                      # (heads, N, N)
         return F.pad(bias, (self.extra, 0, self.extra, 0))
 
-# %% ../nbs/03_dit.ipynb #468f2fe2
+# %% ../nbs/03_dit.ipynb #f9c9307b
 class TimestepEmbedder(nn.Module):
     """Times (B,) in [0, 1] -> (B, width): 256 cosines and sines, then an MLP.
 
@@ -237,7 +237,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t):
         return self.mlp(self.sinusoid(t).to(self.mlp[0].weight.dtype))
 
-# %% ../nbs/03_dit.ipynb #9f23aaa9
+# %% ../nbs/03_dit.ipynb #97b9a686
 class LabelEmbedder(nn.Module):
     """Ids (B,) or (B, slots) -> embeddings (…, width), taken as given.
 
@@ -259,7 +259,7 @@ class LabelEmbedder(nn.Module):
         if len(bad):
             raise ValueError(f'condition id {int(bad[0])} is not in 0 … {rows - 1} (null id: {self.null_id})')
 
-# %% ../nbs/03_dit.ipynb #bdaf0eab
+# %% ../nbs/03_dit.ipynb #255300a5
 class Attention(nn.Module):
     """Multi-head self-attention over the last axis but one: (…, N, D) -> (…, N, D).
 
@@ -305,7 +305,7 @@ class SwiGLU(nn.Module):
         a, b = self.fc1(x).chunk(2, -1)                                             # 2 × (…, inner)
         return self.fc2(F.silu(a) * b)                                              # (…, D)
 
-# %% ../nbs/03_dit.ipynb #8e3d7b42
+# %% ../nbs/03_dit.ipynb #52cdb3f4
 def modulate(x, shift, scale):
     "x (B, …, D), shift and scale (B, D) -> x · (1 + scale) + shift."
     shape = (len(x),) + (1,) * (x.ndim - 2) + (-1,)
@@ -348,7 +348,7 @@ class FinalLayer(nn.Module):
         shift, scale = self.adaLN_modulation(c).chunk(2, 1)                                     # 2 × (B, D)
         return self.linear(modulate(self.norm_final(x), shift, scale))                          # (B, N, out)
 
-# %% ../nbs/03_dit.ipynb #d40da392
+# %% ../nbs/03_dit.ipynb #c0fb79a8
 def path_variance(t):
     "Variance of x_t = t · data + (1 − t) · noise for data of unit variance: times (B,) -> (B, 1, 1, 1, 1)."
     return ((1 - t) ** 2 + t ** 2).view(-1, 1, 1, 1, 1)
@@ -367,7 +367,7 @@ def velocity_from_data(x, data, t, clip=0.05):
     "Predicted clean latents -> velocity (data − x) / (1 − t), with 1 − t at least `clip`; shapes as above."
     return (data - x) / (1 - t).clamp(min=clip).view(-1, 1, 1, 1, 1)
 
-# %% ../nbs/03_dit.ipynb #04785185
+# %% ../nbs/03_dit.ipynb #7dbea6cc
 def initialise(model, label_std=0.02):
     """The initialisation of the DiT paper, in place.
 
@@ -380,7 +380,7 @@ def initialise(model, label_std=0.02):
         elif name.startswith('y_embedder.'): nn.init.normal_(p, std=label_std)
         elif name.endswith('.weight') and p.ndim > 1: nn.init.xavier_uniform_(p.view(len(p), -1))
 
-# %% ../nbs/03_dit.ipynb #d66dfac4
+# %% ../nbs/03_dit.ipynb #04be5ca6
 def config_from_dict(config_class, values, where='config'):
     "A dict (from JSON) -> config; a field that the class does not have is a ValueError that names it."
     unknown = sorted(set(values) - {f.name for f in fields(config_class)})
@@ -403,7 +403,7 @@ def load_state(model, state, where='state dict'):
     model.load_state_dict(state, strict=True)
     return model
 
-# %% ../nbs/03_dit.ipynb #954cfae2
+# %% ../nbs/03_dit.ipynb #d0258efc
 @contextmanager
 def written_whole(folder):
     """An empty folder to write into; its files move into `folder`, each whole, once all are written.
@@ -456,7 +456,7 @@ class Pretrained(PyTorchModelHubMixin):
         except Exception as e: raise ValueError(f'{file}: cannot be read as safetensors: {e}') from None
         return load_state(model, state, file).to(map_location).eval()
 
-# %% ../nbs/03_dit.ipynb #1839ea91
+# %% ../nbs/03_dit.ipynb #0ceb3847
 def fixed_positions(config, trained=None):
     "A DiT's positions, {name of the buffer: tensor}; `trained`: the grid (h, w) to spread them over."
     c, grid = config, [s // config.patch for s in config.size]
@@ -536,7 +536,7 @@ class DiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
         if y.numel() != B: raise ValueError(f'y must be ({B},) or ({B}, 1), not {tuple(y.shape)}')
         return e + self.y_embedder(y.reshape(-1))
 
-# %% ../nbs/03_dit.ipynb #f4378c92
+# %% ../nbs/03_dit.ipynb #a01c9bf4
 def resize(model, size, method='scaled'):
     """A copy of a `DiT` for latents of another size (H, W): all weights stay, the positions are stretched.
 
@@ -556,7 +556,7 @@ def resize(model, size, method='scaled'):
     other = DiT(new).to(next(model.parameters()))
     return load_state(other, model.state_dict() | positions).train(model.training)
 
-# %% ../nbs/03_dit.ipynb #10d2b2a4
+# %% ../nbs/03_dit.ipynb #d02e35ac
 def read_tensors(file):
     """The tensors {name: tensor} of a .safetensors file, or of a pickle (.pt, .bin) that is never unpickled.
 
@@ -602,7 +602,7 @@ def save_official_state(model, file):
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/03_dit.ipynb #c1852f62
+# %% ../nbs/03_dit.ipynb #e1dde7f2
 def diffusers_layout(depth):
     """{name in diffusers: (official name, third)} of every tensor of a `DiTTransformer2DModel`.
 
@@ -656,7 +656,7 @@ def from_diffusers(state, grid, where='state dict'):
     width = state['proj_out_2.weight'].shape[1]
     return {'pos_embed': sincos_2d(width, grid)[None]} | out | {k: torch.cat(v) for k, v in parts.items()}
 
-# %% ../nbs/03_dit.ipynb #b8cca3b2
+# %% ../nbs/03_dit.ipynb #6bdc5a41
 def diffusers_config(config):
     "DiTConfig -> config.json of a `DiTTransformer2DModel`. ValueError names a field that it cannot hold."
     c = config
@@ -694,7 +694,7 @@ def config_from_diffusers(values, where='config.json'):
         num_classes=classes, learn_sigma=values.get('out_channels') == 2 * channels)
     except ValueError as e: raise ValueError(f'{where}: {e}') from None
 
-# %% ../nbs/03_dit.ipynb #88bf1475
+# %% ../nbs/03_dit.ipynb #809dd91b
 def read_json(file):
     "A JSON file -> dict; FileNotFoundError or ValueError names the file."
     if not Path(file).is_file(): raise FileNotFoundError(f'{file}: no such file')
@@ -758,7 +758,7 @@ def save_dit_pipeline(model, folder, vae, scheduler=None, id2label=None):
         if id2label: index['id2label'] = {str(k): v for k, v in id2label.items()}
         (part / 'model_index.json').write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
 
-# %% ../nbs/03_dit.ipynb #16a2f1d0
+# %% ../nbs/03_dit.ipynb #29902941
 def count_parameters(model):
     "How many numbers are trained (frozen positions are not)."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['path_coefficients', 'logit_normal', 'shift_time', 'time_slip', 'Interpolant', 'objective_from_dict']
 
-# %% ../nbs/05_interpolants.ipynb #f0f503cf
+# %% ../nbs/05_interpolants.ipynb #0749be01
 import math
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ import torch
 
 from .diffusion import Diffusion, Objective, like, one_of, per_sample
 
-# %% ../nbs/05_interpolants.ipynb #6129ca30
+# %% ../nbs/05_interpolants.ipynb #83bd2d98
 def path_coefficients(path, t):
     """alpha, sigma, d alpha/dt, d sigma/dt at t (B,), each (B,) float64.
 
@@ -30,7 +30,7 @@ def path_coefficients(path, t):
     s = (-torch.expm1(2 * log)).sqrt()
     return a, s, a * rate, -a ** 2 * rate / s
 
-# %% ../nbs/05_interpolants.ipynb #c118d5ee
+# %% ../nbs/05_interpolants.ipynb #a29ae748
 def logit_normal(u, mean=0., std=1.):
     "Uniforms (B,) -> times sigmoid(mean + std · normal), (B,) float64 (Esser et al. 2024, section 3.1)."
     return torch.sigmoid(mean + std * torch.special.ndtri(u.double().clamp(1e-7, 1 - 1e-7)))
@@ -40,7 +40,7 @@ def shift_time(t, shift=1.):
     "Times moved towards the noise for shift > 1; 0 and 1 stay (Esser et al. 2024, eq. 23; t = 1 − sigma)."
     return t / (t + shift * (1 - t))
 
-# %% ../nbs/05_interpolants.ipynb #92f866da
+# %% ../nbs/05_interpolants.ipynb #57eead27
 def time_slip(error, latents):
     """How many frames a prediction is ahead of its clip: (B, T), from its error and the clip's latents, both
     (B, C, T, h, w).

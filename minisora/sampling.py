@@ -8,7 +8,7 @@ __all__ = ['euler', 'heun', 'midpoint', 'rk4', 'ode_solver', 'grid', 'guided_cha
            'home', 'Counted', 'sample_iter', 'states_of', 'indices', 'sample', 'settle', 'invert', 'Likelihood',
            'bits_per_dimension', 'trace_probes', 'divergence', 'log_likelihood', 'with_divergence']
 
-# %% ../nbs/06_sampling.ipynb #e1b8d462
+# %% ../nbs/06_sampling.ipynb #6678654c
 import math
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .diffusion import Diffusion, draw, like, one_of
 from .interpolants import shift_time
 
-# %% ../nbs/06_sampling.ipynb #b58bc711
+# %% ../nbs/06_sampling.ipynb #e41c182b
 def euler(v, x, a, b):
     "One step from time a to b along v(x, t): order 1, one call."
     return x + (b - a) * v(x, a)
@@ -50,7 +50,7 @@ def ode_solver(name):
     one_of('solver', name, tuple(steps))
     return steps[name]
 
-# %% ../nbs/06_sampling.ipynb #94565850
+# %% ../nbs/06_sampling.ipynb #077b6dd7
 def grid(steps, shift=1., interval=(0., 1.)):
     "steps + 1 times from noise to data, a list; shift > 1 puts more of them near the noise."
     if int(steps) != steps or steps < 1:
@@ -60,7 +60,7 @@ def grid(steps, shift=1., interval=(0., 1.)):
     even = torch.linspace(0, 1, int(steps) + 1, dtype=torch.float64)
     return (lo + (hi - lo) * shift_time(even, shift)).tolist()
 
-# %% ../nbs/06_sampling.ipynb #abd8b468
+# %% ../nbs/06_sampling.ipynb #92f34501
 def guided_channels(channels, total):
     "How many of `total` channels: 'all', 'dit' (the first three, as DiT's and SiT's own code) or a number."
     if channels in (None, 'all'): return total
@@ -90,7 +90,7 @@ def guide(model, guidance=1.5, null=None, interval=(0., 1.), channels='all'):
 
     return guided
 
-# %% ../nbs/06_sampling.ipynb #0e66c818
+# %% ../nbs/06_sampling.ipynb #431a85e0
 def velocity_of(model, objective, condition, seen):
     "The function v(x, t) that a solver asks, t a float; appends the predicted data of each call to `seen`."
     def v(x, t):
@@ -123,7 +123,7 @@ def ode_iter(model, objective, x, condition=None, steps=50, solver='euler', shif
         x = new
     yield (0., x, seen[0]) if reverse else (1., x, x)
 
-# %% ../nbs/06_sampling.ipynb #d5c34053
+# %% ../nbs/06_sampling.ipynb #e70bec88
 def adaptive(v, x, times, atol=1e-6, rtol=1e-3):
     """The states (len(times), B, …) of x (B, …) along v(x, t) by dopri5, one step size for all B.
 
@@ -166,7 +166,7 @@ def adaptive_iter(model, objective, x, condition, times, atol, rtol, together=Fa
 
 
 
-# %% ../nbs/06_sampling.ipynb #92a6da13
+# %% ../nbs/06_sampling.ipynb #0a5d93cf
 def diffusion_strength(form, objective, t, norm=1.):
     "D(t) (B,) of the SDE: constant, sbdm, sigma, linear, decreasing, increasing-decreasing (Ma et al. 2024)."
     a, s, da, ds = objective.coefficients(t)
@@ -228,7 +228,7 @@ def sde_iter(model, objective, x, condition=None, steps=250, shift=1., form='sig
         x = {'tweedie': data, 'euler': x + h * v}.get(last, new) if end else new
     yield 1., x, x
 
-# %% ../nbs/06_sampling.ipynb #bb0a849f
+# %% ../nbs/06_sampling.ipynb #6ca49920
 def latent_shape(model):
     "(C, T, H, W) of one sample, from `model.latent_shape` or the channels and size in `model.config`."
     if getattr(model, 'latent_shape', None) is not None: return tuple(model.latent_shape)
@@ -316,7 +316,7 @@ def sample(model, objective, condition=None, n=None, shape=None, steps=50, solve
     if size < 1: raise ValueError(f'batch_size must be at least 1; it is {batch_size}')
     same = dict(shape=shape, steps=steps, solver=solver, guidance=guidance, shift=shift, seed=seed,
                 device=device, guidance_interval=guidance_interval, **options)
-    states = -(-len(index) // size) * steps
+    states = -(-len(index) // size) * (sum(steps) if isinstance(steps, (list, tuple)) else steps)
     with tqdm(total=states, disable=not progress, desc='sampling', leave=False) as bar:
         for start in range(0, len(index), size):
             rows = slice(start, start + size)
@@ -354,7 +354,7 @@ def invert(model, objective, data, condition=None, steps=50, solver='heun', guid
     return sample(model, objective, condition, steps=steps, solver=solver, guidance=guidance, noise=data,
                   reverse=True, **options)
 
-# %% ../nbs/06_sampling.ipynb #656dd8d7
+# %% ../nbs/06_sampling.ipynb #0bf2fccd
 class Likelihood(NamedTuple):
     "What `log_likelihood` returns."
     log_density: torch.Tensor           # (B,) natural logarithm, of the data in the units they came in
