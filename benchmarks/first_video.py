@@ -84,7 +84,7 @@ def sheet(run, name):
 
 def ship(run, folder):
     "What sampling needs, weights in half precision."
-    for part in ("model", "decoder"):
+    for part in ("model", "autoencoder", "decoder"):
         shutil.copytree(run.out / part, folder / part, dirs_exist_ok=True)
         file = folder / part / "model.safetensors"
         save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}, file)
