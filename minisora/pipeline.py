@@ -72,7 +72,7 @@ class Recipe:
 
 
 SMOOTH = dict(delta=4., steady=.05, tune_steps=600, settle=3)      # what makes objects move evenly
-RECIPES = {'scenes': Recipe(**SMOOTH),
+RECIPES = {'scenes': Recipe(**SMOOTH, guidance=4.),
            'digits': Recipe(kind='digits', **SMOOTH),
            'folder': Recipe(kind='folder', size=96, channels=16, ae_noise=.05, shift=3., steps=3000)}
 
