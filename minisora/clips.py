@@ -15,7 +15,7 @@ __all__ = ['OBJECTS', 'COLOURS', 'MOTIONS', 'SIMPLE_MOTIONS', 'VERBS', 'DIGITS',
            'ucf101_dataset', 'moving_mnist_dataset', 'Source', 'open_source', 'Vocabulary', 'content_words',
            'known_form']
 
-# %% ../nbs/00_clips.ipynb #2eb84d58
+# %% ../nbs/00_clips.ipynb #665fcec0
 import csv, difflib, io, json, math, os, re, statistics, tarfile, warnings
 from collections import defaultdict
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-# %% ../nbs/00_clips.ipynb #b77a2b28
+# %% ../nbs/00_clips.ipynb #42f29c98
 @dataclass(frozen=True)
 class Clip:
     """One captioned clip, whatever it came from.
@@ -41,7 +41,7 @@ class Clip:
     source: str = ''
     attributes: dict = field(default_factory=dict)
 
-# %% ../nbs/00_clips.ipynb #3c2ca5ed
+# %% ../nbs/00_clips.ipynb #273536c2
 def to_float(frames):
     "uint8 pixels 0…255 to float32 in [-1, 1], any shape."
     if frames.dtype != torch.uint8: raise ValueError(f'pixels must be uint8, not {frames.dtype}')
@@ -52,7 +52,7 @@ def to_uint8(x):
     if not x.is_floating_point(): raise ValueError(f'pixels must be float, not {x.dtype}')
     return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-# %% ../nbs/00_clips.ipynb #ea7e81c1
+# %% ../nbs/00_clips.ipynb #b77b945c
 def stack(clips):
     "Clips (or a whole dataset of them) to uint8 frames (B, 3, T, H, W) and the list of their captions."
     clips = [clips[i] for i in range(len(clips))]
@@ -60,7 +60,7 @@ def stack(clips):
     if len(shapes) != 1: raise ValueError(f'clips to stack need one shape, not {sorted(shapes) or "none"}')
     return torch.stack([c.frames for c in clips]), [c.caption for c in clips]
 
-# %% ../nbs/00_clips.ipynb #5862495d
+# %% ../nbs/00_clips.ipynb #9935afbc
 OBJECTS = ('ball', 'square', 'triangle', 'ring', 'cross', 'star')
 COLOURS = {'red': (235, 60, 50), 'green': (60, 200, 80), 'blue': (60, 110, 250),
            'yellow': (250, 220, 60), 'purple': (185, 80, 230), 'white': (240, 240, 240)}
@@ -73,7 +73,7 @@ def scene_caption(obj, colour, motion):
     "('ring', 'red', 'left') to 'a red ring moves left'."
     return f'a {colour} {obj} {VERBS[motion]}'
 
-# %% ../nbs/00_clips.ipynb #3d36ecb3
+# %% ../nbs/00_clips.ipynb #981dd8c1
 def polygon_distance(x, y, points):
     "Signed distance to a polygon, negative inside; `x`, `y` arrays of one shape (formula: Quilez)."
     d, s = np.full(x.shape, np.inf), np.ones(x.shape)
@@ -92,7 +92,7 @@ def ngon(n, inner=None, turn=-math.pi / 2):
     angle = [turn + 2 * math.pi * i / k for i in range(k)]
     return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radius, angle)]
 
-# %% ../nbs/00_clips.ipynb #60780f83
+# %% ../nbs/00_clips.ipynb #8b902765
 def signed_distance(obj, x, y):
     "Signed distance, negative inside, to a shape of about radius 1 at the origin; `x`, `y` of one shape."
     if obj == 'ball': return np.hypot(x, y) - 0.9
@@ -105,7 +105,7 @@ def signed_distance(obj, x, y):
     if obj == 'star': return polygon_distance(x, y, ngon(5, 0.45))
     raise ValueError(f'unknown object {obj!r}; known: {", ".join(OBJECTS)}')
 
-# %% ../nbs/00_clips.ipynb #4541f240
+# %% ../nbs/00_clips.ipynb #2720d9da
 def trajectory(motion, rng, frames=16, scale=1.):
     """Centre x, centre y and radius in each frame, (T,) each, in units of the frame's side (y points down).
 
@@ -139,7 +139,7 @@ def periodic(motion, rng, s, r):
     cx = .5 + rng.uniform(-1, 1) * (.5 - A - r)
     return cx + A * np.sin(p + turn), y * one, r * one
 
-# %% ../nbs/00_clips.ipynb #53884fad
+# %% ../nbs/00_clips.ipynb #39e36820
 def render_scene(obj, colour, motion, seed=0, frames=16, size=64):
     """A procedural scene, uint8 (3, T, H, W), antialiased, on black: a pure function of its arguments.
 
@@ -156,7 +156,7 @@ def render_scene(obj, colour, motion, seed=0, frames=16, size=64):
         out[:, t, rows, cols] = np.round(cover * rgb)
     return torch.from_numpy(out)                                                    # (3, T, H, W)
 
-# %% ../nbs/00_clips.ipynb #f314fe8b
+# %% ../nbs/00_clips.ipynb #babbbb89
 def combinations(objects, split='train', motions=MOTIONS, stride=6):
     """All (object, colour, motion) of a split: 'train', 'heldout' or 'all'.
 
@@ -177,7 +177,7 @@ def scene_combinations(split='train', motions=MOTIONS):
     "All (object, colour, motion) of the procedural scenes in a split; see `combinations`."
     return combinations(OBJECTS, split, motions)
 
-# %% ../nbs/00_clips.ipynb #69cf3506
+# %% ../nbs/00_clips.ipynb #253be9ac
 class SceneClips(torch.utils.data.Dataset):
     "`n` procedural scenes of a split ('train', 'heldout', 'all'); item i is a pure function of (seed, i)."
     def __init__(self, n, split='train', seed=0, motions=MOTIONS, frames=16, size=64):
@@ -193,7 +193,7 @@ class SceneClips(torch.utils.data.Dataset):
         about = dict(object=o, colour=c, motion=m)
         return Clip(frames, scene_caption(o, c, m), 8.0, f'scene:{self.seed}:{i}', about)
 
-# %% ../nbs/00_clips.ipynb #28e2a5d8
+# %% ../nbs/00_clips.ipynb #d5d8de55
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 
 def load_digits(path='hub', split='train'):
@@ -211,7 +211,7 @@ def load_digits(path='hub', split='train'):
         if missing: raise ValueError(f'{path} has no array {missing[0]!r}; it has: {", ".join(f)}')
         return f[f'{split}_images'], f[f'{split}_labels'].astype(np.int64)
 
-# %% ../nbs/00_clips.ipynb #7b40a97b
+# %% ../nbs/00_clips.ipynb #70c70f30
 def render_image(image, colour, motion, seed=0, frames=16, size=64, margin=.1):
     """A grey image uint8 (h, w) tinted and moved like a scene: uint8 (3, T, H, W), antialiased, on black.
 
@@ -228,7 +228,7 @@ def render_image(image, colour, motion, seed=0, frames=16, size=64, margin=.1):
     rgb = torch.tensor(COLOURS[colour]).view(3, 1, 1, 1)
     return (cover * rgb).round().to(torch.uint8)                        # (3, T, H, W)
 
-# %% ../nbs/00_clips.ipynb #c2709435
+# %% ../nbs/00_clips.ipynb #54225abf
 class DigitClips(torch.utils.data.Dataset):
     """`n` clips of moving images, such as MNIST digits: colour × label × motion, one in ten held out.
 
@@ -258,14 +258,15 @@ class DigitClips(torch.utils.data.Dataset):
         return Clip(frames, scene_caption(o, c, m), 8.0, f'digit:{which}:{self.seed}:{i}',
                     dict(object=o, colour=c, motion=m))
 
-# %% ../nbs/00_clips.ipynb #8a0b4e7d
+# %% ../nbs/00_clips.ipynb #baef20ff
 def resize_crop(image, size, aspect=1.0, place=(.5, .5)):
     """One picture, uint8 (H, W, 3 or 4) or (H, W), to uint8 (h, w, 3): crop to that shape, antialiased
     resize.
 
-    `size` is (h, w), or one number for a square. The crop is the largest of that shape: nothing is squeezed.
-    `place` says where in the spare room it lies, (down, across), 0 to 1: (.5, .5) is the centre. Transparent
-    pixels are laid over black. `aspect` is the width of a stored pixel over its height."""
+    `size` is (h, w), or one number for a square. The crop is the largest of that shape: nothing is
+    squeezed. `place` says where in the spare room it lies, (down, across), 0 to 1: (.5, .5) is the
+    centre. Transparent pixels are laid over black. `aspect` is the width of a stored pixel over its
+    height."""
     image, (th, tw) = np.asarray(image), shape_of(size)
     if image.ndim == 2: image = np.stack([image] * 3, -1)
     if image.shape[-1] == 4:                                            # colour × alpha, over black
@@ -299,7 +300,7 @@ def crop_place(crop, seed=0, epoch=0, i=0):
     if not isinstance(crop, str) and np.size(crop) == 2 and all(0 <= c <= 1 for c in crop): return tuple(crop)
     raise ValueError(f"crop must be 'centre', 'random' or (down, across) from 0 to 1, not {crop!r}")
 
-# %% ../nbs/00_clips.ipynb #0286c4f6
+# %% ../nbs/00_clips.ipynb #a3ef8e3e
 def time_span(container, stream):
     """First moment and end of a video in seconds, from the time-stamps of its packets; third, its rate if
     it has no time-stamps, else None. The header is not asked: its duration may be missing or wrong."""
@@ -313,7 +314,7 @@ def time_span(container, stream):
     step = statistics.median(steps) if steps else 1 / (float(stream.average_rate or 25) * unit)
     return stamps[0] * unit, (stamps[-1] + step) * unit, None
 
-# %% ../nbs/00_clips.ipynb #77326a9f
+# %% ../nbs/00_clips.ipynb #25cfe739
 def decoder(stream):
     "A function from packet to frames; VP8/VP9 with alpha needs libvpx, as ffmpeg's own decoder drops it."
     name = {'vp8': 'libvpx', 'vp9': 'libvpx-vp9'}.get(stream.codec_context.name)
@@ -338,7 +339,7 @@ def shown_at(container, stream, times, rate=None):
     if shown is None: raise ValueError('no frame could be decoded')
     for _ in times[k:]: yield shown
 
-# %% ../nbs/00_clips.ipynb #dccd12ab
+# %% ../nbs/00_clips.ipynb #66f8821b
 def pixels(frame):
     "A PyAV frame to uint8 (H, W, 3), or (H, W, 4) where it has transparency."
     alpha = any(c.is_alpha for c in frame.format.components) or frame.format.name == 'pal8'
@@ -351,7 +352,7 @@ def upright(frame, size, aspect=1.0, place=(.5, .5)):
     for _ in range(turns): h, w, y, x = w, h, x, 1 - y
     return np.rot90(resize_crop(pixels(frame), (h, w), aspect, (y, x)), turns)
 
-# %% ../nbs/00_clips.ipynb #24f61e6e
+# %% ../nbs/00_clips.ipynb #6c7c4d46
 def caption_of(path):
     "'signs/Thank_You.mp4' to 'thank you': the file's name, lower-cased, underscores and dashes to spaces."
     stem = Path(path).stem
@@ -360,12 +361,11 @@ def caption_of(path):
 def read_video(path, frames=16, size=64, fps=None, caption=None, start=None, place=(.5, .5)):
     """A video file (path) or its bytes to a Clip of uint8 (3, frames, h, w), evenly spaced in time.
 
-    Without `fps` the whole video is squeezed into the frames; with it, `frames / fps` seconds are taken, the
-    middle ones or those from second `start` on (a shorter video holds its last frame). `size` is a side or
-    (h, w). Frames are turned upright, cropped at `place` and resized (see `resize_crop`), transparency is
-    laid
-    over black. A file that is missing, empty, damaged or without video raises an error that names it and
-    says why."""
+    Without `fps` the whole video is squeezed into the frames; with it, `frames / fps` seconds are taken,
+    the middle ones or those from second `start` on (a shorter video holds its last frame). `size` is a
+    side or (h, w). Frames are turned upright, cropped at `place` and resized (see `resize_crop`),
+    transparency is laid over black. A file that is missing, empty, damaged or without video raises an
+    error that names it and says why."""
     if frames < 1 or fps is not None and not fps > 0 or start is not None and (fps is None or start < 0):
         raise ValueError(f'needs frames ≥ 1, fps > 0, start ≥ 0 (with fps): not {frames}, {fps}, {start}')
     shape_of(size), crop_place(place)
@@ -389,7 +389,7 @@ def named_errors(path):
         kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
         raise kind(f'cannot read {name_of(path)}: {getattr(e, "strerror", None) or e}') from None
 
-# %% ../nbs/00_clips.ipynb #3a612f9d
+# %% ../nbs/00_clips.ipynb #9cfc272c
 def open_video(path):
     "Open a path or bytes with PyAV; returns the container and its first video stream."
     if isinstance(path, bytes): path = io.BytesIO(path)
@@ -438,7 +438,7 @@ def probe(path):
     if round((frame.rotation or 0) / 90) % 2: h, w = w, h
     return VideoInfo(h, w, end - begin, fps)
 
-# %% ../nbs/00_clips.ipynb #99efc8e6
+# %% ../nbs/00_clips.ipynb #b3b124ad
 def write_video(path, frames, fps=8, scale=1):
     """Write a Clip, or frames (3, T, H, W), uint8 or float in [-1, 1], as an mp4 that browsers play (H.264).
 
@@ -472,7 +472,7 @@ def encode(path, pictures, fps):
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
 
-# %% ../nbs/00_clips.ipynb #7355c910
+# %% ../nbs/00_clips.ipynb #995140a5
 VIDEOS = ('.mp4', '.mov', '.mkv', '.webm', '.avi', '.m4v', '.mpg', '.mpeg', '.ts', '.ogv', '.flv',
           '.wmv', '.gif')
 MANIFESTS = ('manifest.csv', 'manifest.jsonl', 'captions.csv', 'captions.jsonl', 'metadata.csv',
@@ -498,7 +498,7 @@ def read_manifest(path):
                 raise ValueError(f'{path}, row {n}: no {key!r}; columns are: {", ".join(map(str, row))}')
     return rows
 
-# %% ../nbs/00_clips.ipynb #0641ed4a
+# %% ../nbs/00_clips.ipynb #f2b4ecaa
 KEEP_BYTES = 2 ** 28                                       # clips kept in memory: never more than 256 MiB
 
 def refusals(refused, n, where):
@@ -514,22 +514,20 @@ def report_refused(refused, n, where, on_error):
 def one_of(name, value, allowed):
     if value not in allowed: raise ValueError(f'{name} must be one of {", ".join(allowed)}, not {value!r}')
 
-# %% ../nbs/00_clips.ipynb #15de68ad
+# %% ../nbs/00_clips.ipynb #95afca6d
 class FolderClips(torch.utils.data.Dataset):
     """The video files of a folder and of those in it, each a Clip of uint8 (3, T, H, W).
 
     Captions are the file names, or come from a manifest (CSV or JSONL, columns file and caption), given or
-    found in the folder as manifest.csv, manifest.jsonl …; `path` may be the manifest itself. `size`, `frames`
-    and `fps` are those of `read_video`; or, with `buckets` (a `bucket_table`), each clip has the size and the
-    length of its bucket, which stands in `bucket_of[i]`. `crop` is 'centre', 'random' (a pure function of
-    `seed`, the epoch given to `set_epoch`, and i) or a place, (down, across).
+    found in the folder as manifest.csv, manifest.jsonl …; `path` may be the manifest itself. `size`,
+    `frames` and `fps` are those of `read_video`; or, with `buckets` (a `bucket_table`), each clip has the
+    size and the length of its bucket, which stands in `bucket_of[i]`. `crop` is 'centre', 'random' (a pure
+    function of `seed`, the epoch given to `set_epoch`, and i) or a place, (down, across).
 
     At the start each file is decoded once (`check='decode'`), or only opened ('open'), or not looked at
-    ('no').
-    Those that cannot be read stand in `refused` as (file, reason), and at the end one warning names them
-    (`on_error='warn'`), or one ValueError ('raise'), or nobody does ('collect'). The first `keep` decoded
-    clips,
-    256 MiB at most, stay in memory; others are decoded again when asked for."""
+    ('no'). Those that cannot be read stand in `refused` as (file, reason), and at the end one warning
+    names them (`on_error='warn'`), or one ValueError ('raise'), or nobody does ('collect'). The first
+    `keep` decoded clips, 256 MiB at most, stay in memory; others are decoded again when asked for."""
     def __init__(self, path, size=64, frames=16, fps=None, manifest=None, keep=512, progress=False,
                  check='decode', on_error='warn', crop='centre', seed=0, buckets=None):
         one_of('check', check, ('decode', 'open', 'no'))
@@ -603,7 +601,7 @@ class FolderClips(torch.utils.data.Dataset):
         if not 0 <= i < len(self): raise IndexError(f'clip {i} of {len(self)}')
         return self.kept[i] if i in self.kept else self._read(self.rows[i], i, self.bucket_of[i])
 
-# %% ../nbs/00_clips.ipynb #2c0bb3a5
+# %% ../nbs/00_clips.ipynb #042fbf0f
 @dataclass(frozen=True, order=True)
 class Bucket:
     "A shape that clips share: so many frames of height × width pixels."
@@ -618,23 +616,21 @@ def bucket_table(side=64, aspects=(9 / 16, 3 / 4, 1, 4 / 3, 16 / 9), lengths=(16
     return sorted({Bucket(n, *sides(a)) for n in lengths for a in aspects})
 
 def nearest_bucket(table, info, fps=None):
-    """The bucket for a video with this `VideoInfo`: the nearest aspect (by ratio), and of those the longest
-    that the video fills at `fps`; the shortest if it fills none (its last frame is then held)."""
+    """The bucket for a video with this `VideoInfo`: the nearest aspect (by ratio), and of those the
+    longest that the video fills at `fps`; the shortest if it fills none (its last frame is then held)."""
     off = lambda b: abs(math.log(b.width / b.height * info.height / info.width))
     same = [b for b in table if off(b) < min(map(off, table)) + 1e-9]
     full = [b for b in same if not fps or b.frames <= info.seconds * fps + 1e-6]
     return max(full) if full else min(same)
 
-# %% ../nbs/00_clips.ipynb #e4fa3ed0
+# %% ../nbs/00_clips.ipynb #bf3dcba0
 class BucketSampler(torch.utils.data.Sampler):
     """Batches (lists of indices) of one bucket each, for `DataLoader(…, batch_sampler=…)`.
 
     `bucket_of[i]` is clip i's bucket, or anything else that may stand in a dict. Each clip comes once an
-    epoch;
-    the order is a pure function of (seed, epoch), see `set_epoch`. With `drop_last` a bucket's last, smaller
-    batch is left out. Of several processes, process `rank` of `world_size` gets every so-manieth batch; all
-    get
-    equally many (the first ones come again where the number does not divide)."""
+    epoch; the order is a pure function of (seed, epoch), see `set_epoch`. With `drop_last` a bucket's
+    last, smaller batch is left out. Of several processes, process `rank` of `world_size` gets every
+    so-manieth batch; all get equally many (the first ones come again where the number does not divide)."""
     def __init__(self, bucket_of, batch_size, seed=0, drop_last=False, rank=0, world_size=1):
         if batch_size < 1: raise ValueError(f'batch_size must be at least 1, not {batch_size}')
         if not 0 <= rank < world_size: raise ValueError(f'rank {rank} is not one of {world_size}')
@@ -659,38 +655,38 @@ class BucketSampler(torch.utils.data.Sampler):
 
     def __len__(self): return len(self._batches()) // self.world_size
 
-# %% ../nbs/00_clips.ipynb #21d181af
+# %% ../nbs/00_clips.ipynb #4551ac33
 PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 
 def tar_index(path):
-    """The samples of a tar as {key: {ext: (offset, size)}}: its headers are read, nothing else. The key is a
-    name up to the first dot after the last slash, '0001.002.jpg' has the extension '.002.jpg'."""
-    with open(path, 'rb') as f: packed = f.read(2) == b'\x1f\x8b'
-    if packed: raise ValueError(f'{path} is compressed; random access needs a plain tar: gunzip it first')
+    """The samples of a tar as {key: {ext: (offset, size)}}: its headers are read, nothing else. The key
+    is a name up to the first dot after the last slash, '0001.002.jpg' has the extension '.002.jpg'."""
+    if read_part(path, 0, 2, exact=False) == b'\x1f\x8b':
+        raise ValueError(f'{path} is compressed; random access needs a plain tar: gunzip it first')
     samples = {}
     try:
         with tarfile.open(path, 'r:') as tar:
             for m in tar:
                 folder, _, name = m.name.rpartition('/')
                 stem, dot, ext = name.partition('.')
-                if m.isreg() and stem and dot:
-                    samples.setdefault(f'{folder}/{stem}'.lstrip('/'),
-                                       {})['.' + ext.lower()] = m.offset_data, m.size
+                if not (m.isreg() and stem and dot): continue
+                parts = samples.setdefault(f'{folder}/{stem}'.lstrip('/'), {})
+                parts[f'.{ext.lower()}'] = m.offset_data, m.size
+            end = tar.offset
     except (tarfile.TarError, EOFError) as e: raise ValueError(f'{path} is no whole tar file: {e}') from None
+    closing = read_part(path, end, 512, exact=False)           # tarfile takes a damaged header for the end
+    if closing != bytes(512): raise ValueError(f'{path} is no whole tar file: damaged or cut at byte {end}')
     return samples
 
-# %% ../nbs/00_clips.ipynb #43c8a6f7
+# %% ../nbs/00_clips.ipynb #b569ed24
 class TarClips(torch.utils.data.Dataset):
     """The samples of webdataset-style tar files, each a Clip of uint8 (3, T, H, W), read at random.
 
-    `paths` is a tar, a folder of them, or a list. A sample holds a video (.mp4 …), or pictures ('.jpg', or
-    one
-    a frame: '.000.jpg', '.001.jpg' …), and its caption: '.txt', or '.json' with a 'caption' or 'text', whose
-    other values become attributes. A '.cls' is the class id, `attributes['label']`. Samples that lack one or
-    the
-    other stand in `refused` as (sample, reason); for `on_error` see `FolderClips`, for `size`, `frames` and
-    `fps`
-    `read_video` (`fps` of pictures is what is written into the clip)."""
+    `paths` is a tar, a folder of them, or a list. A sample holds a video (.mp4 …), or pictures ('.jpg',
+    or one a frame: '.000.jpg', '.001.jpg' …), and its caption: '.txt', or '.json' with a 'caption' or
+    'text', whose other values become attributes. A '.cls' is the class id, `attributes['label']`. Samples
+    that lack one or the other stand in `refused` as (sample, reason); for `on_error` see `FolderClips`,
+    for `size`, `frames` and `fps` `read_video` (`fps` of pictures is what is written into the clip)."""
     def __init__(self, paths, size=64, frames=16, fps=None, on_error='warn'):
         one_of('on_error', on_error, ('warn', 'raise', 'collect'))
         self.paths = self._listed(paths)
@@ -740,14 +736,13 @@ class TarClips(torch.utils.data.Dataset):
         except (ValueError, OSError) as e: raise ValueError(f'{name}: {e}') from None
         return replace(clip, source=name, attributes=about)
 
-# %% ../nbs/00_clips.ipynb #fe92d69f
-def read_part(path, offset, size):
-    """`size` bytes of a file from `offset` on; the file is opened for each call, so that workers share
-    nothing."""
+# %% ../nbs/00_clips.ipynb #7f957890
+def read_part(path, offset, size, exact=True):
+    "Bytes of a file from `offset` on; it is opened for each call, so that workers share nothing."
     with open(path, 'rb') as f:
         f.seek(offset)
         data = f.read(size)
-    if len(data) < size: raise ValueError(f'the file ends after {len(data)} of {size} bytes')
+    if exact and len(data) < size: raise ValueError(f'the file ends after {len(data)} of {size} bytes')
     return data
 
 def png(picture):
@@ -773,10 +768,11 @@ def still_clip(pictures, caption, frames=16, size=64, fps=None, several=True, pl
     x = np.stack([shown[int(k)] for k in pick])                                 # (T, H, W, 3)
     return Clip(torch.from_numpy(x).permute(3, 0, 1, 2).contiguous(), caption, fps or 8.0)
 
-# %% ../nbs/00_clips.ipynb #08cf7a9e
+# %% ../nbs/00_clips.ipynb #96b48a8f
 def open_dataset(name, split='train', streaming=False):
-    """A `datasets` data set: from a folder that `save_to_disk` wrote, a folder of parquet files (such as the
-    hub's, downloaded), or the hub by its name; `streaming` reads it row by row, with no copy in the cache."""
+    """A `datasets` data set: from a folder that `save_to_disk` wrote, a folder of parquet files (such as
+    the hub's, downloaded), or the hub by its name; `streaming` reads it row by row, with no copy in the
+    cache."""
     import datasets
     if not Path(name).exists(): return datasets.load_dataset(str(name), split=split, streaming=streaming)
     try: found = datasets.load_from_disk(str(name))
@@ -790,7 +786,7 @@ def open_dataset(name, split='train', streaming=False):
         found = found[split]
     return found.to_iterable_dataset() if streaming else found
 
-# %% ../nbs/00_clips.ipynb #76de3902
+# %% ../nbs/00_clips.ipynb #8b56fd03
 class RowReader:
     "What `HubClips` and `StreamClips` share: which columns to read, and how a row becomes a `Clip`."
     def __init__(self, dataset, column=None, caption=None, split='train', size=64, frames=16, fps=None,
@@ -838,14 +834,14 @@ class RowReader:
         several = isinstance(value, list) or np.ndim(value) == 4
         return still_clip(value if several else [value], text, self.frames, self.size, self.fps, several)
 
-# %% ../nbs/00_clips.ipynb #0560a345
+# %% ../nbs/00_clips.ipynb #91e3be1b
 class HubClips(RowReader, torch.utils.data.Dataset):
     """Clips of a Hugging Face data set: a `datasets.Dataset`, a folder it was saved to, or its hub name.
 
-    `column` holds a video, or a list of pictures, or one picture (a clip of one frame); found by its type if
-    not named. `caption` names the column of texts or class labels, `rule` makes a caption out of what stands
-    there, `label` names a column of class ids for `attributes['label']`. Other plain columns become
-    attributes."""
+    `column` holds a video, or a list of pictures, or one picture (a clip of one frame); found by its type
+    if not named. `caption` names the column of texts or class labels, `rule` makes a caption out of what
+    stands there, `label` names a column of class ids for `attributes['label']`. Other plain columns
+    become attributes."""
     def __len__(self): return len(self.data)
 
     def __getitem__(self, i):
@@ -858,16 +854,15 @@ class StreamClips(RowReader, torch.utils.data.IterableDataset):
     """`HubClips` one after the other, from a `datasets.IterableDataset` or from what `open_dataset` can
     stream.
 
-    Nothing is copied to the disk and nothing kept: right for data sets larger than it. Shuffling is the data
-    set's
-    own, `dataset.shuffle(seed, buffer_size)`; `DataLoader` workers share its files among them."""
+    Nothing is copied to the disk and nothing kept: right for data sets larger than it. Shuffling is the
+    data set's own, `dataset.shuffle(seed, buffer_size)`; `DataLoader` workers share its files among them."""
     @staticmethod
     def _open(name, split): return open_dataset(name, split, streaming=True)
 
     def __iter__(self):
         for i, row in enumerate(self.data): yield self._row(row, i)
 
-# %% ../nbs/00_clips.ipynb #55c7da45
+# %% ../nbs/00_clips.ipynb #d510fab0
 def imagenet_names(path):
     """{wnid: names} from synset_words.txt or LOC_synset_mapping.txt in `path` or its meta folder; {} if
     neither."""
@@ -891,18 +886,15 @@ def imagenet_labels(path, wnids):
             raise ValueError(f'{file}: a line is no file and label: {e}') from None
     raise FileNotFoundError(f'{path}/val is one flat folder and has no labels: put val.txt into {path}/meta')
 
-# %% ../nbs/00_clips.ipynb #b8fc4c2a
+# %% ../nbs/00_clips.ipynb #14c93d9b
 class ImageNetClips(torch.utils.data.Dataset):
     """ImageNet-1K as OpenXLab's download unpacks it, each picture a clip of one frame, uint8 (3, 1, h, w).
 
-    `path` holds train/<wnid>/*.JPEG and val/, with folders likewise or flat (see `imagenet_labels`). `split`
-    is
-    'train', or 'val' (also 'validation'). Captions are the first of a class's names (its wnid where there are
-    no
-    names, see `imagenet_names`), `attributes` the class id `label` (0 … 999 in the order of the wnids) and
-    the
-    `wnid`. Files are listed at the start, and read when asked for; a broken one raises a ValueError naming
-    it."""
+    `path` holds train/<wnid>/*.JPEG and val/, with folders likewise or flat (see `imagenet_labels`).
+    `split` is 'train', or 'val' (also 'validation'). Captions are the first of a class's names (its wnid
+    where there are no names, see `imagenet_names`), `attributes` the class id `label` (0 … 999 in the
+    order of the wnids) and the `wnid`. Files are listed at the start, and read when asked for; a broken
+    one raises a ValueError naming it."""
     def __init__(self, path, split='train', size=256, crop='centre', seed=0):
         path, split = Path(path), {'validation': 'val'}.get(split, split)
         one_of('split', split, ('train', 'val')); crop_place(crop)
@@ -921,6 +913,7 @@ class ImageNetClips(torch.utils.data.Dataset):
 
     def _by_folder(self):
         for k, w in enumerate(self.wnids):
+            if not (self.path / w).is_dir(): continue
             found = sorted(f'{w}/{e.name}'
                            for e in os.scandir(self.path / w) if e.name.upper().endswith('.JPEG'))
             self.files += found
@@ -944,15 +937,15 @@ class ImageNetClips(torch.utils.data.Dataset):
         except (OSError, ValueError) as e: raise ValueError(f'cannot read {file}: {e}') from None
         return replace(clip, source=str(file), attributes=dict(label=k, wnid=self.wnids[k]))
 
-# %% ../nbs/00_clips.ipynb #f4154395
+# %% ../nbs/00_clips.ipynb #df3d07a7
 def words_of(name):
     "'ApplyEyeMakeup' to 'apply eye makeup', 'YoYo' to 'yo yo'."
     return ' '.join(re.findall(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+', name)).lower() or name.lower()
 
 def ucf101_dataset(path, split='train', fold=1):
-    """UCF-101 as a `datasets.Dataset` of `video` (undecoded) and `label`: UCF-101/<Class>/*.avi below `path`,
-    split by
-    the official lists (trainlist01.txt …, somewhere below `path`; without them all is 'train')."""
+    """UCF-101 as a `datasets.Dataset` of `video` (undecoded) and `label`: UCF-101/<Class>/*.avi below
+    `path`, split by the official lists (trainlist01.txt …, somewhere below `path`; without them all is
+    'train')."""
     import datasets
     videos = {f'{f.parent.name}/{f.name}': str(f) for f in sorted(Path(path).rglob('*.avi'))}
     if not videos: raise FileNotFoundError(f'no <class>/*.avi below {path}')
@@ -968,9 +961,8 @@ def ucf101_dataset(path, split='train', fold=1):
     return datasets.Dataset.from_list(rows, features=kinds)
 
 def moving_mnist_dataset(path, split='train'):
-    """Moving MNIST's mnist_test_seq.npy, uint8 (20, N, 64, 64), as a `datasets.Dataset` of `frames` (PNG) and
-    `caption`:
-    the first nine tenths of the films are 'train', the others 'test'."""
+    """Moving MNIST's mnist_test_seq.npy, uint8 (20, N, 64, 64), as a `datasets.Dataset` of `frames` (PNG)
+    and `caption`: the first nine tenths of the films are 'train', the others 'test'."""
     import datasets
     one_of('split', split, ('train', 'test'))
     path = Path(path) / 'mnist_test_seq.npy' if Path(path).is_dir() else Path(path)
@@ -985,7 +977,7 @@ def moving_mnist_dataset(path, split='train'):
     rows = [film(i) for i in (range(cut) if split == 'train' else range(cut, n))]
     return datasets.Dataset.from_list(rows, features=kinds)
 
-# %% ../nbs/00_clips.ipynb #532103ff
+# %% ../nbs/00_clips.ipynb #d8e3a41c
 @dataclass(frozen=True)
 class Source:
     """One row of `SOURCES`: `open` (path, split) to a data set, its columns, the caption rule, and the shape
@@ -1011,10 +1003,9 @@ SOURCES = {
     'moving-mnist': Source(moving_mnist_dataset, 'frames', 'caption', frames=20)}
 
 def open_source(name, path=None, split='train', streaming=False, **changes):
-    """A data set of `SOURCES` as clips: from `path`, or from the hub where it is there. `changes` are `size`,
-    `frames` and
-    `fps`. ImageNet's folder of JPEG files gives `ImageNetClips`, all else `HubClips` (`StreamClips` if
-    `streaming`)."""
+    """A data set of `SOURCES` as clips: from `path`, or from the hub where it is there. `changes` are
+    `size`, `frames` and `fps`. ImageNet's folder of JPEG files gives `ImageNetClips`, all else `HubClips`
+    (`StreamClips` if `streaming`)."""
     one_of('name', name, SOURCES)
     row = replace(SOURCES[name], **changes)
     if path is None and row.hub is None:
@@ -1029,7 +1020,7 @@ def open_source(name, path=None, split='train', streaming=False, **changes):
                                                     row.frames,
                                                     row.fps, row.label, row.rule)
 
-# %% ../nbs/00_clips.ipynb #11ca6fc0
+# %% ../nbs/00_clips.ipynb #706ca618
 class Vocabulary:
     """Captions to word ids (slots,): 0 is 'no word here', then the words; `len(vocab)` is the model's null.
 
@@ -1096,7 +1087,7 @@ class Vocabulary:
 
     def __repr__(self): return f'Vocabulary({len(self.words)} words, {self.slots} slots)'
 
-# %% ../nbs/00_clips.ipynb #3613a4f7
+# %% ../nbs/00_clips.ipynb #4e332e9a
 def content_words(caption, drop=(), known=()):
     "A caption's words, lower-cased, without those in `drop` unless all are; see `known_form`."
     words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", caption.lower())

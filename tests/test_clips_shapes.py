@@ -34,13 +34,13 @@ def test_the_centre_crop_is_what_it_was():
 def test_crops_keep_the_aspect():
     "A circle stays a circle in any shape, also where stored pixels are not square."
     yy, xx = np.mgrid[0:80, 0:80]
-    disc = ((np.hypot(yy - 39.5, xx - 39.5) < 20) * 255).astype(np.uint8)
+    disc = ((np.hypot(yy - 39.5, xx - 39.5) < 14) * 255).astype(np.uint8)
     for shape, aspect in (((40, 64), 1.0), ((64, 24), 1.0), ((40, 40), 2.0)):
         stored = disc if aspect == 1 else disc[:, ::2]
         out = C.resize_crop(stored, shape, aspect)[..., 0] > 127
         assert out.shape == shape
         h, w = np.ptp(np.nonzero(out)[0]) + 1, np.ptp(np.nonzero(out)[1]) + 1
-        assert abs(h - w) <= 1 and h > 8
+        assert abs(h - w) <= 1 and h > 12
 
 
 def test_a_place_moves_the_crop():
@@ -132,7 +132,11 @@ def test_frame_rates_are_resampled(tmp_path):
 def test_reading_stops_where_the_clip_ends(tmp_path, monkeypatch):
     "Of a long film only the part up to the clip's end is decoded."
     path, seen, turn = encode(tmp_path / "x.mp4", ramp(400)), [], C.decoder
-    monkeypatch.setattr(C, "decoder", lambda stream: lambda p: [seen.append(f) or f for f in turn(stream)(p)])
+
+    def counted(stream):
+        decode = turn(stream)
+        return lambda packet: [seen.append(f) or f for f in decode(packet)]
+    monkeypatch.setattr(C, "decoder", counted)
     C.read_video(path, 8, 32, fps=8, start=1.)
     assert 16 <= len(seen) < 200
 
@@ -144,7 +148,8 @@ def test_probe(tmp_path):
     assert C.probe(path.read_bytes()) == info
     (tmp_path / "y.mp4").write_bytes(b"rubbish")
     with pytest.raises(ValueError, match="cannot read .*y.mp4"): C.probe(tmp_path / "y.mp4")
-    with pytest.raises(FileNotFoundError, match="cannot read .*z.mp4: no such file"): C.probe(tmp_path / "z.mp4")
+    with pytest.raises(FileNotFoundError, match="cannot read .*z.mp4: no such file"):
+        C.probe(tmp_path / "z.mp4")
 
 
 @needs("awkward")
@@ -166,7 +171,8 @@ def test_each_awkward_file_decodes_right_or_is_refused_by_name():
             assert path.name in str(e)
             refused.append(path.name)
             continue
-        if path.name == "transparent.webm": continue                             # test_clips looks at its alpha
+        # test_clips looks at its alpha
+        if path.name == "transparent.webm": continue
         try:
             with av.open(f"file:{path}") as f: frames = [x for x in f.decode(video=0)]
         except av.FFmpegError:
@@ -180,7 +186,7 @@ def test_each_awkward_file_decodes_right_or_is_refused_by_name():
         for k, n in enumerate(np.searchsorted(stamps, moments + 1e-6, side="right") - 1):
             due = np.rot90(frames[n].to_ndarray(format="rgb24"), round(frames[n].rotation / 90))
             due = C.resize_crop(due, (36, 48))
-            assert np.abs(clip.frames[:, k].permute(1, 2, 0).numpy().astype(int) - due).max() <= 3, path.name
+            assert np.abs(clip.frames[:, k].permute(1, 2, 0).numpy().astype(int) - due).mean() < 1, path.name
             compared += 1
     assert refused == ["corrupted.mp4", "doc_medias_result.webm"] and compared == 9 * 7
 
@@ -239,7 +245,8 @@ def test_processes_share_the_batches_evenly(world):
     of = [k % 3 for k in range(30)]
     one = list(C.BucketSampler(of, 4, seed=1))
     parts = [list(C.BucketSampler(of, 4, seed=1, rank=r, world_size=world)) for r in range(world)]
-    assert len({len(p) for p in parts}) == 1 and len(C.BucketSampler(of, 4, rank=0, world_size=world)) == len(parts[0])
+    assert len({len(p) for p in parts}) == 1 and len(C.BucketSampler(of, 4, rank=0,
+                                                                     world_size=world)) == len(parts[0])
     assert {tuple(b) for p in parts for b in p} == {tuple(b) for b in one}
     assert sum(map(len, parts)) < len(one) + world
 

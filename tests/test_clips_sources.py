@@ -46,8 +46,10 @@ def video(tmp_path_factory):
 @pytest.fixture
 def shards(tmp_path, video):
     a = {"deep/0001.mp4": video.read_bytes(), "deep/0001.txt": " a red ball\n".encode(),
-         "0002.json": json.dumps({"text": "from json", "mood": "calm"}).encode(), "0002.mp4": video.read_bytes()}
-    b = {**{f"k.{t}.png": packed(grey(20 * t)) for t in (10, 9, 2, 1)}, "k.txt": "déjà vu".encode(), "k.cls": b"7",
+         "0002.json": json.dumps({"text": "from json", "mood": "calm"}).encode(),
+         "0002.mp4": video.read_bytes()}
+    b = {**{f"k.{t}.png": packed(grey(20 * t)) for t in (10, 9, 2, 1)}, "k.txt": "déjà vu".encode(),
+         "k.cls": b"7",
          "one.JPG": packed(grey(90), "JPEG"), "one.txt": b"a still", "one.json": b'{"caption": "no", "n": 1}'}
     write_tar(tmp_path / "s-000.tar", a)
     write_tar(tmp_path / "s-001.tar", b)
@@ -95,8 +97,10 @@ def test_samples_that_lack_something_are_reported(shards, video):
 
 def test_damaged_tars_are_named(shards, tmp_path):
     whole = (shards / "s-001.tar").read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole[:1500])
-    with pytest.raises(ValueError, match="cut.tar is no whole tar"): C.TarClips(tmp_path / "cut.tar")
+    flipped = whole[:1024] + bytes([whole[1024] ^ 1]) + whole[1025:]              # in the second header
+    for damaged in (whole[:300], whole[:700], whole[:1024], whole[:1500], flipped):
+        (tmp_path / "cut.tar").write_bytes(damaged)
+        with pytest.raises(ValueError, match="cut.tar is no whole tar"): C.TarClips(tmp_path / "cut.tar")
     (tmp_path / "no.tar").write_bytes(b"rubbish" * 200)
     with pytest.raises(ValueError, match="no.tar is no whole tar"): C.TarClips(tmp_path / "no.tar")
     write_tar(tmp_path / "gz.tar", {"a.txt": b"x"}, "w:gz")
@@ -108,7 +112,8 @@ def test_damaged_tars_are_named(shards, tmp_path):
 
 
 @pytest.mark.parametrize("parts, words", [
-    ({"a.json": b"[1]"}, "no object"), ({"a.json": b'{"n": 1}'}, "no caption"), ({"a.txt": b" "}, "no caption"),
+    ({"a.json": b"[1]"}, "no object"), ({"a.json": b'{"n": 1}'}, "no caption"),
+    ({"a.txt": b" "}, "no caption"),
     ({"a.json": b"{oops"}, "a: "), ({"a.txt": b"x", "a.cls": b"cat"}, "cat"), ({"a.txt": b"\xff\xfe"}, "a: "),
 ])
 def test_bad_captions_in_tars_are_named(tmp_path, parts, words):
@@ -154,7 +159,8 @@ def test_a_stream_reads_only_what_is_asked_for(datasets):
             made.append(k)
             yield dict(image=grey(k), text=str(k))
     kinds = datasets.Features(image=datasets.Image(), text=datasets.Value("string"))
-    for features in (kinds, None):                                             # columns are found without a schema
+    # columns are found without a schema
+    for features in (kinds, None):
         made.clear()
         stream = C.StreamClips(datasets.IterableDataset.from_generator(rows, features=features))
         got = [c.caption for c, _ in zip(stream, range(3))]
@@ -169,8 +175,10 @@ def test_stream_workers_share_the_files(datasets, imagenet_rows):
 
 def test_a_broken_row_of_a_stream_is_named(datasets):
     kinds = datasets.Features(video=datasets.Video(decode=False), text=datasets.Value("string"))
-    rows = datasets.Dataset.from_list([dict(video=dict(bytes=b"rubbish", path=None), text="x")], features=kinds)
-    with pytest.raises(ValueError, match="row 0: cannot read"): next(iter(C.StreamClips(rows.to_iterable_dataset())))
+    rows = datasets.Dataset.from_list([dict(video=dict(bytes=b"rubbish", path=None), text="x")],
+                                      features=kinds)
+    with pytest.raises(ValueError, match="row 0: cannot read"):
+        next(iter(C.StreamClips(rows.to_iterable_dataset())))
     with pytest.raises(ValueError, match="no label column 'id'"): C.HubClips(rows, label="id")
 
 
@@ -198,7 +206,8 @@ def imagenet(tmp_path):
         (home / "train" / w).mkdir(parents=True)
         for n in range(2): grey(100 * k + 9 * n + 5).save(home / "train" / w / f"{w}_{n}.JPEG", quality=95)
     for d in ("val", "meta"): (home / d).mkdir()
-    for n, k in enumerate((2, 0)): grey(100 * k).save(home / "val" / f"ILSVRC2012_val_0000000{n}.JPEG", quality=95)
+    for n, k in enumerate((2, 0)):
+        grey(100 * k).save(home / "val" / f"ILSVRC2012_val_0000000{n}.JPEG", quality=95)
     (home / "meta/val.txt").write_text("ILSVRC2012_val_00000000.JPEG 2\nILSVRC2012_val_00000001.JPEG 0\n")
     (home / "meta/synset_words.txt").write_text(
         "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\nn02012849 crane\n")
@@ -210,7 +219,8 @@ def test_imagenet_of_openxlab(imagenet):
     assert type(data) is C.ImageNetClips and len(data) == 6 and data[4].frames.shape == (3, 1, 24, 24)
     assert [c.attributes["label"] for c in data] == [0, 0, 1, 1, 2, 2]
     assert [c.caption for c in data][::2] == ["tench", "goldfish", "crane"]
-    assert data[2].attributes == dict(label=1, wnid="n01443537") and data[2].source.endswith("n01443537_0.JPEG")
+    assert data[2].attributes == dict(label=1,
+                                      wnid="n01443537") and data[2].source.endswith("n01443537_0.JPEG")
     assert abs(data[3].frames.float().mean() - 114) < 2
     val = C.open_source("imagenet-1k", imagenet, "validation", size=24)
     assert [(c.caption, c.attributes["label"], round(c.frames.float().mean().item(), -2)) for c in val] == [
@@ -221,7 +231,8 @@ def test_imagenet_val_in_folders_or_with_kaggles_labels(imagenet):
     (imagenet / "meta/val.txt").unlink()
     with pytest.raises(FileNotFoundError, match="has no labels"): C.ImageNetClips(imagenet, "val")
     (imagenet / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n"
-        "ILSVRC2012_val_00000000,n02012849 1 2 3 4\nILSVRC2012_val_00000001,n01440764 1 2 3 4 n01440764 5 6 7 8\n")
+        "ILSVRC2012_val_00000000,n02012849 1 2 3 4\nILSVRC2012_val_00000001,n01440764 1 2 3 4 n01440764 5 6 "
+        "7 8\n")
     assert C.ImageNetClips(imagenet, "val").labels == [2, 0]
     for n, w in enumerate(("n02012849", "n01440764")):
         (imagenet / "val" / w).mkdir()
@@ -289,11 +300,13 @@ def test_moving_mnist(datasets, tmp_path):
     np.save(tmp_path / "mnist_test_seq.npy", films)
     train, test = C.open_source("moving-mnist", tmp_path), C.open_source("moving-mnist", tmp_path, "test")
     assert (len(train), len(test)) == (9, 1) and train[0].caption == "two moving digits"
-    for c in range(3): assert (train[4].frames[c].numpy() == films[:, 4]).all()    # exact: 64 stays 64, 20 stay 20
+    # exact: 64 stays 64, 20 stay 20
+    for c in range(3): assert (train[4].frames[c].numpy() == films[:, 4]).all()
     assert (test[0].frames[0].numpy() == films[:, 9]).all()
     np.save(tmp_path / "mnist_test_seq.npy", films[0].astype(float))
     with pytest.raises(ValueError, match="must be uint8"): C.open_source("moving-mnist", tmp_path)
-    with pytest.raises(FileNotFoundError, match="nowhere"): C.open_source("moving-mnist", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        C.open_source("moving-mnist", tmp_path / "nowhere")
 
 
 def test_the_table_of_sources():
