@@ -29,6 +29,7 @@ def test_the_centre_crop_is_what_it_was():
     by_hand = Image.fromarray(image).resize((16, 16), Image.BICUBIC, box=(13, 0, 58, 45), reducing_gap=2)
     assert (C.square(image, 16) == np.asarray(by_hand)).all()
     assert (C.resize_crop(image, (16, 16)) == np.asarray(by_hand)).all()
+    assert (C.resize_crop(image, (45, 71)) == image).all()
 
 
 def test_crops_keep_the_aspect():
@@ -139,6 +140,21 @@ def test_reading_stops_where_the_clip_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(C, "decoder", counted)
     C.read_video(path, 8, 32, fps=8, start=1.)
     assert 16 <= len(seen) < 200
+
+
+@pytest.mark.parametrize("fmt, codec, pix", [
+    ("mp4", "libx264", "yuv420p"), ("avi", "mpeg4", "yuv420p"), ("mpegts", "libx264", "yuv420p"),
+    ("h264", "libx264", "yuv420p"), ("gif", "gif", "rgb8"), ("webm", "libvpx-vp9", "yuva420p")])
+def test_a_film_too_large_to_hold_is_read_twice_to_the_same_end(tmp_path, monkeypatch, fmt, codec, pix):
+    path = encode(tmp_path / "x.film", ramp(20), fmt, codec, pix)
+    held, info = C.read_video(path, 7, 24), C.probe(path)
+    monkeypatch.setattr(C, "HOLD_BYTES", 300)
+    packets = []
+    container, stream = C.open_video(path)
+    with container: C.time_span(container, stream, packets)
+    assert not packets and C.probe(path) == info
+    again = C.read_video(path, 7, 24)
+    assert torch.equal(again.frames, held.frames) and again.fps == held.fps
 
 
 def test_probe(tmp_path):
