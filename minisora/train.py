@@ -7,7 +7,7 @@ __all__ = ['RECIPE', 'permutation', 'batch_indices', 'learning_rate', 'ema_decay
            'write_checkpoint', 'latest_checkpoint', 'Checkpoint', 'load_checkpoint', 'describe', 'Interrupted',
            'NonFiniteLoss', 'OutOfMemory', 'Trained', 'spread', 'fit']
 
-# %% ../nbs/08_train.ipynb #7aca4ec6
+# %% ../nbs/08_train.ipynb #8dce746f
 import copy
 import hashlib
 import json
@@ -17,6 +17,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,7 @@ from tqdm.auto import tqdm
 
 from .diffusion import draw
 
-# %% ../nbs/08_train.ipynb #43c6d4d1
+# %% ../nbs/08_train.ipynb #81529aec
 @lru_cache(maxsize=2)
 def permutation(seed, epoch, n):
     "The order in which epoch `epoch` visits `n` samples: LongTensor (n,), a pure function of its arguments."
@@ -48,7 +49,7 @@ def batch_indices(seed, step, batch_size, n):
         at, missing = at + len(parts[-1]), missing - len(parts[-1])
     return torch.cat(parts)
 
-# %% ../nbs/08_train.ipynb #66af364a
+# %% ../nbs/08_train.ipynb #0c468cc3
 class _Pair:
     "Tensors (latents, condition or None) as a map-style dataset."
     def __init__(self, latents, condition=None):
@@ -91,13 +92,17 @@ def _to(batch, device):
 
 
 class _Batches(torch.utils.data.Dataset):
-    "Item `step` is the batch of update `step`. A dataset with `set_epoch` is told the first sample's epoch."
-    def __init__(self, data, seed, batch_size): self.data, self.seed, self.batch_size = data, seed, batch_size
+    """Item `step` is the batch of update `step`; of `world` processes, number `rank` gets every world-th sample.
+
+    A dataset with `set_epoch` is told the first sample's epoch."""
+    def __init__(self, data, seed, batch_size, rank=0, world=1):
+        self.data, self.seed, self.batch_size, self.rank, self.world = data, seed, batch_size, rank, world
 
     def __getitem__(self, step):
         n = len(self.data)
         if hasattr(self.data, 'set_epoch'): self.data.set_epoch(step * self.batch_size // n)
-        return _fetch(self.data, batch_indices(self.seed, step, self.batch_size, n))
+        index = batch_indices(self.seed, step, self.batch_size, n)                           # (B,)
+        return _fetch(self.data, index[self.rank::self.world])
 
 
 def _start_worker(_):
@@ -106,7 +111,7 @@ def _start_worker(_):
     batches = get_worker_info().dataset
     if hasattr(batches.data, 'set_epoch'): batches.data = copy.deepcopy(batches.data)
 
-# %% ../nbs/08_train.ipynb #102d763f
+# %% ../nbs/08_train.ipynb #1449abd1
 def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3):
     """The learning rate of update `step` (from 0) of `steps`. After a linear warm-up over `warmup` updates:
 
@@ -122,7 +127,7 @@ def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3)
         return lr * rise * (1 + math.cos(math.pi * done)) / 2
     raise ValueError(f"schedule must be 'constant', 'linear' or 'cosine', not {schedule!r}")
 
-# %% ../nbs/08_train.ipynb #10e4e96d
+# %% ../nbs/08_train.ipynb #8606e90e
 def ema_decay(step, decay=.999, warmup=True):
     "The share of the old average that update `step` (from 0) keeps; at first (1 + step) / (10 + step)."
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
@@ -144,29 +149,32 @@ class EMA:
         torch._foreach_lerp_(average, now, 1 - decay)
         for a, b in self.others: a.copy_(b)
 
-# %% ../nbs/08_train.ipynb #4a92432f
+# %% ../nbs/08_train.ipynb #4f9a1acd
 @torch.no_grad()
-def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256):
+def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256, team=None):
     """Loss on held-out data per bin of time: (mean over bins, [a float a bin]).
 
     The bins are equal parts of [0, 1]; sample i falls in bin i mod `bins`, its noise and its place in the bin
-    are fixed by (seed, i). At most `samples` are used, evenly spaced; few are reused until a bin has four."""
+    are fixed by (seed, i). At most `samples` are used, evenly spaced; few are reused until a bin has four.
+    The processes of a `team` share the work; all of them must call."""
     data, device, was = _as_dataset(data, 'valid'), next(iter(model.parameters())).device, model.training
     m = min(len(data), samples); total = max(m, 4 * bins)
     sums, counts = torch.zeros(2, bins, dtype=torch.float64)
     model.eval()
-    for part in torch.arange(total).split(batch_size):                                       # (B,)
+    parts = torch.arange(total).split(batch_size)
+    for part in parts[team.rank::team.world] if team else parts:                             # (B,)
         latents, condition = _to(_fetch(data, (part % m) * len(data) // m), device)
         noise, u = draw(seed, 0, part, latents.shape[1:], device)
         t = ((part.to(device) % bins + u[:, 0]) / bins).clamp(*getattr(objective, 'interval', (0., 1.)))
         loss = objective.loss(model, latents, condition, noise, t)['loss']                   # (B,)
         sums.index_add_(0, part % bins, loss.double().cpu())
         counts.index_add_(0, part % bins, torch.ones(len(part), dtype=torch.float64))
+    if team: sums, counts = team.mean(torch.stack([sums, counts]).to(device)).cpu()
     model.train(was)
     per_bin = (sums / counts).tolist()
     return sum(per_bin) / bins, per_bin
 
-# %% ../nbs/08_train.ipynb #9a321449
+# %% ../nbs/08_train.ipynb #73da225a
 class CheckpointError(OSError):
     "A checkpoint cannot be written or read; the message names the file and the reason, in one line."
 
@@ -216,7 +224,7 @@ def write_checkpoint(path, tensors, state):
         raise CheckpointError(f'cannot write {path}: {reason}') from None
     return path
 
-# %% ../nbs/08_train.ipynb #6e0e472e
+# %% ../nbs/08_train.ipynb #d6906704
 def _checkpoints(out):
     "The checkpoint folders of a run, oldest first."
     return sorted(p for p in (Path(out) / 'checkpoints').glob('step-' + 8 * '[0-9]') if p.is_dir())
@@ -249,7 +257,7 @@ def _prune(out, keep):
         gone = p.with_name(f'.{p.name}.part')
         os.rename(p, gone); shutil.rmtree(gone, ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #7d65cf5b
+# %% ../nbs/08_train.ipynb #b573e212
 @dataclass
 class Checkpoint:
     "A checkpoint read back: `state` (of state.json) and, by name, tensors of `model`, `ema`, `optimizer`."
@@ -292,7 +300,7 @@ def load_checkpoint(path):
     read = lambda n: load_file(path / f'{n}.safetensors') if f'{n}.safetensors' in state['files'] else {}
     return Checkpoint(path, state, read('model'), read('ema'), read('optimizer'))
 
-# %% ../nbs/08_train.ipynb #86f7df94
+# %% ../nbs/08_train.ipynb #69ac159d
 RECIPE = ('batch_size', 'accumulate', 'lr', 'warmup', 'schedule', 'decay_from', 'betas', 'weight_decay',
           'clip', 'ema', 'ema_warmup', 'condition_dropout', 'seed', 'precision')
 
@@ -325,7 +333,7 @@ def _same(now, then, path):
             raise ValueError(f'cannot go on from {path}: {k} is {here} here and {v!r} in the checkpoint; '
                              'train into another folder')
 
-# %% ../nbs/08_train.ipynb #c2ba77dd
+# %% ../nbs/08_train.ipynb #d3fc5e6f
 class Interrupted(KeyboardInterrupt):
     "Ctrl-C or SIGTERM came during `fit`; the step was finished and saved. `.trained` is the result so far."
 
@@ -340,6 +348,8 @@ class OutOfMemory(RuntimeError):
 
 class _Signals:
     "While open, SIGINT and SIGTERM only leave their name in `.caught`. Idle outside the main thread."
+    caught = None
+
     def __enter__(self):
         self.caught, self.old = None, {}
         if threading.current_thread() is not threading.main_thread(): return self
@@ -356,14 +366,52 @@ class _Signals:
     def __exit__(self, *_):
         for s in self.old: self.restore(s)
 
-# %% ../nbs/08_train.ipynb #72892c51
+# %% ../nbs/08_train.ipynb #f06880fb
+class _Team:
+    "The processes that train together, as accelerate or torchrun started them; alone: rank 0 of world 1."
+    def __init__(self, device=None):
+        self.rank, self.world, dist = 0, 1, torch.distributed
+        self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        if not dist.is_available(): return
+        if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not dist.is_initialized():
+            from accelerate import PartialState
+            PartialState(cpu=self.device.type == 'cpu')                    # joins: nccl on CUDA, else gloo
+        if not dist.is_initialized(): return
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        if self.device.type == 'cuda' and self.device.index is None:
+            self.device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+            torch.cuda.set_device(self.device)
+
+    def wrap(self, model):
+        "The model, with gradients that are averaged over the processes; all start from the weights of rank 0."
+        if self.world == 1: return model
+        return torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    def mean(self, values):
+        "The mean over the processes of a float tensor; all of them must call."
+        if self.world > 1: torch.distributed.all_reduce(values); values /= self.world
+        return values
+
+    def gather(self, part):
+        "Every process's part (b,) of a batch -> the batch (B,), in its order."
+        parts = [part]
+        if self.world > 1:
+            parts = [torch.empty_like(part) for _ in range(self.world)]
+            torch.distributed.all_gather(parts, part)
+        return torch.stack(parts, 1).flatten()
+
+    def wait(self):
+        "Until all processes are here."
+        if self.world > 1: self.mean(torch.zeros(1, device=self.device)).item()
+
+# %% ../nbs/08_train.ipynb #1dbe4587
 class _Autocast:
-    "A model whose matrix products run in `dtype` and whose output is float32."
-    def __init__(self, model, device, dtype): self.model, self.device, self.dtype = model, device, dtype
+    "A model whose matrix products run in bfloat16 and whose output is float32."
+    def __init__(self, model, device): self.model, self.device = model, device
     def __getattr__(self, name): return getattr(self.model, name)
 
     def __call__(self, x, t, y=None):
-        with torch.autocast(self.device.type, self.dtype): return self.model(x, t, y).float()
+        with torch.autocast(self.device.type, torch.bfloat16): return self.model(x, t, y).float()
 
 
 def _adamw(parameters, a):
@@ -375,22 +423,25 @@ def _adamw(parameters, a):
 
 class _Run:
     "What is trained, with what, and how far it is; `a` holds the arguments of `fit`."
-    def __init__(self, model, data, objective, a):
-        self.a, self.objective, self.data = a, objective, _as_dataset(data)
+    def __init__(self, model, data, objective, a, team):
+        self.a, self.objective, self.data, self.team = a, objective, _as_dataset(data), team
         self.valid = None if a.valid is None else _as_dataset(a.valid, 'valid')
         self.out = None if a.out is None else Path(a.out)
-        self.device = torch.device(a.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        self.device = team.device
         self.model = model.to(self.device).train()
+        self.replica = team.wrap(self.model)
         self.average = EMA(self.model); self.ema = self.average.model
         self.named = {k: p for k, p in model.named_parameters() if p.requires_grad}
         self.optimizer = _adamw(self.named.values(), a)
         if a.compile: self.model.compile()
-        bf16 = lambda m: _Autocast(m, self.device, torch.bfloat16) if a.precision == 'bf16' else m
-        self.forward, self.ema_forward = bf16(self.model), bf16(self.ema)
+        self.forward, self.ema_forward = self.cast(self.replica), self.cast(self.ema)
         self.batch_size = a.batch_size * a.accumulate
         self.step, self.log, self.sums, self.count, self.path = 0, [], {}, 0, None
         self.before, self.began = dict(cpu=0., wall=0.), self.clock()
+        self.signals, self.told = _Signals(), False
         self.config = json.loads(json.dumps(self.describe()))
+
+    def cast(self, model): return _Autocast(model, self.device) if self.a.precision == 'bf16' else model
 
     def describe(self):
         "What must not change when a run goes on."
@@ -404,8 +455,16 @@ class _Run:
                      condition=None if condition is None else list(condition.shape[1:]))
         return dict(recipe=recipe, model=describe(self.model), objective=describe(self.objective), data=shape)
 
+    def indices(self):
+        "The sample numbers of this step, of all processes: (B,)."
+        return batch_indices(self.a.seed, self.step, self.batch_size, len(self.data))
+
     @staticmethod
     def clock(): return dict(cpu=time.process_time(), wall=time.perf_counter())
+
+    def stops(self):
+        "The name of the signal to stop at, or None; several processes stop at the step at which all know of it."
+        return self.signals.caught if self.team.world == 1 else self.told and (self.signals.caught or 'SIGTERM')
 
     def spent(self, kind):
         "Seconds of 'cpu' (all threads of this process) or 'wall', in this call and in those it goes on from."
@@ -414,7 +473,7 @@ class _Run:
     def result(self):
         return Trained(self.model.eval(), self.ema, self.log, self.path, self.step, self.spent('cpu') / 60)
 
-# %% ../nbs/08_train.ipynb #a78169f1
+# %% ../nbs/08_train.ipynb #c0d4d6e2
 @dataclass(repr=False)
 class Trained:
     "What `fit` returns. Sample from `ema`, the moving average; `path` is the newest checkpoint, if any."
@@ -432,19 +491,19 @@ class Trained:
         loss = f'{self.log[-1]["loss"]:.4f}' if self.log else None
         return f'Trained(step={self.step}, loss={loss}, cpu_minutes={self.cpu_minutes:.2f}, path={self.path})'
 
-# %% ../nbs/08_train.ipynb #21d5d983
+# %% ../nbs/08_train.ipynb #cd4167fb
 def _update(run, batch):
     "One optimiser step on a batch; adds its loss terms and gradient norm to the running sums."
     a, s = run.a, run.step
-    run.index = batch_indices(a.seed, s, run.batch_size, len(run.data))                      # (B,)
     run.lr = learning_rate(s, a.steps, a.lr, a.warmup, a.schedule, a.decay_from)
     for group in run.optimizer.param_groups: group['lr'] = run.lr
-    torch.manual_seed((a.seed * 1_000_003 + s) % 2**63)      # for nn.Dropout and its like; `fit` restores it
+    torch.manual_seed((a.seed * 1_000_003 + s + run.team.rank * 2**48) % 2**63)      # for nn.Dropout's like
     terms = _backward(run, *_inputs(run, batch))
     parameters = list(run.named.values())
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    values = torch.stack([*terms.values(), norm]).tolist()                    # the one wait for the device
-    values = dict(zip([*terms, 'grad_norm'], values))
+    told = norm.new_full((), bool(run.signals.caught))
+    values = run.team.mean(torch.stack([*terms.values(), norm, told])).tolist()   # the one wait for the device
+    run.told, values = values.pop() > 0, dict(zip([*terms, 'grad_norm'], values))
     if not math.isfinite(values['loss'] + values['grad_norm']): _refuse(run, values)
     if a.clip: torch.nn.utils.clip_grads_with_norm_(parameters, a.clip, norm)
     run.optimizer.step(); run.optimizer.zero_grad(set_to_none=True)
@@ -453,34 +512,37 @@ def _update(run, batch):
     run.step, run.count = s + 1, run.count + 1
 
 
-def spread(u):
+def spread(u, rank=0, world=1):
     """Uniforms (B,) -> the k-th of them within the k-th of B equal parts of [0, 1): still uniform, but every
-    batch
-    sees every noise level, and its loss varies less (Kingma et al. 2021, appendix I.1)."""
-    return (torch.arange(len(u), device=u.device) + u) / len(u)
+    batch sees every noise level, and its loss varies less (Kingma et al. 2021, appendix I.1).
+
+    Of `world` processes, number `rank` has every world-th sample of the batch, and so of the parts."""
+    return (torch.arange(len(u), device=u.device) * world + rank + u) / (len(u) * world)
 
 
 def _inputs(run, batch):
     "A batch -> latents (B, C, T, H, W), condition with nulls (B, slots), noise like the latents, t (B,)."
-    a = run.a
+    a, rank, world = run.a, run.team.rank, run.team.world
     latents, condition = _to(batch, run.device)
-    noise, u = draw(a.seed, run.step, run.index, latents.shape[1:], run.device)         # (B, …), (B, 2)
+    noise, u = draw(a.seed, run.step, run.indices()[rank::world], latents.shape[1:], run.device)
     if condition is not None and a.condition_dropout:
         drop = (u[:, 1] < a.condition_dropout).view(-1, *[1] * (condition.ndim - 1))         # (B, 1)
         condition = torch.where(drop, run.model.null_id, condition)
-    return latents, condition, noise, run.objective.times(spread(u[:, 0]))
+    return latents, condition, noise, run.objective.times(spread(u[:, 0], rank, world))
 
 
 def _backward(run, latents, condition, noise, t):
     "Gradients of the mean loss, in `accumulate` parts; returns the mean of each loss term."
-    share, means, run.losses = 1 / run.a.accumulate, {}, []
-    for k in range(run.a.accumulate):
-        part = slice(k * run.a.batch_size, (k + 1) * run.a.batch_size)
+    n, means, run.losses = run.a.accumulate, {}, []
+    share, size = 1 / n, run.a.batch_size // run.team.world
+    for k in range(n):
+        part = slice(k * size, (k + 1) * size)
         y = None if condition is None else condition[part]
-        terms = run.objective.loss(run.forward, latents[part], y, noise[part], t[part])
-        if not isinstance(terms, dict) or getattr(terms.get('loss'), 'shape', None) != t[part].shape:
-            raise ValueError("objective.loss must return a dict whose 'loss' holds one value a sample")
-        (terms['loss'].mean() * share).backward()
+        with nullcontext() if run.team.world == 1 or k == n - 1 else run.replica.no_sync():
+            terms = run.objective.loss(run.forward, latents[part], y, noise[part], t[part])
+            if not isinstance(terms, dict) or getattr(terms.get('loss'), 'shape', None) != t[part].shape:
+                raise ValueError("objective.loss must return a dict whose 'loss' holds one value a sample")
+            (terms['loss'].mean() * share).backward()
         run.losses.append(terms['loss'].detach())
         for name, v in terms.items(): means[name] = means.get(name, 0.) + v.detach().float().mean() * share
     return means
@@ -489,11 +551,12 @@ def _backward(run, latents, condition, noise, t):
 def _refuse(run, values):
     "A loss or gradient that is not finite: keep the weights, save what reproduces it, raise NonFiniteLoss."
     run.optimizer.zero_grad(set_to_none=True)
-    e = NonFiniteLoss(); e.step, e.indices, e.path = run.step, run.index.tolist(), None
-    if run.out:
+    e = NonFiniteLoss(); e.step, e.indices, e.path = run.step, run.indices().tolist(), None
+    losses = run.team.gather(torch.cat(run.losses)).tolist()
+    if run.out and run.team.rank == 0:
         e.path = run.out / 'checkpoints' / f'nonfinite-{run.step:08d}'
         state = dict(step=run.step, seed=run.a.seed, indices=e.indices, config=run.config,
-                     losses=[repr(v) for v in torch.cat(run.losses).tolist()])
+                     losses=[repr(v) for v in losses])
         shutil.rmtree(e.path, ignore_errors=True)
         try: write_checkpoint(e.path, dict(model=run.model.state_dict()), state)
         except CheckpointError: e.path = None                                   # the loss is the greater news
@@ -502,7 +565,7 @@ def _refuse(run, values):
               + (f'saved to reproduce it: {e.path}' if e.path else f'samples {e.indices}'),)
     raise e
 
-# %% ../nbs/08_train.ipynb #927e083e
+# %% ../nbs/08_train.ipynb #b3795e66
 def _validates(run, step):
     every = run.a.valid_every
     return run.valid is not None and (step == run.a.steps or bool(every and step % every == 0))
@@ -519,15 +582,16 @@ def _record(run, bar):
     (step, wall), now = run.mark, run.clock()['wall']
     line = dict(step=run.step, **{k: v / run.count for k, v in run.sums.items()}, lr=run.lr)
     if _validates(run, run.step):
-        line['valid_loss'], line['valid_bins'] = validate(run.ema_forward, run.valid, run.objective,
-                                                          run.a.valid_bins, run.a.batch_size, run.a.seed)
+        line['valid_loss'], line['valid_bins'] = validate(
+            run.ema_forward, run.valid, run.objective, run.a.valid_bins, run.a.batch_size // run.team.world,
+            run.a.seed, team=run.team)
     line.update(cpu_seconds=run.spent('cpu'), wall_seconds=run.spent('wall'),
                 samples_per_second=(run.step - step) * run.batch_size / max(1e-9, now - wall))
     if _due(run, run.step): run.sums, run.count = {}, 0
     run.mark = run.step, run.clock()['wall']
     run.log.append(line)
     bar.set_postfix({k: f'{line[k]:.4f}' for k in ('loss', 'valid_loss') if k in line}, refresh=False)
-    if run.out:
+    if run.out and run.team.rank == 0:
         with _writing(run), open(run.out / 'log.jsonl', 'a') as f: f.write(json.dumps(line) + '\n')
 
 
@@ -544,12 +608,12 @@ class _writing:
         rest = f'{last} is safe' if last else 'there is no checkpoint yet'
         raise CheckpointError(f'{reason}; {rest}') from None
 
-# %% ../nbs/08_train.ipynb #2218f941
+# %% ../nbs/08_train.ipynb #7b559718
 def _save(run):
     "Write the checkpoint of this step, unless it is there already, and remove old ones."
     if run.out is None: return
     path = run.out / 'checkpoints' / f'step-{run.step:08d}'
-    if not path.exists():
+    if run.team.rank == 0 and not path.exists():
         names = {p: k for k, p in run.named.items()}
         moments = {f'{names[p]}/{k}': v for p, s in run.optimizer.state.items() for k, v in s.items()}
         tensors = dict(model=run.model.state_dict(), ema=run.ema.state_dict(), optimizer=moments)
@@ -577,16 +641,19 @@ def _open(run):
     "Make the run's folder, or take up the run that is in it; the log is cut back to the checkpoint's step."
     if run.out is None: return
     log, part = run.out / 'log.jsonl', run.out / '.log.jsonl.part'
-    with _writing(run):
-        (run.out / 'checkpoints').mkdir(parents=True, exist_ok=True)
-        for p in (run.out / 'checkpoints').glob('.*.part'): shutil.rmtree(p)      # left by a killed process
-        log.touch()
+    if run.team.rank == 0:
+        with _writing(run):
+            (run.out / 'checkpoints').mkdir(parents=True, exist_ok=True)
+            for p in (run.out / 'checkpoints').glob('.*.part'): shutil.rmtree(p)      # left by a killed process
+            log.touch()
+    run.team.wait()
     last = latest_checkpoint(run.out)
     if last and not run.a.resume:
         raise FileExistsError(f'{run.out} holds a run ({last.name}): give another folder, or resume=True')
     if last: _restore(run, load_checkpoint(last))
     keep = lambda s: s < run.step or s == run.step and (_due(run, s) or s == run.a.steps)
     run.log = [r for r in _read_log(log) if keep(r['step'])]
+    if run.team.rank: return
     with _writing(run): part.write_text(''.join(json.dumps(r) + '\n' for r in run.log)); os.replace(part, log)
 
 
@@ -598,24 +665,27 @@ def _read_log(file):
         except ValueError: break
     return lines
 
-# %% ../nbs/08_train.ipynb #3a587eb1
+# %% ../nbs/08_train.ipynb #87d9e778
 def _loop(run):
     "Train until the last step, `stop_at` or a signal."
-    a, last = run.a, min(run.a.steps, run.a.stop_at or run.a.steps)
-    loader = DataLoader(_Batches(run.data, a.seed, run.batch_size), sampler=range(run.step, last),
-                        batch_size=None, num_workers=a.workers, worker_init_fn=_start_worker,
-                        generator=torch.Generator(), pin_memory=run.device.type == 'cuda')
-    run.mark = run.step, run.clock()['wall']
-    progress = tqdm(total=a.steps, initial=run.step, disable=not a.progress, unit='step')
-    with _Signals() as signals, progress as bar:
+    a, team, last = run.a, run.team, min(run.a.steps, run.a.stop_at or run.a.steps)
+    loader = DataLoader(_Batches(run.data, a.seed, run.batch_size, team.rank, team.world),
+                        sampler=range(run.step, last), batch_size=None, num_workers=a.workers,
+                        worker_init_fn=_start_worker, generator=torch.Generator(),
+                        pin_memory=run.device.type == 'cuda')
+    run.mark, main = (run.step, run.clock()['wall']), team.rank == 0
+    progress = tqdm(total=a.steps, initial=run.step, disable=not (a.progress and main), unit='step')
+    with run.signals, progress as bar:
         for batch in loader:
             _update(run, batch); _record(run, bar); bar.update()
-            if run.step % a.save_every == 0 or run.step == last or signals.caught: _save(run)
-            if a.on_sample and run.step % (a.sample_every or a.steps) == 0: a.on_sample(run.step, run.ema)
-            if signals.caught: _save(run); break
-    if signals.caught:
+            if run.step % a.save_every == 0 or run.step == last or run.stops(): _save(run)
+            if main and a.on_sample and run.step % (a.sample_every or a.steps) == 0:
+                a.on_sample(run.step, run.ema)
+            if run.stops(): _save(run); break
+    team.wait()
+    if run.stops():
         saved = f'; saved {run.path}, the same call goes on from there' if run.path else ''
-        e = Interrupted(f'{signals.caught} at step {run.step} of {a.steps}{saved}'); e.trained = run.result()
+        e = Interrupted(f'{run.stops()} at step {run.step} of {a.steps}{saved}'); e.trained = run.result()
         raise e
 
 
@@ -625,7 +695,7 @@ def _out_of_memory(e):
 
 def _what_fits(run):
     "After running out of memory: the first of batch_size/2, /4, … with which forward and backward fit, or 0."
-    a, b, moments = run.a, run.a.batch_size, 0 if run.optimizer.state else 2
+    a, b, moments = run.a, run.a.batch_size // run.team.world, 0 if run.optimizer.state else 2
     while b := b // 2:
         if run.device.type == 'cuda': torch.cuda.empty_cache()
         try:
@@ -633,9 +703,9 @@ def _what_fits(run):
             held = [torch.empty_like(p) for p in run.named.values() for _ in range(moments)]  # Adam's share
             latents, y = _to(_fetch(run.data, batch_indices(a.seed, run.step, b, len(run.data))), run.device)
             t = torch.full((b,), .5, device=run.device)
-            run.objective.loss(run.forward, latents, y, latents, t)['loss'].mean().backward()
+            run.objective.loss(run.cast(run.model), latents, y, latents, t)['loss'].mean().backward()
             del held
-            return b
+            return b * run.team.world
         except Exception as e:
             if not _out_of_memory(e): raise
     return 0
@@ -649,8 +719,8 @@ def _too_large(run, fits):
     e.fits = fits
     return e
 
-# %% ../nbs/08_train.ipynb #f6059109
-def _check(a):
+# %% ../nbs/08_train.ipynb #748d6f21
+def _check(a, team):
     "Refuse arguments that cannot be meant, by name."
     for k in ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep', 'valid_bins'):
         v = getattr(a, k)
@@ -661,6 +731,8 @@ def _check(a):
     if a.precision not in ('fp32', 'bf16'):
         raise ValueError(f"precision must be 'fp32' or 'bf16', not {a.precision!r}")
     learning_rate(0, a.steps, a.lr, a.warmup, a.schedule, a.decay_from)
+    if a.batch_size % team.world:
+        raise ValueError(f'batch_size={a.batch_size} cannot be split evenly over {team.world} processes')
 
 
 def fit(model,                  # called as model(x (B, C, T, H, W), t (B,), condition); trained in place
@@ -668,7 +740,7 @@ def fit(model,                  # called as model(x (B, C, T, H, W), t (B,), con
         objective,              # has times(u), loss(model, latents, condition, noise, t) -> {'loss': (B,), …}
         *, steps,               # number of updates
         out=None,               # the run's folder: checkpoints/ and log.jsonl; None writes nothing
-        batch_size=8,           # samples in one forward pass
+        batch_size=8,           # samples in one forward pass (of all processes together)
         accumulate=1,           # forward passes in one update
         lr=1e-4, warmup=50, schedule='constant', decay_from=.3,               # see `learning_rate`
         betas=(.9, .999), weight_decay=0.,                                    # of AdamW
@@ -691,11 +763,14 @@ def fit(model,                  # called as model(x (B, C, T, H, W), t (B,), con
 
     On a CPU the result does not depend on where it was stopped, bit for bit. Raises a ValueError that names
     the field if the run in `out` was another one; NonFiniteLoss, OutOfMemory, CheckpointError; after Ctrl-C
-    or SIGTERM, once the step is finished and saved, Interrupted."""
+    or SIGTERM, once the step is finished and saved, Interrupted.
+
+    Under `torchrun` or `accelerate launch` each process takes its part of every batch; rank 0 writes, draws
+    samples and shows the bar; `out` must be a folder that all of them see."""
     a = SimpleNamespace(**{k: v for k, v in locals().items() if k not in ('model', 'data', 'objective')})
-    _check(a)
+    team = _Team(device); _check(a, team)
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        run = _Run(model, data, objective, a); _open(run)
+        run = _Run(model, data, objective, a, team); _open(run)
         try: _loop(run); return run.result()
         except Exception as e:
             if not _out_of_memory(e): raise
