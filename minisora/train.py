@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['RECIPE', 'LATER', 'permutation', 'batch_indices', 'learning_rate', 'ema_decay', 'EMA', 'choose_ema', 'validate',
            'CheckpointError', 'write_checkpoint', 'latest_checkpoint', 'Checkpoint', 'load_checkpoint', 'describe',
-           'Interrupted', 'NonFiniteLoss', 'OutOfMemory', 'Trained', 'spread', 'fit']
+           'Interrupted', 'NonFiniteLoss', 'OutOfMemory', 'Trained', 'spread', 'fit', 'Estimate', 'estimate',
+           'on_track', 'overlay']
 
-# %% ../nbs/08_train.ipynb #9dde12e7
+# %% ../nbs/08_train.ipynb #25d54157
 import copy
 import hashlib
 import importlib.util
@@ -39,7 +40,7 @@ from tqdm.auto import tqdm
 
 from .diffusion import draw
 
-# %% ../nbs/08_train.ipynb #34c60941
+# %% ../nbs/08_train.ipynb #654c2977
 @lru_cache(maxsize=2)
 def permutation(seed, epoch, n):
     "The order in which epoch `epoch` visits `n` samples: LongTensor (n,), a pure function of its arguments."
@@ -57,7 +58,7 @@ def batch_indices(seed, step, batch_size, n):
         at, missing = at + len(parts[-1]), missing - len(parts[-1])
     return torch.cat(parts)
 
-# %% ../nbs/08_train.ipynb #1b248563
+# %% ../nbs/08_train.ipynb #1d91f13e
 class _Pair:
     "Tensors (latents, condition or None) as a map-style dataset."
     def __init__(self, latents, condition=None):
@@ -119,7 +120,7 @@ def _start_worker(_):
     batches = get_worker_info().dataset
     if hasattr(batches.data, 'set_epoch'): batches.data = copy.deepcopy(batches.data)
 
-# %% ../nbs/08_train.ipynb #7744de0f
+# %% ../nbs/08_train.ipynb #7ff98afe
 def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3):
     """The learning rate of update `step` (from 0) of `steps`. After a linear warm-up over `warmup` updates:
 
@@ -137,7 +138,7 @@ def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3)
         return lr * rise * (1 + math.cos(math.pi * done)) / 2
     raise ValueError(f"schedule must be 'constant', 'linear', 'wsd' or 'cosine', not {schedule!r}")
 
-# %% ../nbs/08_train.ipynb #ed38171d
+# %% ../nbs/08_train.ipynb #1d996748
 def ema_decay(step, decay=.999, warmup=True):
     "The share of the old average that update `step` (from 0) keeps; at first (1 + step) / (10 + step)."
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
@@ -159,7 +160,7 @@ class EMA:
         torch._foreach_lerp_(average, now, 1 - decay)
         for a, b in self.others: a.copy_(b)
 
-# %% ../nbs/08_train.ipynb #a441a717
+# %% ../nbs/08_train.ipynb #e45d10cc
 def choose_ema(emas, data, objective, **options):
     """The best of several averages {decay: model} (`Trained.emas`) on held-out data: (decay, {decay: loss}).
 
@@ -167,7 +168,7 @@ def choose_ema(emas, data, objective, **options):
     losses = {d: validate(m, data, objective, **options)[0] for d, m in emas.items()}
     return min(losses, key=losses.get), losses
 
-# %% ../nbs/08_train.ipynb #5c812909
+# %% ../nbs/08_train.ipynb #6e31bb64
 @torch.no_grad()
 def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256, team=None):
     """Loss on held-out data per bin of time: (mean over bins, [a float a bin]).
@@ -192,7 +193,7 @@ def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256, 
     per_bin = (sums / counts).tolist()
     return sum(per_bin) / bins, per_bin
 
-# %% ../nbs/08_train.ipynb #4f36f792
+# %% ../nbs/08_train.ipynb #7cba2496
 class CheckpointError(OSError):
     "A checkpoint cannot be written or read; the message names the file and the reason, in one line."
 
@@ -242,7 +243,7 @@ def write_checkpoint(path, tensors, state):
         raise CheckpointError(f'cannot write {path}: {reason}') from None
     return path
 
-# %% ../nbs/08_train.ipynb #196285f0
+# %% ../nbs/08_train.ipynb #a2fd983e
 def _checkpoints(out):
     "The checkpoint folders of a run, oldest first."
     return sorted(p for p in (Path(out) / 'checkpoints').glob('step-' + 8 * '[0-9]') if p.is_dir())
@@ -275,7 +276,7 @@ def _prune(out, keep):
         gone = p.with_name(f'.{p.name}.part')
         os.rename(p, gone); shutil.rmtree(gone, ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #60fec540
+# %% ../nbs/08_train.ipynb #cb11c45e
 @dataclass
 class Checkpoint:
     """A checkpoint read back: `state` (of state.json) and, by name, tensors of `model`, `ema`, `optimizer`;
@@ -294,7 +295,8 @@ class Checkpoint:
         """Load 'ema' or 'model' weights, or those of a decay of `emas`, into a module; returns it.
 
         Strictly: ValueError names the key."""
-        theirs, ours = getattr(self, weights) if isinstance(weights, str) else self.emas[weights], model.state_dict()
+        theirs = getattr(self, weights) if isinstance(weights, str) else self.emas[weights]
+        ours = model.state_dict()
         for k in sorted(ours.keys() | theirs.keys()):
             if k not in theirs: raise ValueError(f'{self.path}: has no {k!r}, which the model has')
             if k not in ours: raise ValueError(f'{self.path}: holds {k!r}, which the model has not')
@@ -323,7 +325,7 @@ def load_checkpoint(path):
     emas = {float(n[4:-12]): read(n[:-12]) for n in state['files'] if n.startswith('ema-')}
     return Checkpoint(path, state, read('model'), read('ema'), read('optimizer'), emas)
 
-# %% ../nbs/08_train.ipynb #a9b8a2df
+# %% ../nbs/08_train.ipynb #7abb26d0
 RECIPE = ('batch_size', 'accumulate', 'lr', 'warmup', 'schedule', 'decay_from', 'betas', 'weight_decay',
           'clip', 'ema', 'ema_warmup', 'condition_dropout', 'seed', 'precision')
 LATER = dict(optimizer='adamw', more_ema=(), spikes=None, spike_factor=8.)     # added since format 1, and off
@@ -353,15 +355,15 @@ def _same(now, then, path):
     now, then = _flat(now), _flat(then)
     for k in now:
         if k.startswith('recipe.') and k not in then and k != 'recipe.steps':
-            raise ValueError(f'cannot go on from {path}: {k} is {now[k]!r} here and not there in the checkpoint; '
-                             'train into another folder')
+            raise ValueError(f'cannot go on from {path}: {k} is {now[k]!r} here and not there in the '
+                             'checkpoint; train into another folder')
     for k, v in then.items():
         if k not in now or now[k] != v:
             here = repr(now[k]) if k in now else 'not there'
             raise ValueError(f'cannot go on from {path}: {k} is {here} here and {v!r} in the checkpoint; '
                              'train into another folder')
 
-# %% ../nbs/08_train.ipynb #c264a7b2
+# %% ../nbs/08_train.ipynb #2cab9f99
 class Interrupted(KeyboardInterrupt):
     "Ctrl-C or SIGTERM came during `fit`; the step was finished and saved. `.trained` is the result so far."
 
@@ -394,7 +396,7 @@ class _Signals:
     def __exit__(self, *_):
         for s in self.old: self.restore(s)
 
-# %% ../nbs/08_train.ipynb #bb9d1402
+# %% ../nbs/08_train.ipynb #4e149504
 class _Team:
     "The processes that train together, as accelerate or torchrun started them; alone: rank 0 of world 1."
     def __init__(self, device=None):
@@ -432,7 +434,7 @@ class _Team:
         "Until all processes are here."
         if self.world > 1: self.mean(torch.zeros(1, device=self.device)).item()
 
-# %% ../nbs/08_train.ipynb #ff654c26
+# %% ../nbs/08_train.ipynb #afbb571e
 class _Autocast:
     "A model whose matrix products run in bfloat16 and whose output is float32."
     def __init__(self, model, device): self.model, self.device = model, device
@@ -450,8 +452,8 @@ def _adamw(parameters, a):
 
 
 def _optimizers(model, named, a):
-    """AdamW for all weights; with optimizer='muon' the matrices of nn.Linear go to Muon (Jordan et al. 2024), scaled
-    so that AdamW's rate and decay suit them (Liu et al. 2025, section 2.2), and AdamW keeps the rest."""
+    """AdamW for all weights; with optimizer='muon' the matrices of nn.Linear go to Muon (Jordan et al. 2024),
+    scaled so that AdamW's rate and decay suit them (Liu et al. 2025, section 2.2), and AdamW keeps the rest."""
     if a.optimizer == 'adamw': return [_adamw(named.values(), a)]
     linear = {m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)}
     matrices, rest = ([p for p in named.values() if (p in linear) == is_matrix] for is_matrix in (True, False))
@@ -520,7 +522,7 @@ class _Run:
         emas = {d: e.model for d, e in self.averages.items()}
         return Trained(self.model.eval(), self.ema, self.log, self.path, self.step, self.spent('cpu') / 60, emas)
 
-# %% ../nbs/08_train.ipynb #23fd71dc
+# %% ../nbs/08_train.ipynb #9ba9206c
 @dataclass(repr=False)
 class Trained:
     """What `fit` returns. Sample from `ema`, the moving average; `path` is the newest checkpoint, if any;
@@ -540,7 +542,7 @@ class Trained:
         loss = f'{self.log[-1]["loss"]:.4f}' if self.log else None
         return f'Trained(step={self.step}, loss={loss}, cpu_minutes={self.cpu_minutes:.2f}, path={self.path})'
 
-# %% ../nbs/08_train.ipynb #00a597c7
+# %% ../nbs/08_train.ipynb #5823863a
 def _update(run, batch):
     "One optimiser step on a batch; adds its loss terms and gradient norm to the running sums."
     a, s = run.a, run.step
@@ -635,7 +637,7 @@ def _refuse(run, values):
               + (f'saved to reproduce it: {e.path}' if e.path else f'samples {e.indices}'),)
     raise e
 
-# %% ../nbs/08_train.ipynb #49e9c07b
+# %% ../nbs/08_train.ipynb #7bbdeccd
 def _validates(run, step):
     every = run.a.valid_every
     return run.valid is not None and (step == run.a.steps or bool(every and step % every == 0))
@@ -681,7 +683,7 @@ class _writing:
         rest = f'{last} is safe' if last else 'there is no checkpoint yet'
         raise CheckpointError(f'{reason}; {rest}') from None
 
-# %% ../nbs/08_train.ipynb #13270312
+# %% ../nbs/08_train.ipynb #356499b1
 def _tracker_names(a):
     "The names of the trackers that `fit` was asked for; refuses unknown ones and those that are not installed."
     names = [a.track] if isinstance(a.track, str) else list(a.track or ())
@@ -711,7 +713,7 @@ def _flat_line(line):
     parts = {k: {f'{i}': x for i, x in enumerate(v)} if isinstance(v, list) else v for k, v in line.items()}
     return {k.replace('.', '/'): v for k, v in _flat(parts).items() if k != 'step'}
 
-# %% ../nbs/08_train.ipynb #835b2144
+# %% ../nbs/08_train.ipynb #99379a6c
 def _save(run):
     "Write the checkpoint of this step, unless it is there already, and remove old ones."
     if run.out is None: return
@@ -777,7 +779,7 @@ def _read_log(file):
         except ValueError: break
     return lines
 
-# %% ../nbs/08_train.ipynb #739b8acc
+# %% ../nbs/08_train.ipynb #fbb39dc1
 def _loop(run):
     "Train until the last step, `stop_at` or a signal."
     a, team, last = run.a, run.team, min(run.a.steps, run.a.stop_at or run.a.steps)
@@ -831,7 +833,7 @@ def _too_large(run, fits):
     e.fits = fits
     return e
 
-# %% ../nbs/08_train.ipynb #0d491ff8
+# %% ../nbs/08_train.ipynb #99034d82
 def _check(a, team):
     "Refuse arguments that cannot be meant, by name."
     for k in ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep', 'valid_bins'):
@@ -901,3 +903,145 @@ def fit(model,                  # called as model(x (B, C, T, H, W), t (B,), con
             for t in run.trackers: t.finish()
         fits = _what_fits(run)
     raise _too_large(run, fits)
+
+# %% ../nbs/08_train.ipynb #2cd8b4aa
+class _Meter(TorchDispatchMode):
+    "While open, counts the bytes of all living tensors that operations touch; `.peak` is the most there were."
+    def __init__(self): super().__init__(); self.live, self.peak, self.seen = 0, 0, WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves((args, kwargs, out)):
+            if isinstance(t, torch.Tensor): self.note(t.untyped_storage())
+        return out
+
+    def note(self, storage):
+        if storage in self.seen: return
+        self.seen[storage] = n = storage.nbytes()
+        weakref.finalize(storage, self.gone, n)
+        self.live += n; self.peak = max(self.peak, self.live)
+
+    def gone(self, n): self.live -= n
+
+
+class _Saved(torch.autograd.graph.saved_tensors_hooks):
+    "While open, `.bytes()` of what autograd keeps for the backward pass, without the weights `own`."
+    def __init__(self, own):
+        self.kept, own = {}, {p.untyped_storage().data_ptr() for p in own}
+
+        def keep(t):
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in own: self.kept[storage.data_ptr()] = storage.nbytes()
+            return t
+        super().__init__(keep, lambda t: t)
+
+    def bytes(self): return sum(self.kept.values())
+
+
+def _measure(model, data, objective, a, size):
+    "Bytes kept, bytes at the peak and seconds of one update at batch `size`, and the bytes that are always there."
+    run = _Run(copy.deepcopy(model), data, objective, SimpleNamespace(**{**vars(a), 'batch_size': size}), _Team(a.device))
+    batch = lambda: _Batches(run.data, a.seed, size)[run.step]
+    cuda, meter, saved = run.device.type == 'cuda', _Meter(), _Saved(run.named.values())
+    _update(run, batch())                                                       # the moments come into being
+    now = batch()
+    if cuda: torch.cuda.reset_peak_memory_stats(run.device)
+    with saved, nullcontext() if cuda else meter: _update(run, now)
+    peak = torch.cuda.max_memory_allocated(run.device) if cuda else meter.peak
+    began = time.perf_counter(); _update(run, batch())
+    if cuda: torch.cuda.synchronize(run.device)
+    seconds = time.perf_counter() - began
+    tensors = [*run.named.values(), *(t for m in (run.model, *(e.model for e in run.averages.values()))
+                                      for t in (*m.parameters(), *m.buffers()))]     # gradients; weights, averages
+    tensors += [v for o in run.optimizers for s in o.state.values() for v in s.values() if torch.is_tensor(v)]
+    return saved.bytes(), peak, seconds, sum(t.nbytes for t in tensors)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    "What `fit` will need: bytes, and seconds for one update. `print` it."
+    parameters: int             # weights that are trained
+    static: int                 # bytes of weights, gradients, optimiser and averages
+    activations: int            # bytes kept for the backward pass, at batch_size
+    peak: int                   # the most bytes at once
+    memory: int                 # bytes the device has
+    largest: int                # the largest batch_size whose peak is below that
+    seconds: float              # for one update
+    steps: int
+    batch_size: int
+
+    @property
+    def fits(self): return self.peak <= self.memory
+
+    def __str__(self):
+        mb = lambda n: f'{n / 2**20:,.1f} MB' if n < 2**30 else f'{n / 2**30:,.2f} GB'
+        return (f'{self.parameters:,} parameters; with gradients, optimiser and averages {mb(self.static)}\n'
+                f'batch_size={self.batch_size}: activations {mb(self.activations)}, peak {mb(self.peak)} of '
+                f'{mb(self.memory)} ({"fits" if self.fits else "does not fit"}; the largest is {self.largest})\n'
+                f'{self.seconds:.3g} s an update, {self.steps} updates {self.steps * self.seconds / 60:.3g} min')
+
+
+def _memory(device):
+    "The bytes of memory of a device."
+    if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def estimate(model, data, objective, *, steps=1, **options):
+    """What `fit(model, data, objective, steps=…, **options)` will need on this device, as an `Estimate`.
+
+    Measured on updates of a copy at a quarter and half of batch_size (less if these do not fit), in one process, and
+    continued on a straight line. Nothing is written, the model stays as it is. ValueError for an unknown option."""
+    known = {k: p.default for k, p in inspect.signature(fit).parameters.items() if p.default is not p.empty}
+    for k in options.keys() - known.keys(): raise ValueError(f'estimate: fit has no argument {k!r}')
+    a = SimpleNamespace(**{**known, **options, 'steps': max(steps, 10), 'out': None, 'track': (), 'valid': None})
+    b, parts, a.accumulate, a.on_oom, half = a.batch_size, a.accumulate, 1, 'raise', max(2, a.batch_size // 2)
+    _check(a, _Team(a.device))
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        while True:
+            try: low, high = (_measure(model, data, objective, a, n) for n in (half // 2, half)); break
+            except Exception as e:
+                if not _out_of_memory(e) or half == 2: raise
+                half //= 2
+    line = lambda at, k: low[k] + (high[k] - low[k]) / (half - half // 2) * (at - half // 2)
+    peak = lambda n: int(max(line(n, 1), low[3]))
+    memory = _memory(_Team(a.device).device)
+    slope = max(1, peak(2 * half) - peak(half)) / half
+    return Estimate(sum(p.numel() for p in model.parameters() if p.requires_grad), low[3], int(line(b, 0)), peak(b),
+                    memory, max(0, int((memory - peak(0)) / slope)), line(b, 2) * parts, steps, b)
+
+# %% ../nbs/08_train.ipynb #a63355fb
+def _curve(run):
+    "Steps and losses of a run: a `Trained`, its log, its folder, or a file or name of data/reference."
+    if isinstance(run, (str, Path)) and not Path(run).is_dir():
+        file = Path(run)
+        if not file.suffix: file = Path(__file__).resolve().parents[1] / 'data' / 'reference' / f'{run}.json'
+        if not file.exists(): raise FileNotFoundError(f'{file}: there is no such reference')
+        return map(list, zip(*json.loads(file.read_text())['loss']))
+    log = _read_log(Path(run) / 'log.jsonl') if isinstance(run, (str, Path)) else getattr(run, 'log', run)
+    return [r['step'] for r in log], [r['loss'] for r in log]
+
+
+def on_track(run, reference):
+    """The loss of `run` over that of `reference` at the same steps: the median ratio of the last quarter, 1 = as good.
+
+    Each is a `Trained`, a log, a run's folder; or the reference a JSON file with 'loss': [[step, loss], …], or a name in
+    data/reference. ValueError where they have no steps in common."""
+    (steps, losses), (at, known) = _curve(run), _curve(reference)
+    both = [(s, v) for s, v in zip(steps, losses) if at[0] <= s <= at[-1]]
+    if not both: raise ValueError(f'on_track: the run has no step from {at[0]} to {at[-1]}')
+
+    def there(s):
+        "The reference at step s, on a straight line between its points."
+        k = max(1, bisect_left(at, s)) if len(at) > 1 else 0
+        if not k: return known[0]
+        return known[k - 1] + (known[k] - known[k - 1]) * (s - at[k - 1]) / (at[k] - at[k - 1])
+    return statistics.median([v / there(s) for s, v in both][-max(1, len(both) // 4):])
+
+
+def overlay(run, reference, name='reference', size=(6, 2.8)):
+    "A figure: the losses of `run` on those of `reference` (both as for `on_track`), with the ratio as its title."
+    from minisora.viz import curves
+    ratio = on_track(run, reference)
+    series = {name: tuple(_curve(reference)), 'this run': tuple(_curve(run))}
+    return curves(series, ylabel='training loss', log=True, size=size, title=f'loss: {ratio:.2f} × that of {name}')
