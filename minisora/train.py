@@ -8,7 +8,7 @@ __all__ = ['RECIPE', 'LATER', 'permutation', 'batch_indices', 'learning_rate', '
            'Interrupted', 'NonFiniteLoss', 'OutOfMemory', 'Trained', 'spread', 'fit', 'Estimate', 'estimate',
            'on_track', 'overlay']
 
-# %% ../nbs/08_train.ipynb #25d54157
+# %% ../nbs/08_train.ipynb #0a017356
 import copy
 import hashlib
 import importlib.util
@@ -40,7 +40,7 @@ from tqdm.auto import tqdm
 
 from .diffusion import draw
 
-# %% ../nbs/08_train.ipynb #654c2977
+# %% ../nbs/08_train.ipynb #73f488a7
 @lru_cache(maxsize=2)
 def permutation(seed, epoch, n):
     "The order in which epoch `epoch` visits `n` samples: LongTensor (n,), a pure function of its arguments."
@@ -58,7 +58,7 @@ def batch_indices(seed, step, batch_size, n):
         at, missing = at + len(parts[-1]), missing - len(parts[-1])
     return torch.cat(parts)
 
-# %% ../nbs/08_train.ipynb #1d91f13e
+# %% ../nbs/08_train.ipynb #d2ee782e
 class _Pair:
     "Tensors (latents, condition or None) as a map-style dataset."
     def __init__(self, latents, condition=None):
@@ -120,7 +120,7 @@ def _start_worker(_):
     batches = get_worker_info().dataset
     if hasattr(batches.data, 'set_epoch'): batches.data = copy.deepcopy(batches.data)
 
-# %% ../nbs/08_train.ipynb #7ff98afe
+# %% ../nbs/08_train.ipynb #a513e2ef
 def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3):
     """The learning rate of update `step` (from 0) of `steps`. After a linear warm-up over `warmup` updates:
 
@@ -138,7 +138,7 @@ def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3)
         return lr * rise * (1 + math.cos(math.pi * done)) / 2
     raise ValueError(f"schedule must be 'constant', 'linear', 'wsd' or 'cosine', not {schedule!r}")
 
-# %% ../nbs/08_train.ipynb #1d996748
+# %% ../nbs/08_train.ipynb #61250faa
 def ema_decay(step, decay=.999, warmup=True):
     "The share of the old average that update `step` (from 0) keeps; at first (1 + step) / (10 + step)."
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
@@ -160,7 +160,7 @@ class EMA:
         torch._foreach_lerp_(average, now, 1 - decay)
         for a, b in self.others: a.copy_(b)
 
-# %% ../nbs/08_train.ipynb #e45d10cc
+# %% ../nbs/08_train.ipynb #8043a952
 def choose_ema(emas, data, objective, **options):
     """The best of several averages {decay: model} (`Trained.emas`) on held-out data: (decay, {decay: loss}).
 
@@ -168,7 +168,7 @@ def choose_ema(emas, data, objective, **options):
     losses = {d: validate(m, data, objective, **options)[0] for d, m in emas.items()}
     return min(losses, key=losses.get), losses
 
-# %% ../nbs/08_train.ipynb #6e31bb64
+# %% ../nbs/08_train.ipynb #3dc507d3
 @torch.no_grad()
 def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256, team=None):
     """Loss on held-out data per bin of time: (mean over bins, [a float a bin]).
@@ -193,7 +193,7 @@ def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256, 
     per_bin = (sums / counts).tolist()
     return sum(per_bin) / bins, per_bin
 
-# %% ../nbs/08_train.ipynb #7cba2496
+# %% ../nbs/08_train.ipynb #ac4631d2
 class CheckpointError(OSError):
     "A checkpoint cannot be written or read; the message names the file and the reason, in one line."
 
@@ -243,7 +243,7 @@ def write_checkpoint(path, tensors, state):
         raise CheckpointError(f'cannot write {path}: {reason}') from None
     return path
 
-# %% ../nbs/08_train.ipynb #a2fd983e
+# %% ../nbs/08_train.ipynb #a85ee509
 def _checkpoints(out):
     "The checkpoint folders of a run, oldest first."
     return sorted(p for p in (Path(out) / 'checkpoints').glob('step-' + 8 * '[0-9]') if p.is_dir())
@@ -276,7 +276,7 @@ def _prune(out, keep):
         gone = p.with_name(f'.{p.name}.part')
         os.rename(p, gone); shutil.rmtree(gone, ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #cb11c45e
+# %% ../nbs/08_train.ipynb #4ef008e5
 @dataclass
 class Checkpoint:
     """A checkpoint read back: `state` (of state.json) and, by name, tensors of `model`, `ema`, `optimizer`;
@@ -325,7 +325,7 @@ def load_checkpoint(path):
     emas = {float(n[4:-12]): read(n[:-12]) for n in state['files'] if n.startswith('ema-')}
     return Checkpoint(path, state, read('model'), read('ema'), read('optimizer'), emas)
 
-# %% ../nbs/08_train.ipynb #7abb26d0
+# %% ../nbs/08_train.ipynb #f9693b29
 RECIPE = ('batch_size', 'accumulate', 'lr', 'warmup', 'schedule', 'decay_from', 'betas', 'weight_decay',
           'clip', 'ema', 'ema_warmup', 'condition_dropout', 'seed', 'precision')
 LATER = dict(optimizer='adamw', more_ema=(), spikes=None, spike_factor=8.)     # added since format 1, and off
@@ -363,7 +363,7 @@ def _same(now, then, path):
             raise ValueError(f'cannot go on from {path}: {k} is {here} here and {v!r} in the checkpoint; '
                              'train into another folder')
 
-# %% ../nbs/08_train.ipynb #2cab9f99
+# %% ../nbs/08_train.ipynb #7c3548a9
 class Interrupted(KeyboardInterrupt):
     "Ctrl-C or SIGTERM came during `fit`; the step was finished and saved. `.trained` is the result so far."
 
@@ -396,7 +396,7 @@ class _Signals:
     def __exit__(self, *_):
         for s in self.old: self.restore(s)
 
-# %% ../nbs/08_train.ipynb #4e149504
+# %% ../nbs/08_train.ipynb #8221aac8
 class _Team:
     "The processes that train together, as accelerate or torchrun started them; alone: rank 0 of world 1."
     def __init__(self, device=None):
@@ -434,7 +434,7 @@ class _Team:
         "Until all processes are here."
         if self.world > 1: self.mean(torch.zeros(1, device=self.device)).item()
 
-# %% ../nbs/08_train.ipynb #afbb571e
+# %% ../nbs/08_train.ipynb #782be4da
 class _Autocast:
     "A model whose matrix products run in bfloat16 and whose output is float32."
     def __init__(self, model, device): self.model, self.device = model, device
@@ -522,7 +522,7 @@ class _Run:
         emas = {d: e.model for d, e in self.averages.items()}
         return Trained(self.model.eval(), self.ema, self.log, self.path, self.step, self.spent('cpu') / 60, emas)
 
-# %% ../nbs/08_train.ipynb #9ba9206c
+# %% ../nbs/08_train.ipynb #242f7608
 @dataclass(repr=False)
 class Trained:
     """What `fit` returns. Sample from `ema`, the moving average; `path` is the newest checkpoint, if any;
@@ -542,7 +542,7 @@ class Trained:
         loss = f'{self.log[-1]["loss"]:.4f}' if self.log else None
         return f'Trained(step={self.step}, loss={loss}, cpu_minutes={self.cpu_minutes:.2f}, path={self.path})'
 
-# %% ../nbs/08_train.ipynb #5823863a
+# %% ../nbs/08_train.ipynb #aa60ef47
 def _update(run, batch):
     "One optimiser step on a batch; adds its loss terms and gradient norm to the running sums."
     a, s = run.a, run.step
@@ -637,7 +637,7 @@ def _refuse(run, values):
               + (f'saved to reproduce it: {e.path}' if e.path else f'samples {e.indices}'),)
     raise e
 
-# %% ../nbs/08_train.ipynb #7bbdeccd
+# %% ../nbs/08_train.ipynb #61addc82
 def _validates(run, step):
     every = run.a.valid_every
     return run.valid is not None and (step == run.a.steps or bool(every and step % every == 0))
@@ -683,7 +683,7 @@ class _writing:
         rest = f'{last} is safe' if last else 'there is no checkpoint yet'
         raise CheckpointError(f'{reason}; {rest}') from None
 
-# %% ../nbs/08_train.ipynb #356499b1
+# %% ../nbs/08_train.ipynb #4b95ca47
 def _tracker_names(a):
     "The names of the trackers that `fit` was asked for; refuses unknown ones and those that are not installed."
     names = [a.track] if isinstance(a.track, str) else list(a.track or ())
@@ -713,7 +713,7 @@ def _flat_line(line):
     parts = {k: {f'{i}': x for i, x in enumerate(v)} if isinstance(v, list) else v for k, v in line.items()}
     return {k.replace('.', '/'): v for k, v in _flat(parts).items() if k != 'step'}
 
-# %% ../nbs/08_train.ipynb #99379a6c
+# %% ../nbs/08_train.ipynb #9295ae07
 def _save(run):
     "Write the checkpoint of this step, unless it is there already, and remove old ones."
     if run.out is None: return
@@ -779,7 +779,7 @@ def _read_log(file):
         except ValueError: break
     return lines
 
-# %% ../nbs/08_train.ipynb #fbb39dc1
+# %% ../nbs/08_train.ipynb #577679f9
 def _loop(run):
     "Train until the last step, `stop_at` or a signal."
     a, team, last = run.a, run.team, min(run.a.steps, run.a.stop_at or run.a.steps)
@@ -833,7 +833,7 @@ def _too_large(run, fits):
     e.fits = fits
     return e
 
-# %% ../nbs/08_train.ipynb #99034d82
+# %% ../nbs/08_train.ipynb #2db64171
 def _check(a, team):
     "Refuse arguments that cannot be meant, by name."
     for k in ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep', 'valid_bins'):
@@ -904,7 +904,7 @@ def fit(model,                  # called as model(x (B, C, T, H, W), t (B,), con
         fits = _what_fits(run)
     raise _too_large(run, fits)
 
-# %% ../nbs/08_train.ipynb #2cd8b4aa
+# %% ../nbs/08_train.ipynb #e69a1d34
 class _Meter(TorchDispatchMode):
     "While open, counts the bytes of all living tensors that operations touch; `.peak` is the most there were."
     def __init__(self): super().__init__(); self.live, self.peak, self.seen = 0, 0, WeakIdKeyDictionary()
@@ -922,6 +922,7 @@ class _Meter(TorchDispatchMode):
         self.live += n; self.peak = max(self.peak, self.live)
 
     def gone(self, n): self.live -= n
+    def reset(self): self.peak = self.live
 
 
 class _Saved(torch.autograd.graph.saved_tensors_hooks):
@@ -939,22 +940,31 @@ class _Saved(torch.autograd.graph.saved_tensors_hooks):
 
 
 def _measure(model, data, objective, a, size):
-    "Bytes kept, bytes at the peak and seconds of one update at batch `size`, and the bytes that are always there."
-    run = _Run(copy.deepcopy(model), data, objective, SimpleNamespace(**{**vars(a), 'batch_size': size}), _Team(a.device))
+    "Of one update at batch `size`: bytes kept, the peaks of backward and of the optimiser, seconds; bytes always there."
+    a = SimpleNamespace(**{**vars(a), 'batch_size': size})
+    run = _Run(copy.deepcopy(model), data, objective, a, _Team(a.device))
+    cuda, meter, saved, peaks = run.device.type == 'cuda', _Meter(), _Saved(run.named.values()), []
     batch = lambda: _Batches(run.data, a.seed, size)[run.step]
-    cuda, meter, saved = run.device.type == 'cuda', _Meter(), _Saved(run.named.values())
-    _update(run, batch())                                                       # the moments come into being
-    now = batch()
+
+    def note(*_):
+        "The peak since the last note."
+        peaks.append(torch.cuda.max_memory_allocated(run.device) if cuda else meter.peak)
+        torch.cuda.reset_peak_memory_stats(run.device) if cuda else meter.reset()
+    _update(run, batch()); now = batch()                                        # the moments come into being
     if cuda: torch.cuda.reset_peak_memory_stats(run.device)
-    with saved, nullcontext() if cuda else meter: _update(run, now)
-    peak = torch.cuda.max_memory_allocated(run.device) if cuda else meter.peak
-    began = time.perf_counter(); _update(run, batch())
-    if cuda: torch.cuda.synchronize(run.device)
-    seconds = time.perf_counter() - began
-    tensors = [*run.named.values(), *(t for m in (run.model, *(e.model for e in run.averages.values()))
-                                      for t in (*m.parameters(), *m.buffers()))]     # gradients; weights, averages
+    hook = run.optimizers[0].register_step_pre_hook(note)
+    with saved, nullcontext() if cuda else meter: _update(run, now); note()
+    hook.remove(); now, began = batch(), time.perf_counter()
+    _update(run, now)                                                           # ends by waiting for the device
+    return saved.bytes(), *peaks, time.perf_counter() - began, _static(run)
+
+
+def _static(run):
+    "Bytes of weights, gradients, averages and optimiser."
+    modules = [run.model, *(e.model for e in run.averages.values())]
+    tensors = [*run.named.values(), *(t for m in modules for t in (*m.parameters(), *m.buffers()))]
     tensors += [v for o in run.optimizers for s in o.state.values() for v in s.values() if torch.is_tensor(v)]
-    return saved.bytes(), peak, seconds, sum(t.nbytes for t in tensors)
+    return sum(t.nbytes for t in tensors)
 
 
 @dataclass(frozen=True)
@@ -1004,13 +1014,13 @@ def estimate(model, data, objective, *, steps=1, **options):
                 if not _out_of_memory(e) or half == 2: raise
                 half //= 2
     line = lambda at, k: low[k] + (high[k] - low[k]) / (half - half // 2) * (at - half // 2)
-    peak = lambda n: int(max(line(n, 1), low[3]))
-    memory = _memory(_Team(a.device).device)
-    slope = max(1, peak(2 * half) - peak(half)) / half
-    return Estimate(sum(p.numel() for p in model.parameters() if p.requires_grad), low[3], int(line(b, 0)), peak(b),
-                    memory, max(0, int((memory - peak(0)) / slope)), line(b, 2) * parts, steps, b)
+    peak, memory = lambda n: int(max(line(n, 1), high[2])), _memory(_Team(a.device).device)
+    slope, seconds = max(1., line(1, 1) - line(0, 1)), max(line(b, 3), min(low[3], high[3])) * parts
+    largest = int((memory - line(0, 1)) / slope) if high[2] <= memory else 0
+    return Estimate(sum(p.numel() for p in model.parameters() if p.requires_grad), high[4], int(line(b, 0)),
+                    peak(b), memory, max(0, largest), seconds, steps, b)
 
-# %% ../nbs/08_train.ipynb #a63355fb
+# %% ../nbs/08_train.ipynb #a930799d
 def _curve(run):
     "Steps and losses of a run: a `Trained`, its log, its folder, or a file or name of data/reference."
     if isinstance(run, (str, Path)) and not Path(run).is_dir():
