@@ -8,7 +8,7 @@ __all__ = ['RECIPE', 'LATER', 'permutation', 'batch_indices', 'learning_rate', '
            'Interrupted', 'NonFiniteLoss', 'OutOfMemory', 'Trained', 'spread', 'fit', 'Estimate', 'estimate',
            'on_track', 'overlay']
 
-# %% ../nbs/08_train.ipynb #17f53582
+# %% ../nbs/08_train.ipynb #64968954
 import copy
 import hashlib
 import importlib.util
@@ -40,7 +40,7 @@ from tqdm.auto import tqdm
 
 from .diffusion import draw
 
-# %% ../nbs/08_train.ipynb #b6796255
+# %% ../nbs/08_train.ipynb #398815c4
 @lru_cache(maxsize=2)
 def permutation(seed, epoch, n):
     "The order in which epoch `epoch` visits `n` samples: LongTensor (n,), a pure function of its arguments."
@@ -58,7 +58,7 @@ def batch_indices(seed, step, batch_size, n):
         at, missing = at + len(parts[-1]), missing - len(parts[-1])
     return torch.cat(parts)
 
-# %% ../nbs/08_train.ipynb #0478a713
+# %% ../nbs/08_train.ipynb #35333caf
 class _Pair:
     "Tensors (latents, condition or None) as a map-style dataset."
     def __init__(self, latents, condition=None):
@@ -101,8 +101,7 @@ def _to(batch, device):
 
 
 class _Batches(torch.utils.data.Dataset):
-    """Item `step` is the batch of update `step`; of `world` processes, number `rank` gets every world-th
-    sample.
+    """Item `step` is the batch of update `step`; of several processes, each gets every world-th sample.
 
     A dataset with `set_epoch` is told the first sample's epoch."""
     def __init__(self, data, seed, batch_size, rank=0, world=1):
@@ -121,7 +120,7 @@ def _start_worker(_):
     batches = get_worker_info().dataset
     if hasattr(batches.data, 'set_epoch'): batches.data = copy.deepcopy(batches.data)
 
-# %% ../nbs/08_train.ipynb #ae624bde
+# %% ../nbs/08_train.ipynb #0cb95055
 def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3):
     """The learning rate of update `step` (from 0) of `steps`. After a linear warm-up over `warmup` updates:
 
@@ -139,7 +138,7 @@ def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3)
         return lr * rise * (1 + math.cos(math.pi * done)) / 2
     raise ValueError(f"schedule must be 'constant', 'linear', 'wsd' or 'cosine', not {schedule!r}")
 
-# %% ../nbs/08_train.ipynb #2312ddbd
+# %% ../nbs/08_train.ipynb #af8112bf
 def ema_decay(step, decay=.999, warmup=True):
     "The share of the old average that update `step` (from 0) keeps; at first (1 + step) / (10 + step)."
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
@@ -161,7 +160,7 @@ class EMA:
         torch._foreach_lerp_(average, now, 1 - decay)
         for a, b in self.others: a.copy_(b)
 
-# %% ../nbs/08_train.ipynb #c2b55e18
+# %% ../nbs/08_train.ipynb #f851d352
 def choose_ema(emas, data, objective, **options):
     """The best of several averages {decay: model} (`Trained.emas`) on held-out data: (decay, {decay: loss}).
 
@@ -169,7 +168,7 @@ def choose_ema(emas, data, objective, **options):
     losses = {d: validate(m, data, objective, **options)[0] for d, m in emas.items()}
     return min(losses, key=losses.get), losses
 
-# %% ../nbs/08_train.ipynb #d67cad22
+# %% ../nbs/08_train.ipynb #8b60ed9a
 @torch.no_grad()
 def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256, team=None):
     """Loss on held-out data per bin of time: (mean over bins, [a float a bin]).
@@ -194,7 +193,7 @@ def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256, 
     per_bin = (sums / counts).tolist()
     return sum(per_bin) / bins, per_bin
 
-# %% ../nbs/08_train.ipynb #29d3efbf
+# %% ../nbs/08_train.ipynb #b1a4de58
 class CheckpointError(OSError):
     "A checkpoint cannot be written or read; the message names the file and the reason, in one line."
 
@@ -244,7 +243,7 @@ def write_checkpoint(path, tensors, state):
         raise CheckpointError(f'cannot write {path}: {reason}') from None
     return path
 
-# %% ../nbs/08_train.ipynb #8b2613fe
+# %% ../nbs/08_train.ipynb #1756289d
 def _checkpoints(out):
     "The checkpoint folders of a run, oldest first."
     return sorted(p for p in (Path(out) / 'checkpoints').glob('step-' + 8 * '[0-9]') if p.is_dir())
@@ -277,7 +276,7 @@ def _prune(out, keep):
         gone = p.with_name(f'.{p.name}.part')
         os.rename(p, gone); shutil.rmtree(gone, ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #dc222c91
+# %% ../nbs/08_train.ipynb #f54e1dcb
 @dataclass
 class Checkpoint:
     """A checkpoint read back: `state` (of state.json) and, by name, tensors of `model`, `ema`, `optimizer`;
@@ -326,7 +325,7 @@ def load_checkpoint(path):
     emas = {float(n[4:-12]): read(n[:-12]) for n in state['files'] if n.startswith('ema-')}
     return Checkpoint(path, state, read('model'), read('ema'), read('optimizer'), emas)
 
-# %% ../nbs/08_train.ipynb #da28beb4
+# %% ../nbs/08_train.ipynb #cbab5959
 RECIPE = ('batch_size', 'accumulate', 'lr', 'warmup', 'schedule', 'decay_from', 'betas', 'weight_decay',
           'clip', 'ema', 'ema_warmup', 'condition_dropout', 'seed', 'precision')
 LATER = dict(optimizer='adamw', more_ema=(), spikes=None, spike_factor=8.)     # added since format 1, and off
@@ -364,7 +363,7 @@ def _same(now, then, path):
             raise ValueError(f'cannot go on from {path}: {k} is {here} here and {v!r} in the checkpoint; '
                              'train into another folder')
 
-# %% ../nbs/08_train.ipynb #fee2919f
+# %% ../nbs/08_train.ipynb #639f7b52
 class Interrupted(KeyboardInterrupt):
     "Ctrl-C or SIGTERM came during `fit`; the step was finished and saved. `.trained` is the result so far."
 
@@ -397,7 +396,7 @@ class _Signals:
     def __exit__(self, *_):
         for s in self.old: self.restore(s)
 
-# %% ../nbs/08_train.ipynb #3b5b1655
+# %% ../nbs/08_train.ipynb #4f10cde3
 class _Team:
     "The processes that train together, as accelerate or torchrun started them; alone: rank 0 of world 1."
     def __init__(self, device=None):
@@ -414,8 +413,7 @@ class _Team:
             torch.cuda.set_device(self.device)
 
     def wrap(self, model):
-        """The model, with gradients that are averaged over the processes; all start from the weights of rank
-        0."""
+        "The model, with gradients averaged over the processes; all start from the weights of rank 0."
         if self.world == 1: return model
         return torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
 
@@ -436,7 +434,7 @@ class _Team:
         "Until all processes are here."
         if self.world > 1: self.mean(torch.zeros(1, device=self.device)).item()
 
-# %% ../nbs/08_train.ipynb #0cfab8ff
+# %% ../nbs/08_train.ipynb #957db1db
 class _Autocast:
     "A model whose matrix products run in bfloat16 and whose output is float32."
     def __init__(self, model, device): self.model, self.device = model, device
@@ -517,8 +515,8 @@ class _Run:
 
     def stops(self):
         "The name of the signal to stop at, or None; several processes stop at one step, when all know of it."
-        return self.signals.caught if self.team.world == 1 else self.told and (self.signals.caught
-                                                                               or 'SIGTERM')
+        if self.team.world == 1: return self.signals.caught
+        return self.told and (self.signals.caught or 'SIGTERM')
 
     def spent(self, kind):
         "Seconds of 'cpu' (all threads of this process) or 'wall', in this call and in those it goes on from."
@@ -529,7 +527,7 @@ class _Run:
         return Trained(self.model.eval(), self.ema, self.log, self.path, self.step, self.spent('cpu') / 60,
                        emas)
 
-# %% ../nbs/08_train.ipynb #715151bf
+# %% ../nbs/08_train.ipynb #5b0d479e
 @dataclass(repr=False)
 class Trained:
     """What `fit` returns. Sample from `ema`, the moving average; `path` is the newest checkpoint, if any;
@@ -549,7 +547,7 @@ class Trained:
         loss = f'{self.log[-1]["loss"]:.4f}' if self.log else None
         return f'Trained(step={self.step}, loss={loss}, cpu_minutes={self.cpu_minutes:.2f}, path={self.path})'
 
-# %% ../nbs/08_train.ipynb #f3127db4
+# %% ../nbs/08_train.ipynb #ac60e5dd
 def _update(run, batch):
     "One optimiser step on a batch; adds its loss terms and gradient norm to the running sums."
     a, s = run.a, run.step
@@ -575,8 +573,8 @@ def _update(run, batch):
 
 
 def _is_spike(run, norm):
-    """Is the policy to skip spikes, and this gradient norm above `spike_factor` times the median of the last
-    100?
+    """Is this gradient norm above `spike_factor` times the median of the last 100, and are such to be skipped?
+
     Not before 20 norms are known. Each counts from then on, so that a lasting new level is accepted."""
     if run.a.spikes is None: return False
     known = run.norms[-100:]; run.norms = (known + [norm])[-100:]
@@ -603,8 +601,7 @@ def _inputs(run, batch):
 
 
 def _that_fits(run, *inputs):
-    """`_backward`; out of memory, with on_oom='accumulate', in twice as many parts, from here to the run's
-    end."""
+    "`_backward`; out of memory, with on_oom='accumulate', in twice as many parts, from here on."
     while True:
         try: return _backward(run, *inputs)
         except Exception as e:
@@ -647,7 +644,7 @@ def _refuse(run, values):
               + (f'saved to reproduce it: {e.path}' if e.path else f'samples {e.indices}'),)
     raise e
 
-# %% ../nbs/08_train.ipynb #7758b991
+# %% ../nbs/08_train.ipynb #22a6220e
 def _validates(run, step):
     every = run.a.valid_every
     return run.valid is not None and (step == run.a.steps or bool(every and step % every == 0))
@@ -693,10 +690,9 @@ class _writing:
         rest = f'{last} is safe' if last else 'there is no checkpoint yet'
         raise CheckpointError(f'{reason}; {rest}') from None
 
-# %% ../nbs/08_train.ipynb #055a1772
+# %% ../nbs/08_train.ipynb #89bbd922
 def _tracker_names(a):
-    """The names of the trackers that `fit` was asked for; refuses unknown ones and those that are not
-    installed."""
+    "The names of the trackers asked for; refuses unknown ones and those that are not installed."
     names = [a.track] if isinstance(a.track, str) else list(a.track or ())
     for name in names:
         if name not in ('tensorboard', 'trackio', 'wandb'):
@@ -725,7 +721,7 @@ def _flat_line(line):
     parts = {k: {f'{i}': x for i, x in enumerate(v)} if isinstance(v, list) else v for k, v in line.items()}
     return {k.replace('.', '/'): v for k, v in _flat(parts).items() if k != 'step'}
 
-# %% ../nbs/08_train.ipynb #3dadd553
+# %% ../nbs/08_train.ipynb #ca60af2c
 def _save(run):
     "Write the checkpoint of this step, unless it is there already, and remove old ones."
     if run.out is None: return
@@ -792,7 +788,7 @@ def _read_log(file):
         except ValueError: break
     return lines
 
-# %% ../nbs/08_train.ipynb #e3311bf3
+# %% ../nbs/08_train.ipynb #424b1aae
 def _loop(run):
     "Train until the last step, `stop_at` or a signal."
     a, team, last = run.a, run.team, min(run.a.steps, run.a.stop_at or run.a.steps)
@@ -846,7 +842,7 @@ def _too_large(run, fits):
     e.fits = fits
     return e
 
-# %% ../nbs/08_train.ipynb #a84b279c
+# %% ../nbs/08_train.ipynb #f9605dae
 def _check(a, team):
     "Refuse arguments that cannot be meant, by name."
     for k in ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep', 'valid_bins'):
@@ -918,10 +914,9 @@ def fit(model,                  # called as model(x (B, C, T, H, W), t (B,), con
         fits = _what_fits(run)
     raise _too_large(run, fits)
 
-# %% ../nbs/08_train.ipynb #952e3fb8
+# %% ../nbs/08_train.ipynb #b8158472
 class _Meter(TorchDispatchMode):
-    """While open, counts the bytes of all living tensors that operations touch; `.peak` is the most there
-    were."""
+    "While open, counts the bytes of all living tensors that operations touch; `.peak` is the most."
     def __init__(self): super().__init__(); self.live, self.peak, self.seen = 0, 0, WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -971,8 +966,8 @@ def _measure(model, data, objective, a, size):
     hook = run.optimizers[0].register_step_pre_hook(note)
     with saved, nullcontext() if cuda else meter: _update(run, now); note()
     hook.remove(); now, began = batch(), time.perf_counter()
-    # ends by waiting for the device
     _update(run, now)
+    if cuda: torch.cuda.synchronize(run.device)
     return saved.bytes(), *peaks, time.perf_counter() - began, _static(run)
 
 
@@ -1020,9 +1015,8 @@ def estimate(model, data, objective, *, steps=1, **options):
     """What `fit(model, data, objective, steps=…, **options)` will need on this device, as an `Estimate`.
 
     Measured on updates of a copy at half of batch_size (at most 64, less if that does not fit) and half of
-    that,
-    and continued on a straight line. Nothing is written, the model stays as it is. ValueError for an unknown
-    option."""
+    that, and continued on a straight line. Nothing is written, the model stays as it is. ValueError for an
+    unknown option."""
     known = {k: p.default for k, p in inspect.signature(fit).parameters.items() if p.default is not p.empty}
     for k in options.keys() - known.keys(): raise ValueError(f'estimate: fit has no argument {k!r}')
     a = SimpleNamespace(**{**known, **options, 'steps': max(steps, 10), 'out': None, 'track': (),
@@ -1043,7 +1037,7 @@ def estimate(model, data, objective, *, steps=1, **options):
     return Estimate(sum(p.numel() for p in model.parameters() if p.requires_grad), high[4], int(line(b, 0)),
                     peak(b), memory, max(0, largest), seconds, steps, b)
 
-# %% ../nbs/08_train.ipynb #e512f8bc
+# %% ../nbs/08_train.ipynb #02bc25e7
 def _curve(run):
     "Steps and losses of a run: a `Trained`, its log, its folder, or a file or name of data/reference."
     if isinstance(run, (str, Path)) and not Path(run).is_dir():
@@ -1056,12 +1050,10 @@ def _curve(run):
 
 
 def on_track(run, reference):
-    """The loss of `run` over that of `reference` at the same steps: the median ratio of the last quarter, 1 =
-    as good.
+    """The loss of `run` over that of `reference` at the same steps: the median ratio of the last quarter.
 
-    Each is a `Trained`, a log, a run's folder; or the reference a JSON file with 'loss': [[step, loss], …],
-    or
-    a name in data/reference. ValueError where they have no steps in common."""
+    Each is a `Trained`, a log or a run's folder; or the reference a JSON file with 'loss': [[step, loss], …],
+    or a name in data/reference. ValueError where they have no steps in common."""
     (steps, losses), (at, known) = _curve(run), _curve(reference)
     both = [(s, v) for s, v in zip(steps, losses) if at[0] <= s <= at[-1]]
     if not both: raise ValueError(f'on_track: the run has no step from {at[0]} to {at[-1]}')
@@ -1075,8 +1067,7 @@ def on_track(run, reference):
 
 
 def overlay(run, reference, name='reference', size=(6, 2.8)):
-    """A figure: the losses of `run` on those of `reference` (both as for `on_track`), with the ratio as its
-    title."""
+    "A figure: the losses of `run` on those of `reference` (as for `on_track`); its title is their ratio."
     from minisora.viz import curves
     ratio = on_track(run, reference)
     series = {name: tuple(_curve(reference)), 'this run': tuple(_curve(run))}
