@@ -105,9 +105,9 @@ def test_muon_takes_the_matrices():
 
 
 def test_muon_steps_are_orthogonal_and_as_long_as_adamw_s():
-    net = Net(dropout=0); before = net.last.weight.detach().clone()
+    net = Net(Config(64), dropout=0); before = net.last.weight.detach().clone()
     go(None, net=net, optimizer="muon", steps=1, lr=1e-2, warmup=0, valid=None, batch_size=50)
-    step = (net.last.weight.detach() - before) / 1e-2                                   # (16, 16)
+    step = (net.last.weight.detach() - before) / 1e-2                                   # (16, 64)
     values = torch.linalg.svdvals(step)
     assert step.square().mean().sqrt().item() == pytest.approx(.2, rel=.25)              # Liu et al.: RMS 0.2
     assert values.median() > .5 * values.max()                                          # all directions alike
