@@ -8,7 +8,7 @@ __all__ = ['RECIPE', 'LATER', 'permutation', 'batch_indices', 'learning_rate', '
            'Interrupted', 'NonFiniteLoss', 'OutOfMemory', 'Trained', 'spread', 'fit', 'Estimate', 'estimate',
            'on_track', 'overlay']
 
-# %% ../nbs/08_train.ipynb #bc16f5f9
+# %% ../nbs/08_train.ipynb #980c3617
 import copy
 import hashlib
 import importlib.util
@@ -40,7 +40,7 @@ from tqdm.auto import tqdm
 
 from .diffusion import draw
 
-# %% ../nbs/08_train.ipynb #04db1deb
+# %% ../nbs/08_train.ipynb #58eb9392
 @lru_cache(maxsize=2)
 def permutation(seed, epoch, n):
     "The order in which epoch `epoch` visits `n` samples: LongTensor (n,), a pure function of its arguments."
@@ -58,7 +58,7 @@ def batch_indices(seed, step, batch_size, n):
         at, missing = at + len(parts[-1]), missing - len(parts[-1])
     return torch.cat(parts)
 
-# %% ../nbs/08_train.ipynb #a8269655
+# %% ../nbs/08_train.ipynb #09897a01
 class _Pair:
     "Tensors (latents, condition or None) as a map-style dataset."
     def __init__(self, latents, condition=None):
@@ -120,7 +120,7 @@ def _start_worker(_):
     batches = get_worker_info().dataset
     if hasattr(batches.data, 'set_epoch'): batches.data = copy.deepcopy(batches.data)
 
-# %% ../nbs/08_train.ipynb #b36e2a06
+# %% ../nbs/08_train.ipynb #b2163012
 def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3):
     """The learning rate of update `step` (from 0) of `steps`. After a linear warm-up over `warmup` updates:
 
@@ -138,7 +138,7 @@ def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3)
         return lr * rise * (1 + math.cos(math.pi * done)) / 2
     raise ValueError(f"schedule must be 'constant', 'linear', 'wsd' or 'cosine', not {schedule!r}")
 
-# %% ../nbs/08_train.ipynb #782ee406
+# %% ../nbs/08_train.ipynb #8e337db9
 def ema_decay(step, decay=.999, warmup=True):
     "The share of the old average that update `step` (from 0) keeps; at first (1 + step) / (10 + step)."
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
@@ -160,7 +160,7 @@ class EMA:
         torch._foreach_lerp_(average, now, 1 - decay)
         for a, b in self.others: a.copy_(b)
 
-# %% ../nbs/08_train.ipynb #bbf28ba1
+# %% ../nbs/08_train.ipynb #20014b34
 def choose_ema(emas, data, objective, **options):
     """The best of several averages {decay: model} (`Trained.emas`) on held-out data: (decay, {decay: loss}).
 
@@ -168,7 +168,7 @@ def choose_ema(emas, data, objective, **options):
     losses = {d: validate(m, data, objective, **options)[0] for d, m in emas.items()}
     return min(losses, key=losses.get), losses
 
-# %% ../nbs/08_train.ipynb #28386095
+# %% ../nbs/08_train.ipynb #5d8d2e96
 @torch.no_grad()
 def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256, team=None):
     """Loss on held-out data per bin of time: (mean over bins, [a float a bin]).
@@ -193,7 +193,7 @@ def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256, 
     per_bin = (sums / counts).tolist()
     return sum(per_bin) / bins, per_bin
 
-# %% ../nbs/08_train.ipynb #4ed2dc4b
+# %% ../nbs/08_train.ipynb #b7c6013b
 class CheckpointError(OSError):
     "A checkpoint cannot be written or read; the message names the file and the reason, in one line."
 
@@ -243,7 +243,7 @@ def write_checkpoint(path, tensors, state):
         raise CheckpointError(f'cannot write {path}: {reason}') from None
     return path
 
-# %% ../nbs/08_train.ipynb #a7d8f25f
+# %% ../nbs/08_train.ipynb #0b51f864
 def _checkpoints(out):
     "The checkpoint folders of a run, oldest first."
     return sorted(p for p in (Path(out) / 'checkpoints').glob('step-' + 8 * '[0-9]') if p.is_dir())
@@ -276,7 +276,7 @@ def _prune(out, keep):
         gone = p.with_name(f'.{p.name}.part')
         os.rename(p, gone); shutil.rmtree(gone, ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #3236ee6c
+# %% ../nbs/08_train.ipynb #2971058f
 @dataclass
 class Checkpoint:
     """A checkpoint read back: `state` (of state.json) and, by name, tensors of `model`, `ema`, `optimizer`;
@@ -325,7 +325,7 @@ def load_checkpoint(path):
     emas = {float(n[4:-12]): read(n[:-12]) for n in state['files'] if n.startswith('ema-')}
     return Checkpoint(path, state, read('model'), read('ema'), read('optimizer'), emas)
 
-# %% ../nbs/08_train.ipynb #bd7e9170
+# %% ../nbs/08_train.ipynb #bff6d216
 RECIPE = ('batch_size', 'accumulate', 'lr', 'warmup', 'schedule', 'decay_from', 'betas', 'weight_decay',
           'clip', 'ema', 'ema_warmup', 'condition_dropout', 'seed', 'precision')
 LATER = dict(optimizer='adamw', more_ema=(), spikes=None, spike_factor=8.)     # added since format 1, and off
@@ -363,7 +363,7 @@ def _same(now, then, path):
             raise ValueError(f'cannot go on from {path}: {k} is {here} here and {v!r} in the checkpoint; '
                              'train into another folder')
 
-# %% ../nbs/08_train.ipynb #b0ef8395
+# %% ../nbs/08_train.ipynb #34dd4d49
 class Interrupted(KeyboardInterrupt):
     "Ctrl-C or SIGTERM came during `fit`; the step was finished and saved. `.trained` is the result so far."
 
@@ -396,7 +396,7 @@ class _Signals:
     def __exit__(self, *_):
         for s in self.old: self.restore(s)
 
-# %% ../nbs/08_train.ipynb #315d84e8
+# %% ../nbs/08_train.ipynb #8135e6cc
 class _Team:
     "The processes that train together, as accelerate or torchrun started them; alone: rank 0 of world 1."
     def __init__(self, device=None):
@@ -434,7 +434,7 @@ class _Team:
         "Until all processes are here."
         if self.world > 1: self.mean(torch.zeros(1, device=self.device)).item()
 
-# %% ../nbs/08_train.ipynb #d215b248
+# %% ../nbs/08_train.ipynb #45a7396f
 class _Autocast:
     "A model whose matrix products run in bfloat16 and whose output is float32."
     def __init__(self, model, device): self.model, self.device = model, device
@@ -527,7 +527,7 @@ class _Run:
         return Trained(self.model.eval(), self.ema, self.log, self.path, self.step, self.spent('cpu') / 60,
                        emas)
 
-# %% ../nbs/08_train.ipynb #67c77150
+# %% ../nbs/08_train.ipynb #8f41a111
 @dataclass(repr=False)
 class Trained:
     """What `fit` returns. Sample from `ema`, the moving average; `path` is the newest checkpoint, if any;
@@ -547,7 +547,7 @@ class Trained:
         loss = f'{self.log[-1]["loss"]:.4f}' if self.log else None
         return f'Trained(step={self.step}, loss={loss}, cpu_minutes={self.cpu_minutes:.2f}, path={self.path})'
 
-# %% ../nbs/08_train.ipynb #ca3fd0f1
+# %% ../nbs/08_train.ipynb #18b044ce
 def _update(run, batch):
     "One optimiser step on a batch; adds its loss terms and gradient norm to the running sums."
     a, s = run.a, run.step
@@ -573,7 +573,8 @@ def _update(run, batch):
 
 
 def _is_spike(run, norm):
-    """Is this gradient norm above `spike_factor` times the median of the last 100, and are such to be skipped?
+    """Is this gradient norm above `spike_factor` times the median of the last 100, and are such to be
+    skipped?
 
     Not before 20 norms are known. Each counts from then on, so that a lasting new level is accepted."""
     if run.a.spikes is None: return False
@@ -644,7 +645,7 @@ def _refuse(run, values):
               + (f'saved to reproduce it: {e.path}' if e.path else f'samples {e.indices}'),)
     raise e
 
-# %% ../nbs/08_train.ipynb #3aa28ee8
+# %% ../nbs/08_train.ipynb #d22e1525
 def _validates(run, step):
     every = run.a.valid_every
     return run.valid is not None and (step == run.a.steps or bool(every and step % every == 0))
@@ -690,7 +691,7 @@ class _writing:
         rest = f'{last} is safe' if last else 'there is no checkpoint yet'
         raise CheckpointError(f'{reason}; {rest}') from None
 
-# %% ../nbs/08_train.ipynb #27a07414
+# %% ../nbs/08_train.ipynb #066705a1
 def _tracker_names(a):
     "The names of the trackers asked for; refuses unknown ones and those that are not installed."
     names = [a.track] if isinstance(a.track, str) else list(a.track or ())
@@ -721,7 +722,7 @@ def _flat_line(line):
     parts = {k: {f'{i}': x for i, x in enumerate(v)} if isinstance(v, list) else v for k, v in line.items()}
     return {k.replace('.', '/'): v for k, v in _flat(parts).items() if k != 'step'}
 
-# %% ../nbs/08_train.ipynb #29459ce7
+# %% ../nbs/08_train.ipynb #9d64e3f8
 def _save(run):
     "Write the checkpoint of this step, unless it is there already, and remove old ones."
     if run.out is None: return
@@ -788,7 +789,7 @@ def _read_log(file):
         except ValueError: break
     return lines
 
-# %% ../nbs/08_train.ipynb #d2665aa7
+# %% ../nbs/08_train.ipynb #f98aa359
 def _loop(run):
     "Train until the last step, `stop_at` or a signal."
     a, team, last = run.a, run.team, min(run.a.steps, run.a.stop_at or run.a.steps)
@@ -842,7 +843,7 @@ def _too_large(run, fits):
     e.fits = fits
     return e
 
-# %% ../nbs/08_train.ipynb #106820ee
+# %% ../nbs/08_train.ipynb #a28ee2ad
 def _check(a, team):
     "Refuse arguments that cannot be meant, by name."
     for k in ('steps', 'batch_size', 'accumulate', 'log_every', 'save_every', 'keep', 'valid_bins'):
@@ -914,7 +915,7 @@ def fit(model,                  # called as model(x (B, C, T, H, W), t (B,), con
         fits = _what_fits(run)
     raise _too_large(run, fits)
 
-# %% ../nbs/08_train.ipynb #2739f7ce
+# %% ../nbs/08_train.ipynb #af33ab66
 class _Meter(TorchDispatchMode):
     "While open, counts the bytes of all living tensors that operations touch; `.peak` is the most."
     def __init__(self): super().__init__(); self.live, self.peak, self.seen = 0, 0, WeakIdKeyDictionary()
@@ -1037,7 +1038,7 @@ def estimate(model, data, objective, *, steps=1, **options):
     return Estimate(sum(p.numel() for p in model.parameters() if p.requires_grad), high[4], int(line(b, 0)),
                     peak(b), memory, max(0, largest), seconds, steps, b)
 
-# %% ../nbs/08_train.ipynb #daa2c9ad
+# %% ../nbs/08_train.ipynb #18f8beed
 def _curve(run):
     "Steps and losses of a run: a `Trained`, its log, its folder, or a file or name of data/reference."
     if isinstance(run, (str, Path)) and not Path(run).is_dir():
