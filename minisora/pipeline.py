@@ -151,7 +151,8 @@ class Run:
 
     @cached_property
     def _folder(self):
-        return FolderClips(self.recipe.data, size=self.recipe.size, frames=self.recipe.frames, on_error='collect')
+        r = self.recipe
+        return FolderClips(r.data, size=r.size, frames=r.frames, on_error='collect')
 
     @cached_property
     def _digits(self): return load_digits(self.recipe.data), load_digits(self.recipe.data, split='test')
