@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy
 import pytest
 import torch
 
@@ -122,7 +123,20 @@ def test_slug():
 def test_every_command_explains_itself(capsys):
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit) as e: cli.main([name, "--help"])
-        assert e.value.code == 0 and "--out" in capsys.readouterr().out
+        shown = "cache" if name in ("convert", "verify") else "--out"
+        assert e.value.code == 0 and shown in capsys.readouterr().out
+
+
+def test_old_folders_are_converted_and_verified(tmp_path, capsys):
+    for kind, shape in (("features", (1, 4, 8, 8)), ("labels", (1,))):
+        (tmp_path / f"imagenet_{kind}").mkdir()
+        for i in range(3): numpy.save(tmp_path / f"imagenet_{kind}" / f"{i}.npy", numpy.full(shape, i, "float32"))
+    cache = tmp_path / "cache"
+    assert cli.main(["convert", str(tmp_path), str(cache)]) == 0 and cli.main(["verify", str(cache)]) == 0
+    shard = max((f for f in cache.rglob("*") if f.is_file() and f.suffix != ".json"), key=lambda f: f.stat().st_size)
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    capsys.readouterr()
+    assert cli.main(["verify", str(cache)]) == 2 and shard.name in capsys.readouterr().err
 
 
 def test_sheet_of_clips(tmp_path):

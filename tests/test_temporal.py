@@ -235,5 +235,5 @@ def test_weights_come_from_the_seed_alone():
 @pytest.mark.parametrize("field, value", [("norm", "rms"), ("mlp", "swiglu"), ("positions", "rope"), ("relative_bias", True),
                                           ("precondition", "edm")])
 def test_an_image_model_with_options_that_would_be_lost_is_not_inflated(field, value):
-    image = DiT(DiTConfig(size=(4, 4), width=32, depth=1, heads=2, num_classes=3, **{field: value}))
+    image = DiT(DiTConfig(size=(4, 4), width=32, depth=1, heads=2, num_classes=3, learn_sigma=False, time="flow", **{field: value}))
     with pytest.raises(ValueError, match=field): inflate(image, 2)
