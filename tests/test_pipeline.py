@@ -128,9 +128,9 @@ def test_every_command_explains_itself(capsys):
 
 
 def test_old_folders_are_converted_and_verified(tmp_path, capsys):
-    for kind, shape in (("features", (1, 4, 8, 8)), ("labels", (1,))):
+    for kind, shape, dtype in (("features", (1, 4, 8, 8), "float32"), ("labels", (1,), "int64")):
         (tmp_path / f"imagenet_{kind}").mkdir()
-        for i in range(3): numpy.save(tmp_path / f"imagenet_{kind}" / f"{i}.npy", numpy.full(shape, i, "float32"))
+        for i in range(3): numpy.save(tmp_path / f"imagenet_{kind}" / f"{i}.npy", numpy.full(shape, i, dtype))
     cache = tmp_path / "cache"
     assert cli.main(["convert", str(tmp_path), str(cache)]) == 0 and cli.main(["verify", str(cache)]) == 0
     shard = max((f for f in cache.rglob("*") if f.is_file() and f.suffix != ".json"), key=lambda f: f.stat().st_size)
