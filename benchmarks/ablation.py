@@ -38,7 +38,7 @@ def row(name, changes, source, out, steps, n):
     for part in ("autoencoder", "latents", "judge"):
         if not (out / part).exists(): (out / part).symlink_to((source / part).resolve())
     shutil.copy(source / "captions.json", out / "captions.json")
-    run = Run(out, steps=steps, eval_clips=n, sample_steps=25, tune_steps=0, **changes)
+    run = Run(out, steps=steps, eval_clips=n, sample_steps=20, tune_steps=0, **changes)
     m = run.metrics()
     return dict({k: v for k, v in m.items() if not isinstance(v, (dict, list, tuple))}, recipe=name, changes=changes,
                 seed=run.recipe.seed)
