@@ -4,7 +4,7 @@
 
 Autoencoder, latents and judge are those of a finished run; each row trains its own model for the same number of
 steps from the same seed and is judged on the same held-out captions, decoded by the untuned autoencoder. Rows that are
-there already are kept, so the script can be stopped and called again."""
+there already are kept, so the script can be stopped and called again; rows not yet made are named as missing."""
 
 import argparse
 import json
@@ -58,11 +58,12 @@ def main():
         result = row(name, ROWS[name], Path(args.run), file.with_suffix(""), args.steps, args.clips)
         write_json(file, result)
         print(name, {k: result[k] for k in ("all_right", "motion_right", "jerk_px", "area_flicker")}, flush=True)
-    files = [Path(args.out) / f"{k}.json" for k in range(len(ROWS))]
-    if not all(f.exists() for f in files): return
+    files = [f for k in range(len(ROWS)) if (f := Path(args.out) / f"{k}.json").exists()]
     rows = [json.loads(f.read_text()) for f in files]
     write_json(ROOT / "benchmarks" / "ablation.json",
-               dict(machine=machine(), steps=args.steps, noise=2 * math.sqrt(0.25 / args.clips), rows=rows))
+               dict(machine=machine(), steps=args.steps, noise=2 * math.sqrt(0.25 / args.clips), rows=rows,
+                    missing=[name for name in ROWS if name not in [r["recipe"] for r in rows]]))
+    if len(files) < 2: return
     ends = Run(files[-1].with_suffix("")), Run(files[0].with_suffix(""))
     prompts = ends[0].prompts(16)[::4]
     clips = [c for pair in zip(*(r.sample(prompts, seed=3) for r in ends)) for c in pair]
