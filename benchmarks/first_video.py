@@ -93,6 +93,14 @@ def ship(run, folder):
     (folder / "README.md").write_text(CARD)
 
 
+def reference(record, path):
+    "The loss curve of a recorded run, for `minisora.train.overlay` and `on_track`."
+    kept = json.loads(record.read_text())
+    few = {k: kept["recipe"][k] for k in ("clips", "size", "frames", "steps", "batch_size", "lr", "ema", "delta", "steady", "seed")}
+    write_json(path, dict(preset="first-video", source=f"benchmarks/{record.name}", machine=kept["machine"], recipe=few,
+                          loss=[(step, round(loss, 5)) for step, loss in kept["loss"]]))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--name", default="first_video")
@@ -112,7 +120,9 @@ def main():
     IMAGES.mkdir(exist_ok=True)
     pictures = dict(first_video=scene_pictures, signs=folder_pictures).get(args.name, sheet)
     pictures(run, args.name.replace("_", "-"))
-    if args.ship: ship(run, ROOT / "data" / "first-video")
+    if args.ship:
+        ship(run, ROOT / "data" / "first-video")
+        reference(ROOT / "benchmarks" / f"{args.name}.json", ROOT / "data" / "reference" / "first-video.json")
 
 
 if __name__ == "__main__":

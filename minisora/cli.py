@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'field_value', 'open_run', 'clips_command', 'cache_comman
            'metrics_command', 'convert_command', 'verify_command', 'repair_command', 'video_command', 'summary',
            'parser', 'main', 'stopped']
 
-# %% ../nbs/92_cli.ipynb #94cca480
+# %% ../nbs/92_cli.ipynb #e8bec601
 import argparse
 import sys
 from dataclasses import fields
@@ -18,7 +18,7 @@ from .latent_cache import convert, repair, verify
 from .pipeline import Recipe, Run, make_video
 from .train import Interrupted
 
-# %% ../nbs/92_cli.ipynb #c360e688
+# %% ../nbs/92_cli.ipynb #e740a11c
 def field_value(text):
     "'steps=200' -> ('steps', 200), of the type that the recipe's field has; errors name the field."
     name, _, value = text.partition('=')
@@ -31,7 +31,7 @@ def field_value(text):
     except ValueError:
         raise argparse.ArgumentTypeError(f'{name} takes a {kinds[name].__name__}, not {value!r}') from None
 
-# %% ../nbs/92_cli.ipynb #ddadfc06
+# %% ../nbs/92_cli.ipynb #1fd588b9
 def open_run(args): return Run(args.out, args.data, **dict(args.set))
 
 
@@ -97,7 +97,7 @@ def summary(metrics):
                      for k, v in metrics.items()
                      if not isinstance(v, (dict, list)))
 
-# %% ../nbs/92_cli.ipynb #373eb625
+# %% ../nbs/92_cli.ipynb #eabb6f40
 COMMANDS = dict(clips=clips_command, cache=cache_command, train=train_command, sample=sample_command,
                 metrics=metrics_command, video=video_command, convert=convert_command, verify=verify_command,
                 repair=repair_command)
