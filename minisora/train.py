@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['RECIPE', 'LATER', 'permutation', 'batch_indices', 'learning_rate', 'ema_decay', 'EMA', 'choose_ema', 'validate',
            'CheckpointError', 'write_checkpoint', 'latest_checkpoint', 'Checkpoint', 'load_checkpoint', 'describe',
-           'Interrupted', 'NonFiniteLoss', 'OutOfMemory', 'Trained', 'spread', 'fit', 'Estimate', 'estimate',
+           'Interrupted', 'NonFiniteLoss', 'OutOfMemory', 'leave', 'Trained', 'spread', 'fit', 'Estimate', 'estimate',
            'on_track', 'overlay']
 
 # %% ../nbs/08_train.ipynb #980c3617
+import atexit
 import copy
 import hashlib
 import importlib.util
@@ -25,6 +26,7 @@ import weakref
 from bisect import bisect_left
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, is_dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -397,6 +399,17 @@ class _Signals:
         for s in self.old: self.restore(s)
 
 # %% ../nbs/08_train.ipynb #8135e6cc
+def leave():
+    "Leave the process group, all ranks together: a process that ends inside one may abort instead."
+    dist = torch.distributed
+    if not dist.is_initialized(): return
+    try:
+        if dist.get_backend() == 'gloo': dist.monitored_barrier(timeout=timedelta(seconds=10))
+    # another rank has died: do not wait
+    except RuntimeError: pass
+    dist.destroy_process_group()
+
+
 class _Team:
     "The processes that train together, as accelerate or torchrun started them; alone: rank 0 of world 1."
     def __init__(self, device=None):
@@ -406,6 +419,7 @@ class _Team:
         if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not dist.is_initialized():
             from accelerate import PartialState
             PartialState(cpu=self.device.type == 'cpu')                    # joins: nccl on CUDA, else gloo
+            atexit.register(leave)
         if not dist.is_initialized(): return
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         if self.device.type == 'cuda' and self.device.index is None:
