@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from first_video import save_small
 from machine import machine
 
 from minisora import viz
@@ -68,7 +69,7 @@ def main():
     prompts = ends[0].prompts(16)[::4]
     clips = [c for pair in zip(*(r.sample(prompts, seed=3) for r in ends)) for c in pair]
     labels = [f"{p} ({which})" for p in prompts for which in ("plain", "ours")]
-    viz.contact_sheet(torch.stack(clips), labels).save(ROOT / "nbs" / "images" / "ablation.png")
+    save_small(viz.contact_sheet(torch.stack(clips), labels), "ablation")
 
 
 if __name__ == "__main__":

@@ -54,16 +54,21 @@ def tiled(clips, columns=4, pad=2):
     return torch.cat([r for r in rows if r.shape == rows[0].shape], 2)
 
 
+def save_small(picture, name):
+    "A picture for the lessons, with a palette."
+    picture.convert("RGB").quantize(128).save(IMAGES / f"{name}.png", optimize=True)
+
+
 def scene_pictures(run, name):
     "The clip and the sheet of the home page, and the sheets kept while training, side by side."
     prompts = run.prompts(22)[::2][:8]
     clips = run.sample(prompts, seed=7)
     viz.save_gif(IMAGES / f"{name}.gif", tiled(clips), fps=8, scale=1.5)
-    viz.contact_sheet(clips[:6], prompts[:6]).quantize(128).save(IMAGES / f"{name}-sheet.png")
+    save_small(viz.contact_sheet(clips[:6], prompts[:6]), f"{name}-sheet")
     sheets = [Image.open(p) for p in sorted(run.out.glob("preview-*.png"))]
     both = Image.new("RGB", (sum(s.width for s in sheets), sheets[0].height))
     for k, s in enumerate(sheets): both.paste(s, (sum(q.width for q in sheets[:k]), 0))
-    both.quantize(128).save(IMAGES / f"{name}-progress.png")
+    save_small(both, f"{name}-progress")
 
 
 def folder_pictures(run, name):
@@ -74,12 +79,12 @@ def folder_pictures(run, name):
     index, _ = nearest_clip(clips, real)
     pairs = [k for c, i in zip(clips, index) for k in (c, real[i].float() / 127.5 - 1)]
     labels = [k for w, i in zip(words, index) for k in (f"{w}: generated", f"nearest real clip: {captions[i]}")]
-    viz.contact_sheet(torch.stack(pairs), labels).quantize(128).save(IMAGES / f"{name}.png")
+    save_small(viz.contact_sheet(torch.stack(pairs), labels), name)
 
 
 def sheet(run, name):
     prompts = run.prompts(8)
-    viz.contact_sheet(run.sample(prompts, seed=7), prompts).save(IMAGES / f"{name}.png")
+    save_small(viz.contact_sheet(run.sample(prompts, seed=7), prompts), name)
 
 
 def ship(run, folder):

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'KINDS', 'Moments', 'Spec', 'check_clips', 'check_latents', 'load_strict', 'Pretrained', 'Autoencoder',
            'to_frames', 'to_clips', 'patches', 'pca', 'set_pca', 'seeded', 'zero', 'ImageVAE', 'Smoother', 'hold',
-           'random_window', 'window_length', 'reconstruction_weight', 'vae_loss', 'train_step', 'countdown',
-           'warm_and_decay', 'train_autoencoder', 'lit_windows', 'tune_decoder', 'image_family', 'tiny_family',
-           'wan_family', 'cogvideox_family', 'ltx_family', 'hunyuan_family', 'per_channel', 'find_config',
-           'read_config', 'load_diffusers', 'DiffusersVAE', 'CausalConv3d', 'FrameNorm', 'CausalBlock', 'Unfold3d',
-           'CausalVideoVAE', 'Past', 'encode_pieces', 'decode_pieces', 'tile_ramp', 'tile_starts', 'tiled_decode',
-           'spoilt', 'Eyes', 'train_eyes', 'Critic', 'VideoLoss', 'busy_window', 'save_state', 'load_state', 'Windows',
-           'train_video_vae', 'mean_terms', 'video_step', 'autoencoder_by_name']
+           'likely_place', 'random_window', 'window_length', 'reconstruction_weight', 'noisy_sample', 'vae_loss',
+           'descend', 'train_step', 'countdown', 'warm_and_decay', 'train_autoencoder', 'lit_windows', 'tune_decoder',
+           'image_family', 'tiny_family', 'wan_family', 'cogvideox_family', 'ltx_family', 'hunyuan_family',
+           'per_channel', 'find_config', 'read_config', 'load_diffusers', 'DiffusersVAE', 'CausalConv3d', 'FrameNorm',
+           'CausalBlock', 'Unfold3d', 'CausalVideoVAE', 'Past', 'encode_pieces', 'decode_pieces', 'tile_ramp',
+           'tile_starts', 'tiled_decode', 'spoilt', 'Eyes', 'train_eyes', 'Critic', 'VideoLoss', 'busy_window',
+           'save_state', 'load_state', 'Windows', 'train_video_vae', 'mean_terms', 'video_step', 'autoencoder_by_name']
 
 # %% ../nbs/01_autoencoder.ipynb #1f23cea8
 import json, math, os, tempfile, time
@@ -290,6 +290,14 @@ def hold(clips, seed=0, most=1024, megabytes=512):
     return held
 
 
+def likely_place(weight, unit, size, whole, generator):
+    """Top and left of a window of `size` (h, w) within a `whole` (H, W), around a place drawn by its `weight`
+    (H / unit, W / unit)."""
+    at = int(torch.multinomial(weight.flatten(), 1, generator=generator))
+    middle = unit * (at // weight.shape[1]), unit * (at % weight.shape[1])
+    return [min(max(m - s // 2, 0), n - s) for m, s, n in zip(middle, size, whole)]
+
+
 def random_window(clip, frames, crop, generator):
     """`frames` consecutive frames and at most `crop`×`crop` pixels of one clip (3, T, H, W), from a random
     place; the place is likelier where there is light, since most of a black background teaches nothing."""
@@ -298,9 +306,7 @@ def random_window(clip, frames, crop, generator):
     t = int(torch.randint(T - frames + 1, (), generator=generator))
     clip = clip[:, t:t + frames]
     light = F.avg_pool2d(clip.amax((0, 1))[None].float(), 4)[0] + 1                # (H/4, W/4)
-    at = int(torch.multinomial(light.flatten(), 1, generator=generator))
-    y, x = 4 * (at // light.shape[1]), 4 * (at % light.shape[1])                  # the place drawn, in pixels
-    top, left = min(max(y - h // 2, 0), H - h), min(max(x - w // 2, 0), W - w)
+    top, left = likely_place(light, 4, (h, w), (H, W), generator)
     return clip[..., top:top + h, left:left + w]
 
 
@@ -321,30 +327,39 @@ def reconstruction_weight(x, foreground):
     return 1 + foreground * F.max_pool3d(seen, (1, 5, 5), 1, (0, 2, 2))
 
 
-def vae_loss(ae, x, generator, kl=1e-6, noise=.3, foreground=4., lowpass=0.):
-    """Weighted squared error + kl · KL, the error alone, and the KL a latent number (nats). On top of the
-    posterior's own noise the decoder sees up to `noise` deviations more: a sampler's latents will not be
-    perfect either. `lowpass` weighs the error of 8×8 means, which is what makes an object waver."""
-    draw = lambda shape, how: how(shape, generator=generator).to(x)
-    m = ae.encode(x)
+def noisy_sample(m, noise, generator):
+    """A sample (B, C, t, h, w) of Moments, with up to `noise` deviations more on top of the posterior's
+    own: a sampler's latents will not be perfect either."""
+    draw = lambda shape, how: how(shape, generator=generator).to(m.mean)
     z = m.sample(draw(m.mean.shape, torch.randn))
-    level = noise * draw((len(x), 1, 1, 1, 1), torch.rand) * m.mean.detach().std()
-    z = z + level * draw(z.shape, torch.randn)
+    level = noise * draw((len(z), 1, 1, 1, 1), torch.rand) * m.mean.detach().std()
+    return z + level * draw(z.shape, torch.randn)
+
+
+def vae_loss(ae, x, generator, kl=1e-6, noise=.3, foreground=4., lowpass=0.):
+    """Weighted squared error + kl · KL, the error alone, and the KL a latent number (nats); `noise` as for
+    `noisy_sample`. `lowpass` weighs the error of 8×8 means, which is what makes an object waver."""
+    m = ae.encode(x)
+    z = noisy_sample(m, noise, generator)
     off, divergence = ae.decode(z) - x, m.kl().mean()
     error = (reconstruction_weight(x, foreground) * off ** 2).mean()
     if lowpass: error = error + lowpass * (F.avg_pool2d(to_frames(off), 8) ** 2).mean()
     return error + kl * divergence, error, divergence
 
 # %% ../nbs/01_autoencoder.ipynb #6b22e818
-def train_step(ae, optimiser, x, generator, **weights):
-    """One optimiser step on clips x, `weights` as in `vae_loss`; a non-finite loss raises before any weight
-    changes. Returns loss, error, KL."""
-    loss, error, divergence = vae_loss(ae, x, generator, **weights)
+def descend(loss, optimiser, parameters):
+    "One optimiser step, the gradient's norm at most 1; a non-finite loss raises before any weight changes."
     if not torch.isfinite(loss): raise FloatingPointError(f'the loss became {loss.item()}: try a lower lr')
     optimiser.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(ae.parameters(), 1.)
+    nn.utils.clip_grad_norm_(parameters, 1.)
     optimiser.step()
+
+
+def train_step(ae, optimiser, x, generator, **weights):
+    "One optimiser step on clips x, `weights` as in `vae_loss`. Returns loss, error, KL."
+    loss, error, divergence = vae_loss(ae, x, generator, **weights)
+    descend(loss, optimiser, ae.parameters())
     return loss.item(), error.item(), divergence.item()
 
 
@@ -396,14 +411,12 @@ def train_autoencoder(ae, clips, seconds=None, steps=None, batch=None, frames=No
 
 def lit_windows(x, z, cells, generator):
     """Clips (B, 3, T, H, W) and their latents (B, C, T, h, w), both cut to the same windows of `cells`
-    latents
-    a side, each around some light of its clip."""
+    latents a side, each around some light of its clip."""
     cut, side = [], x.shape[-1] // z.shape[-1]
     for clip, latent in zip(x, z):
         light = F.avg_pool2d((clip + 1).amax((0, 1))[None], side)[0]                      # (h, w)
         (h, w), n = light.shape, min(cells, *light.shape)
-        at = int(torch.multinomial(light.flatten().cpu() + 1e-4, 1, generator=generator))
-        r, c = min(max(at // w - n // 2, 0), h - n), min(max(at % w - n // 2, 0), w - n)
+        r, c = likely_place(light.cpu() + 1e-4, 1, (n, n), (h, w), generator)
         R, C, N = side * r, side * c, side * n
         cut.append((clip[..., R:R + N, C:C + N], latent[..., r:r + n, c:c + n]))
     return [torch.stack(k) for k in zip(*cut)]
@@ -429,10 +442,7 @@ def tune_decoder(ae, clips, predict, steps, batch=2, cells=6, lr=2e-3, foregroun
         low = F.avg_pool3d(off, (1, 8, 8), (1, 4, 4))
         loss = (reconstruction_weight(x, foreground) * off ** 2).mean()
         loss = loss + lowpass * ((low ** 2).mean() + (low.diff(dim=2) ** 2).mean())
-        opt.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(free, 1.)
-        opt.step()
+        descend(loss, opt, free)
     ae.eval()
 
 # %% ../nbs/01_autoencoder.ipynb #163756f6
@@ -527,9 +537,8 @@ def load_diffusers(name, subfolder=None, **options):
 # %% ../nbs/01_autoencoder.ipynb #47f0131d
 class DiffusersVAE(nn.Module):
     """A diffusers autoencoder of one of `FAMILIES` (the module, its name on the hub, or a local folder)
-    behind
-    encode, decode and spec. Latents are scaled as its pipelines do: (z - shift) · scale, a number or one a
-    channel. An image family goes frame by frame, `chunk` frames at a time; a video family gets whole
+    behind encode, decode and spec. Latents are scaled as its pipelines do: (z - shift) · scale, a number or
+    one a channel. An image family goes frame by frame, `chunk` frames at a time; a video family gets whole
     clips."""
     def __init__(self, source, subfolder=None, chunk=8, **options):
         super().__init__()
@@ -588,8 +597,8 @@ class DiffusersVAE(nn.Module):
 # %% ../nbs/01_autoencoder.ipynb #74e43ba0
 class CausalConv3d(nn.Conv3d):
     """A 3D convolution that sees the past and the present only: padded at the start of time, never at its
-    end.
-    Inside a `Past` it remembers its last frames, and a piece of a clip goes on where the last one ended."""
+    end. Inside a `Past` it remembers its last frames, and a piece of a clip goes on where the last one
+    ended."""
     memory = None                                                # None: the clip is whole. (): no piece yet
     def forward(self, x):
         p, past = (self.kernel_size[1] - self.stride[1] + 1) // 2, self.kernel_size[0] - self.stride[0]
@@ -692,10 +701,10 @@ class Past:
 
 
 def encode_pieces(ae, pieces):
-    """Encode a clip that comes in pieces (B, 3, T, H, W), any iterable: yields the Moments of each. The first
-    piece has as many frames as a clip may have, later ones a multiple of 4; together they equal `ae.encode`
-    of
-    the whole, and memory holds one piece (Yu et al. 2024: causality is what makes this exact)."""
+    """Encode a clip that comes in pieces (B, 3, T, H, W), any iterable: yields the Moments of each. The
+    first piece has as many frames as a clip may have, later ones a multiple of 4; together they equal
+    `ae.encode` of the whole, and memory holds one piece (Yu et al. 2024: causality is what makes this
+    exact)."""
     if not isinstance(ae, CausalVideoVAE):
         raise ValueError(f'{ae.spec.name}: only a CausalVideoVAE can stream')
     later, past = replace(ae.spec, first_alone=False), Past(ae.enc)
@@ -720,8 +729,7 @@ def decode_pieces(ae, z, latents=4):
 # %% ../nbs/01_autoencoder.ipynb #29ef997d
 def tile_ramp(start, tile, size, overlap, margin):
     """Weight (tile,) of a tile along one axis: 1 inside, rising over its `overlap` with a neighbour, 0 for
-    the
-    outermost `margin`, which lacks its surroundings; at the edge of the whole, 1."""
+    the outermost `margin`, which lacks its surroundings; at the edge of the whole, 1."""
     at, width = torch.arange(tile) + .5, overlap - 2 * margin
     w = torch.ones(tile)
     if start > 0: w = w.minimum(((at - margin) / width).clamp(0, 1))
@@ -738,11 +746,10 @@ def tile_starts(size, tile, overlap):
 
 @torch.no_grad()
 def tiled_decode(ae, z, tile=24, overlap=8, margin=2):
-    """Decode latents (B, C, t, h, w) in tiles of `tile`×`tile` latents that overlap by at least `overlap` and
-    are blended linearly there: memory for one tile instead of the whole picture. The outermost `margin`
-    latents
-    of a tile are thrown away; where the margin is as wide as the decoder sees, the result is that of
-    `ae.decode`, otherwise close to it. For any autoencoder."""
+    """Decode latents (B, C, t, h, w) in tiles of `tile`×`tile` latents that overlap by at least `overlap`
+    and are blended linearly there: memory for one tile instead of the whole picture. The outermost `margin`
+    latents of a tile are thrown away; where the margin is as wide as the decoder sees, the result is that
+    of `ae.decode`, otherwise close to it. For any autoencoder."""
     check_latents(z, ae.spec)
     if not 0 <= 2 * margin < overlap < tile:
         raise ValueError(f'tiles need 0 <= 2·margin < overlap < tile, not {margin}, {overlap}, {tile}')
@@ -770,10 +777,9 @@ def spoilt(f, kind):
 
 
 class Eyes(nn.Module):
-    """A small network to look at pictures with. It learns to tell which of `clips` a crop is from and how it
-    was
-    spoilt; its three layers then measure how different two pictures look (Zhang et al. 2018, with our own
-    features)."""
+    """A small network to look at pictures with. It learns to tell which of `clips` a crop is from and how
+    it was spoilt; its three layers then measure how different two pictures look (Zhang et al. 2018, with
+    our own features)."""
     def __init__(self, clips: int, width: int = 16, seed: int = 0):
         super().__init__()
         w, block = width, lambda a, b, k: nn.Sequential(nn.Conv2d(a, b, k, 2, k // 2), nn.SiLU())
@@ -801,8 +807,8 @@ class Eyes(nn.Module):
 
 def train_eyes(windows, n, steps=300, batch=48, lr=5e-3, seed=0, progress=False):
     """Train `Eyes`; `windows(batch, generator)` gives frames (B, 3, H, W) in [-1, 1] and the number, below
-    `n`, of
-    the clip that each is from. Returns eyes that learn no more, and their last accuracies (clip, kind)."""
+    `n`, of the clip that each is from. Returns eyes that learn no more, and their last accuracies (clip,
+    kind)."""
     g, eyes, right = torch.Generator().manual_seed(seed), Eyes(n, seed=seed), []
     opt = torch.optim.AdamW(eyes.parameters(), lr)
     for step, done in countdown(steps, None, progress, 'eyes'):
@@ -843,11 +849,8 @@ class VideoLoss:
 
     def __call__(self, ae, x, generator, eyes=None, critic=None):
         "(total, {term: value}, reconstruction) on clips (B, 3, T, H, W); a clip's weights have mean 1."
-        draw = lambda shape, how: how(shape, generator=generator).to(x)
         m = ae.encode(x)
-        z = m.sample(draw(m.mean.shape, torch.randn))
-        level = self.noise * draw((len(x), 1, 1, 1, 1), torch.rand) * m.mean.detach().std()
-        y = ae.decode(z + level * draw(z.shape, torch.randn))
+        y = ae.decode(noisy_sample(m, self.noise, generator))
         weight, off = reconstruction_weight(x, self.foreground), y - x
         weight = weight / weight.mean((1, 2, 3, 4), keepdim=True)
         terms = dict(l1=(weight * off.abs()).mean(), l2=(weight * off ** 2).mean(), kl=m.kl().mean())
@@ -857,9 +860,9 @@ class VideoLoss:
 
 # %% ../nbs/01_autoencoder.ipynb #913820c3
 def busy_window(clip, frames, crop, generator, calm=.5):
-    """`frames` consecutive frames and at most `crop`×`crop` pixels of a uint8 clip (3, T, H, W), flipped half
-    of the
-    time. The place is likelier where pixels change over time; `calm` is the weight of a place at rest."""
+    """`frames` consecutive frames and at most `crop`×`crop` pixels of a uint8 clip (3, T, H, W), flipped
+    half of the time. The place is likelier where pixels change over time; `calm` is the weight of a place
+    at rest."""
     T, H, W = clip.shape[1:]
     h, w = min(crop, H), min(crop, W)
     t = int(torch.randint(T - frames + 1, (), generator=generator))
@@ -868,9 +871,7 @@ def busy_window(clip, frames, crop, generator, calm=.5):
     moved = (clip.amax(1) - clip.amin(1)).amax(0)
     moved = F.avg_pool2d(moved[None].float(), 4)[0]
     moved = moved / moved.mean().clamp(min=1e-3) + calm
-    at = int(torch.multinomial(moved.flatten(), 1, generator=generator))
-    y, x = 4 * (at // moved.shape[1]), 4 * (at % moved.shape[1])
-    top, left = min(max(y - h // 2, 0), H - h), min(max(x - w // 2, 0), W - w)
+    top, left = likely_place(moved, 4, (h, w), (H, W), generator)
     clip = clip[..., top:top + h, left:left + w]
     return clip.flip(-1) if torch.rand((), generator=generator) < .5 else clip
 
@@ -912,9 +913,8 @@ def load_state(path, ae, optimisers, generator):
 # %% ../nbs/01_autoencoder.ipynb #1dc5bb31
 class Windows:
     """Batches from several sources of uint8 clips, a list of (clips (N, 3, T, H, W), share): a batch of
-    windows of
-    `frames` frames, `crop`×`crop` pixels, each from a source drawn by its share. `draw` gives (windows in
-    [-1, 1], clip numbers counted over all sources)."""
+    windows of `frames` frames, `crop`×`crop` pixels, each from a source drawn by its share. `draw` gives
+    (windows in [-1, 1], clip numbers counted over all sources)."""
     def __init__(self, sources, frames=13, crop=48):
         self.clips, share = zip(*sources)
         for c in self.clips:
@@ -942,10 +942,9 @@ class Windows:
 def train_video_vae(ae, windows, seconds=None, steps=None, batch=6, lr=2e-3, loss=VideoLoss(), eyes=None,
                     state=None, every=100, seed=0, device=None, progress=False, report=None):
     """Train a video autoencoder on `Windows` for `steps` or `seconds`. `state`: a file that holds the run;
-    where it
-    exists, the run goes on from it, to the bit as if it had never stopped (with `steps`). `report(step, done,
-    terms)` is called with the means of the last `every` steps. Returns dict(steps, seconds, and each
-    term)."""
+    where it exists, the run goes on from it, to the bit as if it had never stopped (with `steps`).
+    `report(step, done, terms)` is called with the means of the last `every` steps. Returns dict(steps,
+    seconds, and each term)."""
     g, critic = torch.Generator().manual_seed(seed), Critic(seed=seed) if loss.adversarial else None
     device = device or next(ae.parameters()).device
     nets = [n.to(device) for n in (ae, critic) if n is not None]
@@ -976,13 +975,9 @@ def mean_terms(log):
 def video_step(ae, critic, optimisers, x, generator, loss, eyes):
     "One step of the autoencoder, and of the critic where there is one; returns {term: value}."
     total, terms, y = loss(ae, x, generator, eyes, critic)
-    if not torch.isfinite(total): raise FloatingPointError(f'the loss became {total.item()}: try a lower lr')
     losses = [total] + ([critic.loss(x, y)] if critic is not None else [])
     for net, optimiser, value in zip((ae, critic), optimisers, losses):
-        optimiser.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.)
-        optimiser.step()
+        descend(value, optimiser, net.parameters())
     return {k: v.item() for k, v in terms.items()}
 
 # %% ../nbs/01_autoencoder.ipynb #4d7db19f

@@ -354,8 +354,7 @@ def shown_at(container, stream, times, rate=None, held=()):
 # %% ../nbs/00_clips.ipynb #102e7956
 def pixels(frame, convert=None):
     """A PyAV frame to uint8 (H, W, 3), or (H, W, 4) where it has transparency. `convert` is a
-    `VideoReformatter`,
-    which saves time when many frames share it."""
+    `VideoReformatter`, which saves time when many frames share it."""
     alpha = any(c.is_alpha for c in frame.format.components) or frame.format.name == 'pal8'
     kind = 'rgba' if alpha else 'rgb24'
     return (convert.reformat(frame, format=kind) if convert else frame).to_ndarray(format=kind)

@@ -62,8 +62,7 @@ ROW = json.JSONEncoder(ensure_ascii=False, default=plain)
 
 def moments_of(autoencoder, clips, flip=False):
     """A list of Clip -> mean and log-variance, float32 on the CPU, each (B, C, T, h, w); of their mirror
-    images
-    if `flip`. The log-variance is None if the autoencoder gives none."""
+    images if `flip`. The log-variance is None if the autoencoder gives none."""
     device = next((p.device for p in getattr(autoencoder, 'parameters', tuple)()), 'cpu')
     x = torch.stack([c.frames for c in clips]).to(device)                                 # (B, 3, T, H, W)
     if x.dtype == torch.uint8: x = x.float() / 127.5 - 1
@@ -93,8 +92,7 @@ def row_of(clip):
 
 def encode_batch(autoencoder, clips, start, plan):
     """Clips number `start`, `start` + 1, ... -> the numbers to store (B, views, *row_shape), rows of text,
-    and
-    sums by channel, taken after rounding, so that the statistics describe what will be read."""
+    and sums by channel, taken after rounding, so that the statistics describe what will be read."""
     c, what = plan['shape'][0], plan['tensors'][0]
     out = torch.empty(len(clips), views(plan), *row_shape(plan), dtype=DTYPES[plan['dtype']][2])
     sums = torch.zeros(2, len(clips), c, dtype=torch.float64)
@@ -447,15 +445,13 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
 
     `clips[i]` is a `Clip`; `autoencoder.encode` takes (B, 3, T, H, W) in [-1, 1] and gives mean and
     log-variance, each (B, C, T, h, w). Stored is the mean, or both (`moments`), or one sample
-    (`sample_seed`), as float16, bfloat16 or float32, and with `flips` the same of the mirror image, in shards
-    of `shard_size` samples (default: 64 MiB). `per_channel` asks for normalisation by channel on reading.
-    Until
-    all is done the work stands in `path`.part; after an interruption the same call goes on from there and
-    gives
-    the same bytes. Ranks (`rank` of `world_size`; default: the environment of torchrun and accelerate) share
-    the work; one that hangs is an error after `patience` seconds.
-    ValueError: another cache is in the way (`overwrite` replaces it once the new one is whole), clips of
-    several sizes, latents that are not finite. OSError: the disk is full or read-only."""
+    (`sample_seed`), as float16, bfloat16 or float32, and with `flips` the same of the mirror image, in
+    shards of `shard_size` samples (default: 64 MiB). `per_channel` asks for normalisation by channel on
+    reading. Until all is done the work stands in `path`.part; after an interruption the same call goes on
+    from there and gives the same bytes. Ranks (`rank` of `world_size`; default: the environment of torchrun
+    and accelerate) share the work; one that hangs is an error after `patience` seconds. ValueError: another
+    cache is in the way (`overwrite` replaces it once the new one is whole), clips of several sizes, latents
+    that are not finite. OSError: the disk is full or read-only."""
     path = Path(path); part = Path(f'{path}.part'); rank, world_size = ranks(rank, world_size); recover(path)
     samples = len(clips) if limit is None else min(limit, len(clips))
     with evaluating(autoencoder):
@@ -621,12 +617,11 @@ class LatentCache(torch.utils.data.Dataset):
     `vocabulary` is anything with `encode(caption) -> LongTensor (slots,)`, or the name of an integer
     attribute, such as 'label'. `check=True` compares the sha256 of every file on opening, 'size' only heads
     and sizes. With `autoencoder` it is an error if another one encoded. A cache of moments is sampled anew
-    for
-    each (seed, epoch, index), or gives means with `sample=False`; one with mirror images shows each sample
-    as it is or flipped, by (seed, epoch, index), or never flipped with `flip=False`. `raw=True` gives what is
-    stored: its type, not normalised, moments not sampled; half the bytes to move to a GPU, where `normalise`
-    does the rest. FileNotFoundError, ValueError: the cache is not there, or not whole; the message names the
-    file."""
+    for each (seed, epoch, index), or gives means with `sample=False`; one with mirror images shows each
+    sample as it is or flipped, by (seed, epoch, index), or never flipped with `flip=False`. `raw=True`
+    gives what is stored: its type, not normalised, moments not sampled; half the bytes to move to a GPU,
+    where `normalise` does the rest. FileNotFoundError, ValueError: the cache is not there, or not whole;
+    the message names the file."""
 
     def __init__(self, path, vocabulary=None, check=True, per_channel=None, autoencoder=None, seed=0,
                  sample=True, flip=True, raw=False):
@@ -726,10 +721,9 @@ class LatentSampler(torch.utils.data.Sampler):
     """The samples that rank `rank` of `world_size` reads, in order: a pure function of (seed, epoch, rank).
 
     `samples` is how many there are, or a dataset; `uneven` is 'wrap', 'drop' or 'keep' (see above). Move on
-    with
-    `set_epoch(epoch)`; `set_epoch(epoch, start)` goes on after `start` samples, those of all ranks counted,
-    until the next `set_epoch`. With accelerate, which splits a loader itself, leave rank and world_size
-    alone."""
+    with `set_epoch(epoch)`; `set_epoch(epoch, start)` goes on after `start` samples, those of all ranks
+    counted, until the next `set_epoch`. With accelerate, which splits a loader itself, leave rank and
+    world_size alone."""
 
     def __init__(self, samples, seed=0, rank=0, world_size=1, shuffle=True, uneven='wrap'):
         self.samples = samples if isinstance(samples, int) else len(samples)
@@ -790,12 +784,13 @@ def repair(path, clips, autoencoder, exact=True):
 
 # %% ../nbs/02_latent_cache.ipynb #d45cd1a9
 class NpyFolder(torch.utils.data.Dataset):
-    """Latents in the layout of DiT's feature extraction: `*_features/0.npy`, `*_labels/0.npy`, … in `folder`.
+    """Latents in the layout of DiT's feature extraction: `*_features/0.npy`, `*_labels/0.npy`, … in
+    `folder`.
 
     `data[i]` -> dict(latents float32 (C, T, h, w), condition int64 (1,), index). A file holds (C, h, w), or
     (T, C, h, w), or with `axes='CTHW'` (C, T, h, w), in front of it an axis of length 1 or none.
-    FileNotFoundError,
-    ValueError: a folder or a label is missing, a file is no latent; the message names it."""
+    FileNotFoundError, ValueError: a folder or a label is missing, a file is no latent; the message names
+    it."""
 
     def __init__(self, folder, axes='TCHW'):
         if axes not in ('TCHW', 'CTHW'): raise ValueError(f"axes must be 'TCHW' or 'CTHW', not {axes!r}")
@@ -857,8 +852,7 @@ def convert(folder, path, made_by='', axes='TCHW', batch_size=256, **options):
     `write_cache`.
 
     The labels become the attribute 'label': `LatentCache(path, 'label')` gives them as conditions.
-    ValueError:
-    `flips` or `moments` are asked for, which cannot be made of ready latents."""
+    ValueError: `flips` or `moments` are asked for, which cannot be made of ready latents."""
     if options.get('flips'):
         raise ValueError('a mirrored latent is not the latent of a mirrored clip: no flips here')
     clips = ReadyClips(NpyFolder(folder, axes))

@@ -236,10 +236,10 @@ def binomial_interval(right, n, z=1.96):
     return max(0., (p + k / 2 - half) / (1 + k)), min(1., (p + k / 2 + half) / (1 + k))
 
 
-def judge_clips(judge, clips, wanted=None):
+def judge_clips(judge, clips, wanted=None, read=None):
     """Share of clips in which the judge reads what was asked for: dict(n, all_right, all_right_interval,
     <attribute>_right …). `wanted`: a dict of attributes a clip, by default the clips' own; unknown values
-    raise."""
+    raise. `read`: what `judge.predict(clips)` said, if that is known already."""
     wanted = [clips[i].attributes for i in range(len(clips))] if wanted is None else list(wanted)
     if len(wanted) != len(clips):
         raise ValueError(f'{len(clips)} clips, but {len(wanted)} sets of wanted attributes')
@@ -249,7 +249,8 @@ def judge_clips(judge, clips, wanted=None):
             raise ValueError(f'the judge knows no {k} {v!r}; it knows {", ".join(map(str, known))}')
     names = [k for k in judge.attributes if all(k in d for d in wanted)]
     if not names: raise ValueError(f'nothing to judge: the judge reads {", ".join(judge.attributes)}')
-    right = torch.tensor([[p[k] == w[k] for k in names] for p, w in zip(judge.predict(clips), wanted)])
+    read = judge.predict(clips) if read is None else read
+    right = torch.tensor([[p[k] == w[k] for k in names] for p, w in zip(read, wanted)])
     n, whole = len(right), int(right.all(1).sum())
     return dict(n=n, all_right=whole / n, all_right_interval=binomial_interval(whole, n),
                 **{f'{k}_right': r for k, r in zip(names, right.double().mean(0).tolist())})

@@ -321,7 +321,6 @@ class Run:
         if r.kind != 'folder': self.judge
         score = self._nearest if r.kind == 'folder' else self._judged
         scores = self._timed('scores', lambda: score(clips, prompts))
-        scores = dict(n=len(prompts), jerk_px=jerk_px(clips), area_flicker=area_flicker(clips)) | scores
         times = json.loads((self.out / 'times.json').read_text())
         tuning = times.pop('decoder', dict(cpu=0, wall=0))
         rest = sum(t['cpu'] for k, t in times.items() if k != 'training')
@@ -339,16 +338,19 @@ class Run:
         wanted = [c.attributes for c in real]
         frames, _ = stack(real)
         rec = torch.cat([self.reconstruct(k) for k in frames.split(16)])
-        def read(x):
-            return dict(judge_clips(self.judge, x, wanted), jerk_px=jerk_px(x), area_flicker=area_flicker(x))
-        return dict(read(clips), real=read(frames), reconstructions=read(rec),
-                    by_motion=[self._one_motion(k, clips, frames, wanted) for k in self.recipe.motions])
+        def scores(x, read=None):
+            return dict(judge_clips(self.judge, x, wanted, read), jerk_px=jerk_px(x),
+                        area_flicker=area_flicker(x))
+        read = self.judge.predict(clips)
+        by_motion = [self._one_motion(k, clips, frames, wanted, read) for k in self.recipe.motions]
+        return dict(scores(clips, read), real=scores(frames), reconstructions=scores(rec),
+                    by_motion=by_motion)
 
-    def _one_motion(self, motion, clips, real, wanted):
-        "What the judge reads in the clips of one motion, and their jerk beside that of the real ones."
+    def _one_motion(self, motion, clips, real, wanted, read):
+        "What the judge read in the clips of one motion, and their jerk beside that of the real ones."
         i = [k for k, w in enumerate(wanted) if w['motion'] == motion]
         if not i: return dict(motion=motion, n=0)
-        right = judge_clips(self.judge, clips[i], [wanted[k] for k in i])
+        right = judge_clips(self.judge, clips[i], [wanted[k] for k in i], [read[k] for k in i])
         return dict(motion=motion, jerk_px=jerk_px(clips[i]), real_jerk_px=jerk_px(real[i]),
                     **{k: right[k] for k in ('n', 'all_right', 'motion_right')})
 
@@ -362,7 +364,8 @@ class Run:
         real, captions = stack(self.clips())
         index, _ = nearest_clip(clips, real)
         right = sum(captions[i] == p for i, p in zip(index.tolist(), prompts))
-        return dict(nearest_right=right / len(prompts))
+        return dict(n=len(prompts), jerk_px=jerk_px(clips), area_flicker=area_flicker(clips),
+                    nearest_right=right / len(prompts))
 
 # %% ../nbs/93_pipeline.ipynb #9f50af54
 def make_video(out='runs/first-video', prompt='', data='', seed=0, **changes):

@@ -163,9 +163,6 @@ def adaptive_iter(model, objective, x, condition, times, atol, rtol, together=Fa
     for t, x, data in zip(times[:-1], states, guesses): yield t, x, data
     yield (1., states[-1], states[-1]) if sign > 0 else (0., states[-1], guesses[-1])
 
-
-
-
 # %% ../nbs/06_sampling.ipynb #0a5d93cf
 def diffusion_strength(form, objective, t, norm=1.):
     "D(t) (B,) of the SDE: constant, sbdm, sigma, linear, decreasing, increasing-decreasing (Ma et al. 2024)."
