@@ -1,6 +1,5 @@
 """`fit` on clips of several shapes: one bucket a batch, an order that is a pure function of (seed, step)."""
 import json
-import os
 from collections import Counter
 
 import pytest
@@ -137,7 +136,7 @@ def test_two_processes_equal_one(tmp_path):
 
     def job(rank):
         data = Buckets(parts()); run(tmp_path / "two", data=data, net=AnySize(dropout=0), clip=.5)
-        seen = {name: d.seen[1:] for name, d in data.parts.items()}
+        seen = {name: [s for s in d.seen if len(s[1]) > 1] for name, d in data.parts.items()}    # not the looks at a shape
         (tmp_path / f"seen{rank}").write_text(json.dumps(seen))
     assert together(job, tmp_path) == ["", ""]
     equal(tmp_path / "one", tmp_path / "two")
@@ -205,5 +204,5 @@ def test_another_run_is_refused_by_field(tmp_path, field, change):
 
 def test_an_odd_bucket_cannot_be_split(tmp_path):
     said = together(lambda rank: run(tmp_path / "run", batch_size=SIZES | {"wide": 7}), tmp_path)
-    assert said == ["ValueError: batch_size=7 cannot be split evenly over 2 processes"] * 2
-    assert not os.path.exists(tmp_path / "run")
+    assert "ValueError: batch_size=7 cannot be split evenly over 2 processes" in said        # the other may miss it then
+    assert all(said) and not (tmp_path / "run").exists()
