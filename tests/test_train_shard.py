@@ -105,15 +105,15 @@ def test_given_model_is_trained_in_place_and_samples_are_drawn_from_whole_ones(t
 @pytest.mark.parametrize("options", [dict(precision="fp16"), dict(precision="bf16"), dict(optimizer="muon"),
                                      dict(spikes="skip", accumulate=1)], ids=str)
 def test_with_other_options(tmp_path, options):
-    "In 16 bits the order of sums shows more."
+    "In 16 bits the order of sums shows more; Muon orthogonalises in bfloat16."
     run(tmp_path / "one", **options)
     assert together(lambda rank: run(tmp_path / "two", shard=True, **options), tmp_path) == ["", ""]
-    equal(tmp_path / "one", tmp_path / "two", 1e-5 if "precision" not in options else 3e-2)
+    equal(tmp_path / "one", tmp_path / "two", 3e-2 if "precision" in options else 1e-3 if "optimizer" in options else 1e-5)
 
 
 def test_buckets_and_uneven_validation(tmp_path):
     "Three parts of validation data for two processes: both do as many forward passes, and count each sample once."
-    options = dict(batch_size=SIZES, valid=Buckets(parts((9, 7, 8))), steps=20)
+    options = dict(batch_size=SIZES, valid=Buckets(parts((9, 7, 8))), steps=20, log_every=4)
 
     class Blocks(AnySize):
         def __init__(self):
