@@ -89,7 +89,7 @@ def profile(folder, steps, warm=10):
     clock = Clock()
     for owner, attribute, name in (
             (type(objective), "loss", "forward"), (torch.Tensor, "backward", "backward"), (torch.optim.AdamW, "step", "optimiser"),
-            (train.EMA, "update", "moving average"), (torch.nn.utils, "get_total_norm", "norm and clipping"),
+            (torch.optim.AdamW, "zero_grad", "optimiser"), (train.EMA, "update", "moving average"), (torch.nn.utils, "get_total_norm", "norm and clipping"),
             (torch.nn.utils, "clip_grads_with_norm_", "norm and clipping"), (train, "draw", "noise"),
             (train, "_fetch", "data"), (train, "_save", "checkpoint"), (train, "_record", "log")):
         clock.wrap(owner, attribute, name)
