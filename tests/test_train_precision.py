@@ -119,6 +119,9 @@ def test_scaler_backs_off_and_the_steps_are_logged(tmp_path):
     assert [r["scale"] for r in done.log] == [2. ** 16 / 2 ** sum(n <= s for n in lost) for s in range(1, 10)]
     assert ["grad_norm" in r for r in done.log] == [s not in lost for s in range(1, 10)]
     assert all(math.isfinite(v) for r in done.log for v in r.values() if isinstance(v, float))
+    norms = [r["grad_norm"] for r in done.log if "grad_norm" in r]             # a line's mean is over the updates made
+    line = go(None, net=Scaled(room=2. ** 13), precision="fp16", steps=9, log_every=100, valid=None).log[-1]
+    assert line["overflowed"] == lost[1:] and line["grad_norm"] == pytest.approx(sum(norms) / len(norms), rel=1e-6)
 
 
 @pytest.mark.parametrize("stops", [(1,), (2, 5), (17, 30)], ids=str)
@@ -153,6 +156,17 @@ def test_other_precisions_have_no_scaler(tmp_path):
     assert "scaler" not in load_checkpoint(tmp_path).state
     with pytest.raises(ValueError, match="recipe.precision is 'fp16'"): go(tmp_path, precision="fp16")
     with pytest.raises(ValueError, match="precision must be 'fp32', 'bf16' or 'fp16', not 'half'"): go(None, precision="half")
+
+
+def test_clipping_acts_on_every_norm_above(monkeypatch):
+    "It is left out where it would do nothing; never above."
+    norms, real = [], torch.nn.utils.clip_grads_with_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grads_with_norm_", lambda p, most, norm: (norms.append(norm.item()), real(p, most, norm)))
+    found = [r["grad_norm"] for r in go(None, net=Net(dropout=0), clip=1e9, log_every=1, valid=None).log]
+    assert not norms
+    clip = sorted(found)[20]
+    now = [r["grad_norm"] for r in go(None, net=Net(dropout=0), clip=clip, log_every=1, valid=None).log]
+    assert 5 < len(norms) < 39 and {n for n in now if n > clip} <= set(norms) and min(norms) > .98 * clip
 
 
 # ------------------------------------------------------------------------------------- compile
