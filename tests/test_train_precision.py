@@ -101,6 +101,8 @@ def test_float16_is_near_float32():
 def test_estimate_knows_float16():
     e = estimate(awake(), clips(), Interpolant(), batch_size=8, precision="fp16")
     assert e.fits and e.activations < estimate(awake(), clips(), Interpolant(), batch_size=8).activations
+    tight = estimate(Scaled(room=2. ** 13), Data(), Interpolant(), precision="fp16")          # no update is left out
+    assert tight.static == estimate(Net(dropout=0), Data(), Interpolant()).static
 
 
 # ------------------------------------------------------------------------------------- the scaler
