@@ -8,7 +8,7 @@ __all__ = ['RECIPE', 'LATER', 'ISLANDS', 'permutation', 'batch_indices', 'batche
            'Checkpoint', 'load_checkpoint', 'describe', 'Interrupted', 'NonFiniteLoss', 'OutOfMemory', 'leave',
            'Trained', 'spread', 'fit', 'Estimate', 'estimate', 'on_track', 'overlay', 'as_mmengine']
 
-# %% ../nbs/08_train.ipynb #4397e92f
+# %% ../nbs/08_train.ipynb #cc448e48
 import atexit
 import copy
 import hashlib
@@ -45,7 +45,7 @@ from .diffusion import draw
 from .dit import TimestepEmbedder
 from .sampling import sample
 
-# %% ../nbs/08_train.ipynb #5c98b300
+# %% ../nbs/08_train.ipynb #52b6736a
 @lru_cache(maxsize=16)
 def permutation(seed, epoch, n):
     "The order in which epoch `epoch` visits `n` samples: LongTensor (n,), a pure function of its arguments."
@@ -63,7 +63,7 @@ def batch_indices(seed, step, batch_size, n):
         at, missing = at + len(parts[-1]), missing - len(parts[-1])
     return torch.cat(parts)
 
-# %% ../nbs/08_train.ipynb #a45c7122
+# %% ../nbs/08_train.ipynb #ba294ef7
 class _Pair:
     "Tensors (latents, condition or None) as a map-style dataset."
     def __init__(self, latents, condition=None):
@@ -156,7 +156,7 @@ def _start_worker(_):
     batches = get_worker_info().dataset
     if hasattr(batches.data, 'set_epoch'): batches.data = copy.deepcopy(batches.data)
 
-# %% ../nbs/08_train.ipynb #ee3fd257
+# %% ../nbs/08_train.ipynb #4153ac9e
 class BucketOrder:
     """The samples of each update, all of one bucket: a pure function of (seed, step).
 
@@ -217,7 +217,7 @@ class Buckets(torch.utils.data.Dataset):
         for d in self.parts.values():
             if hasattr(d, 'set_epoch'): d.set_epoch(epoch)
 
-# %% ../nbs/08_train.ipynb #7bb07eb6
+# %% ../nbs/08_train.ipynb #cb7bbc17
 def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3):
     """The learning rate of update `step` (from 0) of `steps`. After a linear warm-up over `warmup` updates:
 
@@ -235,7 +235,7 @@ def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3)
         return lr * rise * (1 + math.cos(math.pi * done)) / 2
     raise ValueError(f"schedule must be 'constant', 'linear', 'wsd' or 'cosine', not {schedule!r}")
 
-# %% ../nbs/08_train.ipynb #9d8a0f8c
+# %% ../nbs/08_train.ipynb #d48049b5
 def ema_decay(step, decay=.999, warmup=True):
     "The share of the old average that update `step` (from 0) keeps; at first (1 + step) / (10 + step)."
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
@@ -262,7 +262,7 @@ class EMA:
         torch._foreach_lerp_(average, now, 1 - decay)
         for a, b in self.others: a.copy_(b)
 
-# %% ../nbs/08_train.ipynb #e4412043
+# %% ../nbs/08_train.ipynb #daad2e76
 def choose_ema(emas, data, objective, **options):
     """The best of several averages {decay: model} (`Trained.emas`) on held-out data: (decay, {decay: loss}).
 
@@ -270,7 +270,7 @@ def choose_ema(emas, data, objective, **options):
     losses = {d: validate(m, data, objective, **options)[0] for d, m in emas.items()}
     return min(losses, key=losses.get), losses
 
-# %% ../nbs/08_train.ipynb #71161c9c
+# %% ../nbs/08_train.ipynb #7316a22c
 def _alike(data, number, index, size):
     "Numbers and sample indices (N,) in parts [(number, index)] of at most `size`; in each, one bucket."
     buckets = getattr(data, 'bucket_of', None)
@@ -305,7 +305,7 @@ def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256, 
     per_bin = (sums / counts).tolist()
     return sum(per_bin) / bins, per_bin
 
-# %% ../nbs/08_train.ipynb #e0f28839
+# %% ../nbs/08_train.ipynb #85c9c052
 class CheckpointError(OSError):
     "A checkpoint cannot be written or read; the message names the file and the reason, in one line."
 
@@ -355,7 +355,7 @@ def write_checkpoint(path, tensors, state):
         raise CheckpointError(f'cannot write {path}: {reason}') from None
     return path
 
-# %% ../nbs/08_train.ipynb #0a96514a
+# %% ../nbs/08_train.ipynb #465ef658
 def _checkpoints(out):
     "The checkpoint folders of a run, oldest first."
     return sorted(p for p in (Path(out) / 'checkpoints').glob('step-' + 8 * '[0-9]') if p.is_dir())
@@ -388,7 +388,7 @@ def _prune(out, keep):
         gone = p.with_name(f'.{p.name}.part')
         os.rename(p, gone); shutil.rmtree(gone, ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #0f3e33d5
+# %% ../nbs/08_train.ipynb #1e5e326e
 def _sharded_as(whole, like):
     "A whole tensor, cut up as `like` is: this process's part of it, without asking the others."
     if not hasattr(like, 'full_tensor') or whole.shape != like.shape: return whole
@@ -444,7 +444,7 @@ def load_checkpoint(path):
     emas = {float(n[4:-12]): read(n[:-12]) for n in state['files'] if n.startswith('ema-')}
     return Checkpoint(path, state, read('model'), read('ema'), read('optimizer'), emas)
 
-# %% ../nbs/08_train.ipynb #fcf9f6a7
+# %% ../nbs/08_train.ipynb #63e4b9f5
 RECIPE = ('batch_size', 'accumulate', 'lr', 'warmup', 'schedule', 'decay_from', 'betas', 'weight_decay',
           'clip', 'ema', 'ema_warmup', 'condition_dropout', 'seed', 'precision')
 LATER = dict(optimizer='adamw', more_ema=(), spikes=None, spike_factor=8.)     # added since format 1, and off
@@ -482,7 +482,7 @@ def _same(now, then, path):
             raise ValueError(f'cannot go on from {path}: {k} is {here} here and {v!r} in the checkpoint; '
                              'train into another folder')
 
-# %% ../nbs/08_train.ipynb #9ad44655
+# %% ../nbs/08_train.ipynb #ae50a848
 class Interrupted(KeyboardInterrupt):
     "Ctrl-C or SIGTERM came during `fit`; the step was finished and saved. `.trained` is the result so far."
 
@@ -515,7 +515,7 @@ class _Signals:
     def __exit__(self, *_):
         for s in self.old: self.restore(s)
 
-# %% ../nbs/08_train.ipynb #4dd1fb21
+# %% ../nbs/08_train.ipynb #87104a1d
 def leave():
     "Leave the process group, all ranks together: a process that ends inside one may abort instead."
     dist = torch.distributed
@@ -597,7 +597,7 @@ class _Team:
         "Until all processes are here."
         if self.world > 1: self.mean(torch.zeros(1, device=self.device)).item()
 
-# %% ../nbs/08_train.ipynb #a2c905d8
+# %% ../nbs/08_train.ipynb #2807750c
 class _Autocast:
     "A model whose matrix products run in 16 bits and whose output is float32."
     def __init__(self, model, device, dtype): self.model, self.device, self.dtype = model, device, dtype
@@ -745,7 +745,7 @@ class _Run:
         return Trained(self.plain(self.model, copied=False).eval(), emas[self.a.ema], self.log, self.path,
                        self.step, self.spent('cpu') / 60, emas)
 
-# %% ../nbs/08_train.ipynb #04b8f72f
+# %% ../nbs/08_train.ipynb #356509fa
 @dataclass(repr=False)
 class Trained:
     """What `fit` returns. Sample from `ema`, the moving average; `path` is the newest checkpoint, if any;
@@ -765,7 +765,7 @@ class Trained:
         loss = f'{self.log[-1]["loss"]:.4f}' if self.log else None
         return f'Trained(step={self.step}, loss={loss}, cpu_minutes={self.cpu_minutes:.2f}, path={self.path})'
 
-# %% ../nbs/08_train.ipynb #8d816848
+# %% ../nbs/08_train.ipynb #e8273ef0
 def _update(run, batch):
     "One optimiser step on a batch; adds its loss terms and gradient norm to the running sums."
     a, s = run.a, run.step
@@ -775,8 +775,7 @@ def _update(run, batch):
     seed((a.seed * 1_000_003 + s + run.team.rank * 2**48) % 2**63)                   # for nn.Dropout's like
     terms = _that_fits(run, *_inputs(run, batch))
     for o in run.optimizers: run.scaler.unscale_(o)
-    parameters = list(run.named.values())
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in run.named.values() if p.grad is not None])
     if run.team.shard: norm = norm.full_tensor()
     told = norm.new_full((), bool(run.signals.caught))
     # the one wait for the device
@@ -785,16 +784,20 @@ def _update(run, batch):
     finite = math.isfinite(values['loss'] + values['grad_norm'])
     if not finite and not _overflow(run, values): _refuse(run, values)
     if finite and _is_spike(run, values['grad_norm']): run.skipped.append(s + 1)
-    elif finite:
-        # else it would do nothing
-        if a.clip and values['grad_norm'] > .99 * a.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, a.clip, norm)
-        for o in run.optimizers: run.scaler.step(o)
-        for decay, average in run.averages.items(): average.update(ema_decay(s, decay, a.ema_warmup))
+    elif finite: _step(run, norm, values['grad_norm'])
     if finite: run.scaler.update()
     run.clear()
     for k, v in values.items(): run.sums[k] = run.sums.get(k, 0.) + v
     run.step, run.count = s + 1, run.count + 1
+
+
+def _step(run, norm, value):
+    "Clip the gradients, of norm `norm` (a tensor) or `value`; move the weights, then the averages."
+    a = run.a
+    if a.clip and value > .99 * a.clip:                                       # else it would do nothing
+        torch.nn.utils.clip_grads_with_norm_(list(run.named.values()), a.clip, norm)
+    for o in run.optimizers: run.scaler.step(o)
+    for decay, average in run.averages.items(): average.update(ema_decay(run.step, decay, a.ema_warmup))
 
 
 def _overflow(run, values):
@@ -889,7 +892,7 @@ def _refuse(run, values):
               + (f'saved to reproduce it: {e.path}' if e.path else f'samples {e.indices}'),)
     raise e
 
-# %% ../nbs/08_train.ipynb #e7dfcdd2
+# %% ../nbs/08_train.ipynb #e9bca26e
 def _validates(run, step):
     every = run.a.valid_every
     return run.valid is not None and (step == run.a.steps or bool(every and step % every == 0))
@@ -937,7 +940,7 @@ class _writing:
         rest = f'{last} is safe' if last else 'there is no checkpoint yet'
         raise CheckpointError(f'{reason}; {rest}') from None
 
-# %% ../nbs/08_train.ipynb #f2b88e1c
+# %% ../nbs/08_train.ipynb #a420f8c3
 def _tracker_names(a):
     "The names of the trackers asked for; refuses unknown ones and those that are not installed."
     names = [a.track] if isinstance(a.track, str) else list(a.track or ())
@@ -968,7 +971,7 @@ def _flat_line(line):
     parts = {k: {f'{i}': x for i, x in enumerate(v)} if isinstance(v, list) else v for k, v in line.items()}
     return {k.replace('.', '/'): v for k, v in _flat(parts).items() if k != 'step'}
 
-# %% ../nbs/08_train.ipynb #3c2bf42a
+# %% ../nbs/08_train.ipynb #93415101
 def _tensors(run):
     "All tensors of a checkpoint, by file; of a sharded run whole ones, on rank 0. All processes must call."
     names, whole = {p: k for k, p in run.named.items()}, run.team.whole
@@ -1044,7 +1047,7 @@ def _read_log(file):
         except ValueError: break
     return lines
 
-# %% ../nbs/08_train.ipynb #02a6edf4
+# %% ../nbs/08_train.ipynb #5cf7c008
 def _loop(run):
     "Train until the last step, `stop_at` or a signal."
     a, team, last = run.a, run.team, min(run.a.steps, run.a.stop_at or run.a.steps)
@@ -1100,7 +1103,7 @@ def _too_large(run, fits):
     e.fits = fits
     return e
 
-# %% ../nbs/08_train.ipynb #e4034437
+# %% ../nbs/08_train.ipynb #08cc1a0a
 def _check(a, team):
     "Refuse arguments that cannot be meant, by name."
     sizes = a.batch_size.values() if isinstance(a.batch_size, dict) else [a.batch_size]
@@ -1178,7 +1181,7 @@ def fit(model,                  # called as model(x (B, C, T, H, W), t (B,), con
             fits = _what_fits(run)
     raise _too_large(run, fits)
 
-# %% ../nbs/08_train.ipynb #39c186e9
+# %% ../nbs/08_train.ipynb #fb6b1e79
 class _Meter(TorchDispatchMode):
     "While open, counts the bytes of all living tensors that operations touch; `.peak` is the most."
     def __init__(self): super().__init__(); self.live, self.peak, self.seen = 0, 0, WeakIdKeyDictionary()
@@ -1314,7 +1317,7 @@ def estimate(model, data, objective, *, steps=1, **options):
     return Estimate(sum(p.numel() for p in model.parameters() if p.requires_grad), high[4], int(line(b, 0)),
                     peak(b), memory, max(0, largest), seconds, steps, b)
 
-# %% ../nbs/08_train.ipynb #327dcde0
+# %% ../nbs/08_train.ipynb #c5e02211
 def _curve(run):
     "Steps and losses of a run: a `Trained`, its log, its folder, or a file or name of data/reference."
     if isinstance(run, (str, Path)) and not Path(run).is_dir():
@@ -1351,7 +1354,7 @@ def overlay(run, reference, name='reference', size=(6, 2.8)):
     return curves(series, ylabel='training loss', log=True, size=size,
                   title=f'loss: {ratio:.2f} × that of {name}')
 
-# %% ../nbs/08_train.ipynb #ace70a9d
+# %% ../nbs/08_train.ipynb #38975651
 @lru_cache
 def _denoiser():
     "The class of what `as_mmengine` returns: mmengine, which it stands on, need not be there."
