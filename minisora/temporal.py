@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['VIDEO_PRESETS', 'VideoDiTConfig', 'video_problems', 'sincos_3d', 'rope_split', 'rotary_3d', 'video_positions',
-           'routed_tokens', 'rows_of', 'VideoDiT', 'inflate', 'load_image_weights', 'latte_state', 'load_latte_state',
+           'routed_tokens', 'rows_of', 'VideoDiT', 'latte_state', 'load_latte_state', 'inflate', 'load_image_weights',
            'resize_video', 'bias_grid', 'stretched_table', 'stretched_time', 'video_presets', 'latte_presets']
 
-# %% ../nbs/07_temporal.ipynb #bccf5042
+# %% ../nbs/07_temporal.ipynb #a621519e
 import math
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,7 @@ from .dit import (
     config_from_dict, fixed_positions, initialise, load_state, one_of, patchify, path_variance, places,
     read_tensors, rotary, sincos_1d, sincos_2d, unpatchify, velocity_from_data, velocity_from_rest)
 
-# %% ../nbs/07_temporal.ipynb #0920beb9
+# %% ../nbs/07_temporal.ipynb #3d9dbbb8
 @dataclass(frozen=True)
 class VideoDiTConfig:
     "Every choice that makes a `VideoDiT`; the options that are not in the DiT paper are off."
@@ -97,7 +97,7 @@ def video_problems(c):
                                                  for n, p in zip(c.trained, c.patch))):
         yield 'trained', f': {c.trained} is no size (frames, height, width) of whole patches'
 
-# %% ../nbs/07_temporal.ipynb #8fecb38b
+# %% ../nbs/07_temporal.ipynb #426bf201
 def sincos_3d(width, grid, trained=None):
     """Frozen positions of a grid of (t, h, w) tokens -> (t·h·w, width): time, row and column channels.
 
@@ -106,7 +106,7 @@ def sincos_3d(width, grid, trained=None):
     widths = (width - 2 * space, space, space)
     return torch.cat([sincos_1d(d, a) for d, a in zip(widths, places(grid, trained).T)], 1).float()
 
-# %% ../nbs/07_temporal.ipynb #43ded4c7
+# %% ../nbs/07_temporal.ipynb #3ad25ef4
 def rope_split(width):
     """How a head of `width` channels divides its turns: (time, rows, columns), each even.
 
@@ -123,7 +123,7 @@ def rotary_3d(positions, width, base=100.0):
     parts = [rotary(positions[:, i:i + 1], d, base) for i, d in enumerate(rope_split(width))]
     return tuple(torch.cat(p, 1) for p in zip(*parts))
 
-# %% ../nbs/07_temporal.ipynb #d0e7f087
+# %% ../nbs/07_temporal.ipynb #ec199a62
 def video_positions(config):
     """What tells tokens where they are: {name of the buffer: tensor}.
 
@@ -145,7 +145,7 @@ def video_positions(config):
     if c.attention == 'joint': return {'turns': still(rotary_3d(places(c.grid, old), head))}    # (2, N, d/2)
     return {'turns': still(rotary(space, head)), 'time_turns': torch.stack(rotary(moment, head))}
 
-# %% ../nbs/07_temporal.ipynb #2395e0fc
+# %% ../nbs/07_temporal.ipynb #03fae55a
 def routed_tokens(batch, tokens, route, generator=None, device=None):
     """The tokens that are *not* routed around, for each sample: indices (batch, kept), ascending.
 
@@ -160,7 +160,7 @@ def rows_of(h, rows):
     "Rows (B, n) -> an index (B, …, n, D) that takes them from the last axis but one of h (B, …, N, D)."
     return rows.view(len(h), *[1] * (h.ndim - 3), -1, 1).expand(*h.shape[:-2], -1, h.shape[-1])
 
-# %% ../nbs/07_temporal.ipynb #00cbf127
+# %% ../nbs/07_temporal.ipynb #30400c4e
 class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
     """A DiT over space-time tokens. `VideoDiT(VideoDiTConfig(…))`; `seed` fixes the initial weights.
 
@@ -316,7 +316,44 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
         "The attention bias of block i (heads, N, N), or None."
         return self.bias[i]() if self.config.relative_bias else None
 
-# %% ../nbs/07_temporal.ipynb #19fe96e7
+# %% ../nbs/07_temporal.ipynb #eda4c951
+def latte_state(model):
+    """The state dict of a `VideoDiT` in the names and shapes of Vchitect/Latte's `Latte` and `LatteIMG`.
+
+    ValueError names the first field of the config that Latte does not have."""
+    c = model.config
+    for name, value in dict(
+            attention='factorised', positions='latte', relative_bias=False, precondition='none',
+            context=False, slots=1, qk_norm=False, norm='layer', mlp='gelu', time='ddpm',
+            time_scale=1000.).items():
+        if getattr(c, name) != value:
+            raise ValueError(f'VideoDiTConfig.{name}: Latte has no {name}={getattr(c, name)!r}')
+    if c.patch[0] > 1 or c.patch[1] != c.patch[2]:
+        raise ValueError(f'VideoDiTConfig.patch: Latte has square patches of one frame, not {c.patch}')
+    if c.size[1] != c.size[2]: raise ValueError(f'VideoDiTConfig.size: Latte is square, not {c.size[1:]}')
+    if c.depth % 2: raise ValueError(f'VideoDiTConfig.depth: Latte has pairs of blocks, not {c.depth}')
+    state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    kernel = state.pop('x_embedder.weight').unflatten(1, (*c.patch[1:], c.channels))     # (D, p, p, C)
+    state['x_embedder.proj.weight'] = kernel.permute(0, 3, 1, 2).contiguous()            # (D, C, p, p)
+    state['x_embedder.proj.bias'] = state.pop('x_embedder.bias')
+    return state
+
+
+def load_latte_state(model, weights):
+    """Load weights of Vchitect/Latte, a .pt or .safetensors file or a state dict, into a 'latte' `VideoDiT`.
+
+    Never unpickles; takes the EMA of a training checkpoint; returns the model. ValueError names the key."""
+    state, where = (weights, 'state dict') if isinstance(weights, dict) else (read_tensors(weights), weights)
+    state, theirs = dict(state.get('ema', state)), 'x_embedder.proj.weight'
+    for key in (theirs, 'x_embedder.proj.bias'):
+        if key not in state: raise ValueError(f'{where}: {key} is missing')
+    if (kernel := state.pop(theirs)).ndim != 4:
+        raise ValueError(f'{where}: {theirs} has {kernel.ndim} axes, not 4')
+    state['x_embedder.weight'] = kernel.permute(0, 2, 3, 1).flatten(1)            # (D, C, p, p) -> (D, p p C)
+    state['x_embedder.bias'] = state.pop('x_embedder.proj.bias')
+    return load_state(model, state, where)
+
+# %% ../nbs/07_temporal.ipynb #bcf240b7
 def inflate(dit, frames, seed=0, latte=False):
     """An image `DiT` -> a factorised `VideoDiT` of `frames` frames that at first equals it frame by frame.
 
@@ -353,44 +390,7 @@ def load_image_weights(video, dit):
         for old, new in zip(dit.bias, video.bias[::2]): new.load_state_dict(old.state_dict())
     return video
 
-# %% ../nbs/07_temporal.ipynb #f4096329
-def latte_state(model):
-    """The state dict of a `VideoDiT` in the names and shapes of Vchitect/Latte's `Latte` and `LatteIMG`.
-
-    ValueError names the first field of the config that Latte does not have."""
-    c = model.config
-    for name, value in dict(
-            attention='factorised', positions='latte', relative_bias=False, precondition='none',
-            context=False, slots=1, qk_norm=False, norm='layer', mlp='gelu', time='ddpm',
-            time_scale=1000.).items():
-        if getattr(c, name) != value:
-            raise ValueError(f'VideoDiTConfig.{name}: Latte has no {name}={getattr(c, name)!r}')
-    if c.patch[0] > 1 or c.patch[1] != c.patch[2]:
-        raise ValueError(f'VideoDiTConfig.patch: Latte has square patches of one frame, not {c.patch}')
-    if c.size[1] != c.size[2]: raise ValueError(f'VideoDiTConfig.size: Latte is square, not {c.size[1:]}')
-    if c.depth % 2: raise ValueError(f'VideoDiTConfig.depth: Latte has pairs of blocks, not {c.depth}')
-    state = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    kernel = state.pop('x_embedder.weight').unflatten(1, (*c.patch[1:], c.channels))     # (D, p, p, C)
-    state['x_embedder.proj.weight'] = kernel.permute(0, 3, 1, 2).contiguous()            # (D, C, p, p)
-    state['x_embedder.proj.bias'] = state.pop('x_embedder.bias')
-    return state
-
-
-def load_latte_state(model, weights):
-    """Load weights of Vchitect/Latte, a .pt or .safetensors file or a state dict, into a 'latte' `VideoDiT`.
-
-    Never unpickles; takes the EMA of a training checkpoint; returns the model. ValueError names the key."""
-    state, where = (weights, 'state dict') if isinstance(weights, dict) else (read_tensors(weights), weights)
-    state, theirs = dict(state.get('ema', state)), 'x_embedder.proj.weight'
-    for key in (theirs, 'x_embedder.proj.bias'):
-        if key not in state: raise ValueError(f'{where}: {key} is missing')
-    if (kernel := state.pop(theirs)).ndim != 4:
-        raise ValueError(f'{where}: {theirs} has {kernel.ndim} axes, not 4')
-    state['x_embedder.weight'] = kernel.permute(0, 2, 3, 1).flatten(1)             # (D, C, p, p) -> (D, p p C)
-    state['x_embedder.bias'] = state.pop('x_embedder.proj.bias')
-    return load_state(model, state, where)
-
-# %% ../nbs/07_temporal.ipynb #a96adfdf
+# %% ../nbs/07_temporal.ipynb #e4c27412
 def resize_video(model, size, spread='hw'):
     """A copy of a `VideoDiT` for clips of another size (T, H, W): all weights stay, positions change.
 
@@ -441,7 +441,7 @@ def stretched_time(table, frames, spread):
                          "spread them ('t')")
     return table[:, :frames]
 
-# %% ../nbs/07_temporal.ipynb #1611bf2a
+# %% ../nbs/07_temporal.ipynb #3089edc7
 def video_presets():
     "{'first-video': VideoDiTConfig, …}: the course's small model, the same without options, larger ones."
     small = dict(size=(16, 8, 8), patch=(4, 2, 2), width=144, depth=6, heads=6)
