@@ -203,6 +203,20 @@ def test_routed_tokens_skip_exactly_their_blocks(attention):
 
 
 @pytest.mark.parametrize('attention', BOTH)
+def test_each_sample_has_its_own_places(attention, monkeypatch):
+    "A batch is its samples one by one, each with its own route, turns and biases."
+    c = routed(attention=attention, positions='rope', relative_bias=True, context=True)
+    model, (x, t, y) = awake(VideoDiT(c)), batch(c)
+    rows = V.routed_tokens(3, 6 if attention == 'factorised' else 24, .5, torch.Generator().manual_seed(0))
+    drawn = lambda of: monkeypatch.setattr(V, 'routed_tokens', lambda *args, **kwargs: rows[of])
+    drawn(slice(3))
+    together, alone = model(x, t, y), []
+    for i in range(3):
+        drawn([i]); alone.append(model(x[[i]], t[[i]], y[[i]]))
+    close(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize('attention', BOTH)
 def test_routed_with_every_token_kept_is_the_plain_model(attention):
     "The detour through gather, per-sample rope and bias and scatter changes nothing by itself."
     c = routed(.01, attention=attention, positions='rope', relative_bias=True, context=True)      # rounds down to none
