@@ -1,0 +1,242 @@
+"""Predicted, not measured: what one training step costs on a GPU, from its operations alone: benchmarks/flops.json.
+
+    python benchmarks/flops.py [--cases NAME …]                  on any CPU, a minute or two; no weights are allocated
+
+Every case runs forward and backward of a model on fake tensors (shapes without contents) at two batch sizes, and
+writes down each operation that would be a kernel: its FLOPs, the bytes it reads and writes, and how long what it
+writes lives. All of these are straight lines in the batch size. From them follow, for a card whose peak rates are
+published (CARDS),
+
+- memory: weights, AdamW's moments and the average (16 bytes a weight), and the most bytes alive at any moment of the
+  step (gradients included);
+- the largest batch that fits, and the time of a step there: every kernel takes as long as the larger of its
+  arithmetic and its traffic, at the shares of the peak in ASSUMED; the step takes at least LAUNCH a kernel; and AdamW
+  and the average pass over their bytes.
+
+A compiled step is modelled by fusion: all operations between two matrix products or attentions become one kernel that
+reads what came from before and writes what is needed later. The baselines are our model run as the originals are:
+float32 storage with TF32 products, kernel by kernel, AdamW without a fused kernel; Latte's attention written out
+('math', the default of its `Attention`), DiT's by the fused kernel. A row's `bound` is the same with all shares at 1.
+Rows that are not computed anew stay in the file."""
+
+import argparse
+import json
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from machine import machine
+from minisora.dit import PRESETS, DiT, LabelEmbedder
+from minisora.temporal import VIDEO_PRESETS, VideoDiT, VideoDiTConfig
+
+FILE = Path(__file__).with_suffix(".json")
+CARDS = {  # peak rates of dense products (no sparsity), bytes a second, bytes of memory
+    "H100 SXM": dict(bf16=989.4e12, tf32=494.7e12, bandwidth=3.35e12, memory=80e9,
+                     source="NVIDIA H100 Tensor Core GPU datasheet (half of the figures with sparsity)"),
+    "RTX 4090": dict(bf16=165.2e12, tf32=82.6e12, bandwidth=1.008e12, memory=24e9,
+                     source="NVIDIA Ada GPU Architecture whitepaper, appendix A (float32 accumulation)")}
+ASSUMED = dict(product=.65, attention=.4, bandwidth=.85, memory=.95)   # shares of the peak that are reached
+LAUNCH = 5e-6                                                          # seconds a kernel, at least
+OPTIMISER = dict(foreach=92, fused=40)     # bytes a weight: AdamW in single passes and EMA, or each in one kernel
+KNOWN = {"Latte-XL/2 as in its train.py": dict(  # what others found to fit, to hold against the prediction
+    batch=5, source="local_batch_size of configs/*/*_train.yaml in Vchitect/Latte (b27c24a), which do not name the card")}
+Op = namedtuple("Op", "name flops kind reads writes")                  # reads, writes: {storage: bytes}
+
+
+class Trace(TorchDispatchMode):
+    "Writes down every operation that would be a kernel."
+    def __init__(self): super().__init__(); self.ops, self.keep = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        reads, writes = self.sizes((args, kwargs)), self.sizes(out)
+        if writes and (not set(writes) <= set(reads) or func._schema.is_mutable):
+            fused = "scaled_dot_product" in str(func)
+            flops = self.attention(func, args) if fused else 0
+            if (count := flop_registry.get(func._overloadpacket)) and not fused: flops = count(*args, **(kwargs or {}), out_val=out)
+            first = next(t for t in tree_leaves((args, out)) if isinstance(t, torch.Tensor))
+            kind = ("attention " if fused else "product ") + ("bf16" if first.dtype == torch.bfloat16 else "tf32")
+            self.ops.append(Op(str(func), flops, kind if flops else "", reads, writes))
+        return out
+
+    @staticmethod
+    def attention(func, args):
+        shapes = [a.shape for a in args if isinstance(a, torch.Tensor)]
+        return sdpa_backward_flop_count(*shapes[:4]) if "backward" in str(func) else sdpa_flop_count(*shapes[:3])
+
+    def sizes(self, values):
+        found = {}
+        for t in tree_leaves(values):
+            if not isinstance(t, torch.Tensor): continue
+            storage = t.untyped_storage()
+            self.keep.append(storage)                                  # so that no two storages share an address
+            found[storage._cdata] = max(found.get(storage._cdata, 0), min(t.numel() * t.itemsize, storage.nbytes()))
+        return found
+
+
+def written_out(q, k, v, attn_mask=None):
+    "Attention as Latte's 'math' branch computes it: the N × N weights exist."
+    return ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -.5).softmax(-1) @ v
+
+
+def trace(config, batch, precision, math):
+    "Operations of forward and backward, storages of weights and of gradients, number of weights."
+    LabelEmbedder.check_ids = lambda self, y: None                     # fake ids have no values
+    fused, F.scaled_dot_product_attention = F.scaled_dot_product_attention, written_out if math else F.scaled_dot_product_attention
+    try:
+        with FakeTensorMode():
+            model = (DiT if hasattr(config, "num_classes") else VideoDiT)(config).train()
+            frames = config.size if len(config.size) == 3 else (1, *config.size)
+            x, t = torch.empty(batch, config.channels, *frames), torch.empty(batch)
+            with Trace() as seen:
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"): out = model(x, t)
+                out.float().square().mean().backward()
+            weights = {p.untyped_storage()._cdata for p in model.parameters()}
+            grads = {p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None}
+            return seen, weights, grads, sum(p.numel() for p in model.parameters())
+    finally: F.scaled_dot_product_attention = fused
+
+
+def fuse(ops, kept):
+    "Runs of operations without FLOPs become one each, whose inner results are never written."
+    last = {s: i for i, op in enumerate(ops) for s in op.reads} | {s: len(ops) for s in kept}
+    out, group = [], []
+    for i, op in enumerate(ops + [Op("end", 1, "", {}, {})]):
+        if not op.flops: group.append(op); continue
+        if group:
+            made = {s: b for o in group for s, b in o.writes.items()}
+            reads = {s: b for o in group for s, b in o.reads.items() if s not in made}
+            out.append(Op("fused", 0, "", reads, {s: b for s, b in made.items() if last.get(s, -1) >= i}))
+            group = []
+        out.append(op)
+    return out[:-1]
+
+
+def alive(ops, weights, grads):
+    "Bytes alive before each operation that are not weights: (len(ops) + 1,). What is written lives until last read."
+    size, birth, death = {}, {}, {}
+    for i, op in enumerate(ops):
+        for s, b in op.writes.items():
+            birth.setdefault(s, i)
+            size[s] = max(size.get(s, 0), b)
+        for s in (*op.reads, *op.writes): death[s] = i
+    change = [0] * (len(ops) + 1)
+    for s in birth.keys() - weights:
+        change[birth[s]] += size[s]
+        if s not in grads: change[death[s] + 1] -= size[s]
+    return torch.tensor(change, dtype=torch.float64).cumsum(0)
+
+
+class Case:
+    "What the traces of a case at two batch sizes say about any batch: all of it lies on straight lines."
+    def __init__(self, config, precision, compiled, math, optimiser, batches=(4, 8)):
+        found = []
+        for b in batches:
+            seen, weights, grads, self.weights = trace(config, b, precision, math)
+            ops = fuse(seen.ops, grads) if compiled else seen.ops
+            found.append((ops, alive(ops, weights, grads)))
+        (low, self.least), (high, self.most) = found
+        if [o.name for o in low] != [o.name for o in high]: raise ValueError("the operations depend on the batch size")
+        total = lambda op: sum(op.reads.values()) + sum(op.writes.values())
+        self.table = [(o.kind, o.flops, p.flops, total(o), total(p)) for o, p in zip(low, high)]
+        self.batches, self.update, self.always = batches, self.weights * OPTIMISER[optimiser], self.weights * 16
+
+    def line(self, a, b, n): return a + (b - a) * (n - self.batches[0]) / (self.batches[1] - self.batches[0])
+    def kernels(self, n): return [(k, self.line(f, g, n), self.line(a, b, n)) for k, f, g, a, b in self.table]
+    def flops(self, n): return sum(f for _, f, _ in self.kernels(n))
+    def moved(self, n): return sum(b for *_, b in self.kernels(n))
+    def memory(self, n): return self.always + self.line(self.least, self.most, n).max().item()
+
+    def fits(self, memory, most=512):
+        "The largest batch whose step fits: memory grows with the batch, so halve the interval."
+        low, high = 0, most + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.memory(middle) <= memory: low = middle
+            else: high = middle
+        return low
+
+
+def seconds(case, n, card, shares):
+    "Time of a step: kernel by kernel the larger of arithmetic and traffic; never less than its launches."
+    bandwidth, time = card["bandwidth"] * shares["bandwidth"], 0.
+    for kind, flops, moved in case.kernels(n):
+        what, rate = kind.split() if kind else ("", "")
+        time += max(flops / (card[rate] * shares[what]) if kind else 0., moved / bandwidth)
+    return max(time, len(case.table) * LAUNCH) + case.update / bandwidth
+
+
+def predict(case, useful):
+    "One row of the file: the case itself, what a sample adds, and what follows for each card."
+    add = lambda f: f(2) - f(1)
+    out = dict(weights=case.weights, kernels=len(case.table), gflop=round(add(case.flops) / 1e9, 1),
+               gigabytes_moved=round(add(case.moved) / 1e9, 3),
+               activations_mb=round((case.memory(512) - case.memory(256)) / 256e6, 1))
+    for name, card in CARDS.items():
+        batch = case.fits(card["memory"] * ASSUMED["memory"])
+        if batch < 1: out[name] = None; continue
+        time, bound = (seconds(case, batch, card, s) for s in (ASSUMED, dict.fromkeys(ASSUMED, 1.)))
+        out[name] = dict(batch=batch, samples_per_second=round(batch / time, 2), bound=round(batch / bound, 2),
+                         mfu_percent=round(100 * useful * batch / time / card["bf16"], 1), memory_gb=round(case.memory(batch) / 1e9, 1))
+    return out
+
+
+def cases():
+    "{name: (group, config, precision, compiled, attention written out, optimiser)}; the first of a group is its baseline."
+    dit, latte = PRESETS["DiT-XL/2"], VIDEO_PRESETS["Latte-XL/2"]
+    image = VideoDiTConfig(size=(1, 32, 32), patch=(1, 2, 2), width=1152, depth=28, heads=16, vocab=1000, learn_sigma=True, time="ddpm")
+    joint = replace(latte, attention="joint", positions="rope", patch=(4, 2, 2))
+    routed, checkpoint = dict(route=.5, route_blocks=(2, 24)), dict(checkpoint=True)
+    ours, theirs = ("bf16", True, False, "fused"), ("tf32", False, False, "foreach")
+    return {
+        "DiT-XL/2 as in its train.py": ("DiT-XL/2", dit, *theirs),
+        "DiT-XL/2, bf16, not compiled": ("DiT-XL/2", dit, "bf16", False, False, "fused"),
+        "DiT-XL/2, bf16, compiled": ("DiT-XL/2", dit, *ours),
+        "DiT-XL/2, and checkpointed": ("DiT-XL/2", replace(dit, **checkpoint), *ours),
+        "DiT-XL/2, and half of the tokens routed": ("DiT-XL/2", replace(image, **routed), *ours),
+        "DiT-XL/2, routed and checkpointed": ("DiT-XL/2", replace(image, **routed, **checkpoint), *ours),
+        "Latte-XL/2 as in its train.py": ("Latte-XL/2", latte, "tf32", False, True, "foreach"),
+        "Latte-XL/2, bf16, compiled": ("Latte-XL/2", latte, *ours),
+        "Latte-XL/2, and checkpointed": ("Latte-XL/2", replace(latte, **checkpoint), *ours),
+        "Latte-XL/2, and half of the tokens routed": ("Latte-XL/2", replace(latte, **routed), *ours),
+        "Latte-XL/2, routed and checkpointed": ("Latte-XL/2", replace(latte, **routed, **checkpoint), *ours),
+        "joint, tubelets of 4 frames": ("Latte-XL/2", joint, *ours),
+        "joint, tubelets, routed and checkpointed": ("Latte-XL/2", replace(joint, **routed, **checkpoint), *ours)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", nargs="*", help="names, or their beginnings")
+    wanted = parser.parse_args().cases
+    rows = json.loads(FILE.read_text())["rows"] if FILE.exists() else {}
+    for name, (group, config, *how) in cases().items():
+        if wanted and not any(name.startswith(w) for w in wanted): continue
+        case = Case(config, *how)
+        # useful: what the model costs without computing anything twice
+        useful = (Case(replace(config, checkpoint=False), *how) if config.checkpoint else case).flops(1)
+        rows[name] = dict(group=group, **predict(case, useful))
+        first = next(r for r in rows.values() if r["group"] == group)
+        batch, held = first["H100 SXM"]["batch"], first["H100 SXM"]["memory_gb"]
+        rows[name]["memory_share"] = round(case.memory(batch) / 1e9 / held, 2)     # of the baseline's, at its batch
+        print(name, json.dumps(rows[name]), flush=True)
+    base = {}
+    for name, (group, *_) in cases().items():
+        if name not in rows: continue
+        first, mine = rows[base.setdefault(group, name)], rows[name]
+        for card in CARDS:
+            if mine[card] and first[card]:
+                mine[card]["times_faster"] = round(mine[card]["samples_per_second"] / first[card]["samples_per_second"], 2)
+    note = "PREDICTED from counted operations and published peak rates, not measured on any GPU. See benchmarks/flops.py."
+    rows = {name: rows[name] for name in cases() if name in rows}
+    FILE.write_text(json.dumps(dict(note=note, cards=CARDS, known=KNOWN, assumed=dict(ASSUMED, launch_seconds=LAUNCH, optimiser_bytes=OPTIMISER),
+                                    machine=machine(), rows=rows), indent=1) + "\n")
+
+
+if __name__ == "__main__": main()

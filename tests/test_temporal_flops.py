@@ -1,0 +1,78 @@
+"""The prediction of benchmarks/flops.py: what it counts, against numbers known another way."""
+import dataclasses
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+
+from minisora.dit import DiTConfig, dit_macs
+from minisora.temporal import VideoDiT, VideoDiTConfig
+
+TINY = VideoDiTConfig(size=(4, 8, 8), patch=(1, 2, 2), width=64, depth=4, heads=2, attention="factorised")
+
+
+@pytest.fixture(scope="module")
+def flops(root):
+    sys.path.insert(0, str(root / "benchmarks"))
+    try:
+        spec = importlib.util.spec_from_file_location("flops", root / "benchmarks" / "flops.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally: sys.path.remove(str(root / "benchmarks"))
+    return module
+
+
+def test_flops_are_six_times_the_multiply_adds(flops):
+    "2 FLOPs each, once forward and twice back; the fused attention computes its weights again."
+    config = DiTConfig(size=(8, 8), width=64, depth=3, heads=2, num_classes=5)
+    macs = dit_macs(config)
+    for math in (False, True):
+        case = flops.Case(config, "tf32", False, math, "fused", batches=(2, 3))
+        assert case.flops(2) - case.flops(1) == pytest.approx(6 * macs["total"] + (not math) * 2 * macs["attention"] / 2, rel=.01)
+    assert case.weights == sum(p.numel() for p in flops.DiT(config).parameters())
+
+
+def test_memory_is_what_autograd_keeps(flops):
+    "The most bytes alive, without gradients, are those kept for the backward pass, and little more."
+    case = flops.Case(TINY, "tf32", False, False, "fused", batches=(32, 64))
+    model, kept = VideoDiT(TINY), {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    def keep(t):
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own: kept[storage.data_ptr()] = storage
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        model(torch.randn(64, 4, 4, 8, 8), torch.rand(64)).square().mean()
+    want = sum(s.nbytes() for s in kept.values())
+    assert want < case.memory(64) - 16 * case.weights < 1.3 * want
+    short = flops.Case(dataclasses.replace(TINY, checkpoint=True), "tf32", False, False, "fused", batches=(32, 64))
+    assert short.memory(64) < .6 * case.memory(64) and short.flops(1) > 1.2 * case.flops(1)
+    assert case.memory(case.fits(1e8)) <= 1e8 < case.memory(case.fits(1e8) + 1)
+
+
+def test_fusion_and_life(flops):
+    "a product, then two pointwise operations of which the second alone is needed, then a product: the middle is never written."
+    Op = flops.Op
+    ops = [Op("mm", 8, "product tf32", {1: 4}, {2: 4}), Op("mul", 0, "", {2: 4}, {3: 4}), Op("add", 0, "", {3: 4, 9: 4}, {4: 4}),
+           Op("mm", 8, "product tf32", {4: 4}, {5: 4})]
+    fused = flops.fuse(ops, {5})
+    assert [(o.name, o.reads, o.writes) for o in fused] == [("mm", {1: 4}, {2: 4}), ("fused", {2: 4, 9: 4}, {4: 4}), ("mm", {4: 4}, {5: 4})]
+    assert flops.alive(ops, {1}, {5}).tolist() == [4, 8, 8, 8, 4] and flops.alive(fused, {1}, {5}).tolist() == [4, 8, 8, 4]
+
+
+def test_time_is_the_larger_of_arithmetic_and_traffic(flops):
+    case = flops.Case(TINY, "bf16", True, False, "fused", batches=(2, 4))
+    card = dict(bf16=1e12, tf32=1e12, bandwidth=1e30)
+    ones = dict.fromkeys(flops.ASSUMED, 1.)
+    assert flops.seconds(case, 10_000, card, ones) == pytest.approx(case.flops(10_000) / 1e12, rel=1e-6)
+    card = dict(bf16=1e30, tf32=1e30, bandwidth=1e12)
+    assert flops.seconds(case, 10_000, card, ones) == pytest.approx((case.moved(10_000) + case.update) / 1e12, rel=1e-6)
+    assert flops.seconds(case, 1, dict(bf16=1e30, tf32=1e30, bandwidth=1e30), ones) == pytest.approx(5e-6 * len(case.table))
+
+
+def test_the_file_says_that_it_predicts(root):
+    said = json.loads((root / "benchmarks" / "flops.json").read_text())
+    assert said["note"].startswith("PREDICTED") and all("source" in c for c in said["cards"].values())
+    assert {r["group"] for r in said["rows"].values()} == {"DiT-XL/2", "Latte-XL/2"} and len(said["rows"]) == 13
