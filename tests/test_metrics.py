@@ -81,6 +81,24 @@ def test_real_scenes_are_smooth():
     x, _ = stack(SceneClips(24, "all", 5, SIMPLE_MOTIONS))
     m = M.motion_measures(x)
     assert m["jerk_px"] < 0.06 and m["area_flicker"] < 0.012 and m["empty"] == 0 and m["n"] == 24
+    assert m["jerk_px"] == M.jerk_px(x) and m["area_flicker"] == pytest.approx(M.area_flicker(x))
+    for k in ("jerk_px", "area_flicker", "empty"):
+        low, high = m[f"{k}_interval"]
+        assert low <= m[k] <= high and low < high
+    assert M.motion_measures(SceneClips(24, "all", 5, SIMPLE_MOTIONS), batch=7) == pytest.approx(m)
+
+
+def test_bootstrap_interval():
+    values = torch.randn(400, generator=generator()) + 3
+    low, high = M.bootstrap_interval(values)
+    half = 1.96 * values.std().item() / 20  # the textbook's interval of a mean
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
+    low, high = M.bootstrap_interval([0.0] * 9 + [90.0], "median")
+    assert low == 0 and high < 90 < 10 * M.bootstrap_interval([0.0] * 9 + [90.0])[1]
+    with pytest.raises(ValueError, match="not 'mode'"):
+        M.bootstrap_interval(values, "mode")
+    with pytest.raises(ValueError, match="N ≥ 1"):
+        M.bootstrap_interval([])
 
 
 def test_bad_clips_are_refused():
@@ -249,6 +267,7 @@ def test_shares_are_counted_by_attribute_and_together():
     assert got["n"] == 3 and got["all_right"] == pytest.approx(1 / 3)
     assert got["colour_right"] == pytest.approx(2 / 3) and got["motion_right"] == pytest.approx(2 / 3)
     assert got["all_right_interval"] == M.binomial_interval(1, 3) and "fps_right" not in got
+    assert got["colour_right_interval"] == M.binomial_interval(2, 3)
     table = M.confusion(Reader(READ), torch.zeros(3, 3, 1, 8, 8), "motion", WANTED)
     assert table.tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 2]]
 
@@ -322,7 +341,7 @@ def test_judge_reads_any_size_and_length(judged):
         torch.zeros(1, 3, 6, 16, 16, dtype=torch.uint8),
     ):
         assert set(judged.predict(clip)[0]) == {"colour", "way"}
-        assert judged.features(M.pixels(clip)).shape == (1, 80)
+        assert judged.features(M.pixels(clip)).shape == (1, 96)
 
 
 def test_judge_training_repeats():
