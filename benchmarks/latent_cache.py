@@ -82,12 +82,12 @@ class Replay:
 
     def __init__(self, latents):
         self.latents, self.at, self.spec = latents, -1, None
+        self.logvar = torch.zeros(1).expand_as(latents)
 
     def encode(self, x):
         start = max(self.at, 0)
         self.at = 0 if self.at < 0 else start + len(x)  # the first call only asks for the shape
-        z = self.latents[start : start + len(x)]
-        return z, torch.zeros_like(z)
+        return tuple(m[start : start + len(x)] for m in (self.latents, self.logvar))
 
 
 def per_second(step, seconds):
