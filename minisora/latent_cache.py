@@ -12,7 +12,7 @@ __all__ = ['DTYPES', 'ROW', 'FORMAT', 'VERSION', 'views', 'statistics', 'posteri
            'shard_problem', 'foreign', 'verify', 'MappedShards', 'gather', 'Rows', 'coins', 'LatentCache',
            'LatentSampler', 'repair', 'NpyFolder', 'load_npy', 'Encoded', 'ReadyClips', 'convert']
 
-# %% ../nbs/02_latent_cache.ipynb #020878c0
+# %% ../nbs/02_latent_cache.ipynb #979136fc
 import dataclasses, hashlib, json, math, mmap, os, shutil, struct, time, warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 import minisora
 
-# %% ../nbs/02_latent_cache.ipynb #dd1bb5e1
+# %% ../nbs/02_latent_cache.ipynb #9825ab35
 def views(plan):
     "How many views of a clip are stored: 2 if its mirror image is there too."
     return 2 if plan.get('flips') else 1
@@ -38,7 +38,7 @@ def statistics(shards, plan):
     both = lambda a, b, n: dict(mean=(a / n).tolist(), std=std(a, b, n).tolist())
     return dict(all=both(s1.sum(), s2.sum(), n * len(s1)), channel=both(s1, s2, n))
 
-# %% ../nbs/02_latent_cache.ipynb #658029af
+# %% ../nbs/02_latent_cache.ipynb #aff8b161
 def posterior_noise(seed, epoch, indices, shape):
     "Standard normal noise (len(indices), *shape), float32: a pure function of (seed, epoch, index)."
     out = torch.empty(len(indices), *shape)
@@ -47,7 +47,7 @@ def posterior_noise(seed, epoch, indices, shape):
         np.random.Generator(bits).standard_normal(out=o.numpy(), dtype=np.float32)
     return out
 
-# %% ../nbs/02_latent_cache.ipynb #dfff5f2f
+# %% ../nbs/02_latent_cache.ipynb #96a93408
 #: name -> (its name in safetensors, numpy type on disk, torch type)
 DTYPES = {'float16': ('F16', np.float16, torch.float16), 'bfloat16': ('BF16', np.uint16, torch.bfloat16),
           'float32': ('F32', np.float32, torch.float32), 'int8': ('I8', np.int8, torch.int8)}
@@ -69,7 +69,7 @@ def moments_of(autoencoder, clips, flip=False):
     with torch.inference_mode(): found = autoencoder.encode(x.flip(-1) if flip else x)
     return [None if m is None else m.float().cpu() for m in found]
 
-# %% ../nbs/02_latent_cache.ipynb #b66088ea
+# %% ../nbs/02_latent_cache.ipynb #96601ac7
 def row_shape(plan):
     "The shape of one view of one sample on disk: (C, T, h, w), or (2C, T, h, w) for moments, the mean first."
     c, *rest = plan['shape']
@@ -78,7 +78,7 @@ def row_shape(plan):
 def quantise(z):
     """z, float32 (B, C, T, h, w) -> int8 of that shape, and a scale for each sample and channel, float32 (B,
     C, 1, 1, 1): int8 · scale is z, with an error of scale / 2 at most. A channel's largest number is ±127."""
-    largest = torch.linalg.vector_norm(z, math.inf, dim=(2, 3, 4), keepdim=True)          # (B, C, 1, 1, 1)
+    largest = z.abs().amax((2, 3, 4), keepdim=True)                                       # (B, C, 1, 1, 1)
     scale = (largest / 127).clamp_min(torch.finfo(torch.float32).tiny)                    # no division by 0
     return (z / scale).round_().to(torch.int8), scale
 
@@ -105,24 +105,26 @@ def encode_batch(autoencoder, clips, start, plan):
     """Clips number `start`, `start` + 1, ... -> the numbers to store (B, views, *row_shape), rows of text,
     sums by channel, taken after rounding, so that the statistics describe what will be read, and with int8
     the scales (B, views, C or 2C), else None."""
-    c, kind = plan['shape'][0], DTYPES[plan['dtype']][2]
-    out = torch.empty(len(clips), views(plan), *row_shape(plan), dtype=kind)
-    scales = torch.empty(*out.shape[:3]) if kind == torch.int8 else None
-    sums = torch.zeros(2, len(clips), c, dtype=torch.float64)
+    out = torch.empty(len(clips), views(plan), *row_shape(plan), dtype=DTYPES[plan['dtype']][2])
+    scales = torch.empty(out.shape[:3]) if plan['dtype'] == 'int8' else None
+    sums = torch.zeros(2, len(clips), plan['shape'][0], dtype=torch.float64)
+    few = max(1, 2 ** 18 // out[0, 0].numel())            # as many as fit into the processor's cache
     for view in range(views(plan)):
         z = encoded_view(autoencoder, clips, start, plan, view)                           # (B, C, T, h, w)
-        if scales is None: out[:, view] = z; z = out[:, view].float()                     # rounds
-        else:
-            out[:, view], scale = quantise(z); z = out[:, view] * scale
-            scales[:, view] = scale[..., 0, 0, 0]
-        sums += sums_of(z, c)
+        for i in range(0, len(clips), few):
+            some, here = slice(i, i + few), out[i:i + few, view]
+            if scales is None: read = here.copy_(z[some]).float()                         # rounds
+            else:
+                numbers, scale = quantise(z[some])
+                here.copy_(numbers); scales[some, view] = scale[..., 0, 0, 0]; read = numbers * scale
+            sums[:, some] += sums_of(read, plan['shape'][0])
     if not torch.isfinite(sums[1]).all():
         bad = int((~torch.isfinite(sums[1])).any(1).nonzero()[0])
         raise ValueError(f'clip {start + bad} ({clips[bad].source}): '
                          f'its latents are not finite in {plan["dtype"]}')
     return out, [ROW.encode(row_of(c)) for c in clips], sums.sum(1).tolist(), scales
 
-# %% ../nbs/02_latent_cache.ipynb #291c9281
+# %% ../nbs/02_latent_cache.ipynb #61ce02f2
 FORMAT, VERSION = 'minisora.latents', 2
 
 def sample_bytes(plan):
@@ -146,7 +148,7 @@ def shard_header(plan, start):
     text += b' ' * (-(len(text) + 8) % 64)                        # the numbers begin at a multiple of 64
     return struct.pack('<Q', len(text)) + text
 
-# %% ../nbs/02_latent_cache.ipynb #51d7cb0d
+# %% ../nbs/02_latent_cache.ipynb #d2b1359b
 def digest(data):
     "The first 16 hex digits of the sha256 of bytes, or of anything that JSON can hold (keys sorted)."
     if not isinstance(data, bytes): data = json.dumps(data, sort_keys=True).encode()
@@ -171,7 +173,7 @@ def identity(autoencoder):
     who = dict(name=type(autoencoder).__name__, spec=spec, weights=weights_hash(autoencoder))
     return json.loads(json.dumps(who, default=plain))
 
-# %% ../nbs/02_latent_cache.ipynb #8b9af01f
+# %% ../nbs/02_latent_cache.ipynb #d3227f6c
 @contextmanager
 def disk_errors(part):
     "Errors of the disk become one line that says where, and what to do."
@@ -208,7 +210,7 @@ def write_json(path, data):
         f.write(json.dumps(data, indent=1, ensure_ascii=False)); f.flush(); os.fsync(f.fileno())
     os.replace(tmp, path)
 
-# %% ../nbs/02_latent_cache.ipynb #8a236ed3
+# %% ../nbs/02_latent_cache.ipynb #3c5f6d18
 def shard_paths(part, k):
     "The three files of shard k in the making: tensors, rows of text, and the journal."
     return [part / f'latents-{k:05d}.{s}' for s in ('safetensors', 'jsonl', 'journal')]
@@ -288,7 +290,7 @@ def finished_shard(part, k):
     try: return json.loads(lines[-2])['finished']
     except (IndexError, ValueError, KeyError, TypeError): return None
 
-# %% ../nbs/02_latent_cache.ipynb #8a0e22e4
+# %% ../nbs/02_latent_cache.ipynb #e8bb4387
 def make_plan(clips, autoencoder, samples, batch_size, shard_size, dtype, moments, sample_seed, per_channel,
               flips=False):
     "All that decides a cache's bytes, found with a look at the first and the last clip; `id` is its hash."
@@ -321,7 +323,7 @@ def same_plan(file, stored, plan):
             raise ValueError(f'{Path(file).parent} was made with another {k}: {stored.get(k)}, '
                              f'not {plan[k]}. Choose another path, or pass overwrite=True to make it anew')
 
-# %% ../nbs/02_latent_cache.ipynb #84607fe3
+# %% ../nbs/02_latent_cache.ipynb #3defc03a
 def read_ahead(read, items):
     "read(item) for each item, one item ahead in a thread, so that decoding clips overlaps encoding them."
     with ThreadPoolExecutor(1) as pool:
@@ -366,7 +368,7 @@ def write_shard(part, plan, k, clips, autoencoder, bar=None, mine=True):
         return shard.finish()
     finally: shard.close()
 
-# %% ../nbs/02_latent_cache.ipynb #b7524938
+# %% ../nbs/02_latent_cache.ipynb #86720505
 def ranks(rank=None, world_size=None):
     "This process's number and the count of all: as given, or as torchrun and accelerate set them, or (0, 1)."
     if (rank is None) != (world_size is None): raise ValueError('give rank and world_size, or neither')
@@ -400,7 +402,7 @@ def write_shards(path, part, plan, write, rank, world_size, patience):
                                'process holds it and hangs. Stop that one, and call again')
         time.sleep(.05)
 
-# %% ../nbs/02_latent_cache.ipynb #c7f6bbc2
+# %% ../nbs/02_latent_cache.ipynb #d92464b5
 def published(path, plan):
     "Is the finished cache of this very plan at `path`?"
     try: return json.loads((path / 'manifest.json').read_text(encoding='utf-8'))['id'] == plan['id']
@@ -454,7 +456,7 @@ def config_of(autoencoder):
     try: return json.loads(json.dumps(dict(config or {}), default=str)) or None
     except (TypeError, ValueError): return None
 
-# %% ../nbs/02_latent_cache.ipynb #8b172fc5
+# %% ../nbs/02_latent_cache.ipynb #74c23b2e
 @contextmanager
 def evaluating(model):
     "Put a model into evaluation mode, and back as it was."
@@ -495,7 +497,7 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
     if shards: publish(path, part, plan, shards, config_of(autoencoder))
     return LatentCache(path, check='size')
 
-# %% ../nbs/02_latent_cache.ipynb #671d1a80
+# %% ../nbs/02_latent_cache.ipynb #97fea6b6
 def load_manifest(path):
     "The manifest in a folder; a ValueError that names the file if it is damaged or of another version."
     file = Path(path) / 'manifest.json'
@@ -551,7 +553,7 @@ def verify(path, check=True):
     with ThreadPoolExecutor() as pool: found = list(pool.map(look, m['shards']))
     return {s['file']: p for s, p in zip(m['shards'], found) if p}
 
-# %% ../nbs/02_latent_cache.ipynb #d939acf6
+# %% ../nbs/02_latent_cache.ipynb #11c61d6b
 class MappedShards:
     "The latents of a finished cache, memory-mapped: `read(index)` gathers a batch. Can be pickled."
 
@@ -620,7 +622,7 @@ def gather(tensor, rows, out, here):
     if len(here) == len(out): np.take(tensor, rows, 0, out, 'clip')
     else: out[here] = tensor[rows]
 
-# %% ../nbs/02_latent_cache.ipynb #33c37125
+# %% ../nbs/02_latent_cache.ipynb #ed154a74
 class Rows(Sequence):
     """The text of a finished cache, a dict for each sample (caption, source, fps, attributes); parsed when
     asked for."""
@@ -649,7 +651,7 @@ class Rows(Sequence):
         raw, ends = self.text(k)
         return json.loads(raw[ends[j]:ends[j + 1]])
 
-# %% ../nbs/02_latent_cache.ipynb #35556601
+# %% ../nbs/02_latent_cache.ipynb #087b77c1
 @lru_cache(maxsize=4)
 def coins(seed, epoch, n):
     "A fair coin for each of n samples, bool (n,): a pure function of (seed, epoch, index)."
@@ -766,7 +768,7 @@ class LatentCache(torch.utils.data.Dataset):
         "What is known of every sample, read from the files."
         return [r['attributes'] for r in self.rows]
 
-# %% ../nbs/02_latent_cache.ipynb #08e92505
+# %% ../nbs/02_latent_cache.ipynb #37c72966
 class LatentSampler(torch.utils.data.Sampler):
     """The samples that rank `rank` of `world_size` reads, in order: a pure function of (seed, epoch, rank).
 
@@ -805,7 +807,7 @@ class LatentSampler(torch.utils.data.Sampler):
         if self.uneven == 'keep': return len(range(self.rank, left, self.world_size))
         return left // self.world_size if self.uneven == 'drop' else -(-left // self.world_size)
 
-# %% ../nbs/02_latent_cache.ipynb #c1542645
+# %% ../nbs/02_latent_cache.ipynb #2b8170ae
 def repair(path, clips, autoencoder, exact=True):
     """Encode again the shards that `verify` finds bad; returns their file names.
 
@@ -832,7 +834,7 @@ def repair(path, clips, autoencoder, exact=True):
     shutil.rmtree(part)
     return bad
 
-# %% ../nbs/02_latent_cache.ipynb #f44e8fc2
+# %% ../nbs/02_latent_cache.ipynb #e5e17b21
 class NpyFolder(torch.utils.data.Dataset):
     """Latents in the layout of DiT's feature extraction: `*_features/0.npy`, `*_labels/0.npy`, … in
     `folder`.
