@@ -74,6 +74,8 @@ def test_bytes_and_other_readers(tmp_path):
     assert len(lc.shard_header(cache.manifest, 8)) + 8 * (5 * 8 + 4 * 5) == sizes[SHARD]
     with safe_open(write(tmp_path / "flipped", dtype="int8", flips=True).path / SHARD, "pt") as f:
         assert f.get_tensor("mean").shape[:2] == (8, 2) and f.get_tensor("scale").shape == (8, 2, 5)
+    with safe_open(write(tmp_path / "moments", dtype="int8", moments=True).path / SHARD, "pt") as f:
+        assert f.get_tensor("moments").shape[:2] == f.get_tensor("scale").shape == (8, 10)
 
 
 def test_an_odd_number_of_bytes(tmp_path):
