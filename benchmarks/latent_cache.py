@@ -233,17 +233,23 @@ from minisora.latent_cache import LatentCache
 before, t, c = rss(), time.perf_counter(), time.process_time()
 cache = LatentCache(sys.argv[1], check='size')
 cache[torch.randint(len(cache), (256,), generator=torch.Generator().manual_seed(0))]
-print(time.perf_counter() - t, time.process_time() - c, imported, before, rss())"""
+end = time.perf_counter() - t, time.process_time() - c
+own = sum(int(line.split()[1]) for line in open('/proc/self/smaps_rollup') if line.startswith('Anonymous:')) / 1e3
+print(*end, imported, before, rss(), own)"""
 
 
 def sparse_million(tmp, n=1_000_000, shape=(4, 1, 32, 32), rows=True):
-    "Seconds to the first random batch of 256 out of a million, and resident memory, in a new process."
+    """Seconds to the first random batch of 256 out of a million, and resident memory, in a new process.
+
+    Of the resident memory the part that no file backs (`own_mb`) is the process's own; the rest is code and
+    data of libraries and the cache's pages, which the system shares between processes and may drop."""
     sparse_cache(f"{tmp}/million", n, shape, rows)
     run = [sys.executable, "-c", OPEN, f"{tmp}/million"]
     said = subprocess.run(run, check=True, capture_output=True, text=True).stdout
-    wall, cpu, imported, before, after = map(float, said.split())
+    wall, cpu, imported, before, after, own = map(float, said.split())
     return dict(samples=n, first_batch_s=wall, first_batch_cpu_s=cpu, import_torch_rss_mb=imported,
-                import_minisora_rss_mb=before - imported, added_rss_mb=after - before, process_rss_mb=after)
+                import_minisora_rss_mb=before - imported, added_rss_mb=after - before, process_rss_mb=after,
+                own_mb=own)
 
 
 LINES = dict(
@@ -276,7 +282,9 @@ def table(results):
             f"A cache of {m['samples']:,} latents, opened in a new process: first random batch of 256 after "
             f"{m['first_batch_s']:.2f} s ({m['first_batch_cpu_s']:.2f} s of CPU time). Resident memory: "
             f"{m['import_torch_rss_mb']:.0f} MB after `import torch`, {m['import_minisora_rss_mb']:.0f} MB more after "
-            f"importing the cache, {m['added_rss_mb']:.0f} MB more with the cache open and the batch read.",
+            f"importing the cache, {m['added_rss_mb']:.0f} MB more with the cache open and the batch read. Of these "
+            f"{m['process_rss_mb']:.0f} MB {m['own_mb']:.0f} are the process's own; libraries' files and the cache's "
+            "pages are the rest.",
         ]
     )
 
