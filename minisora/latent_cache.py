@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'ROW', 'FORMAT', 'VERSION', 'views', 'statistics', 'posterior_noise', 'plain', 'moments_of', 'row_shape',
-           'sums_of', 'row_of', 'encode_batch', 'sample_bytes', 'shard_header', 'digest', 'weights_hash', 'identity',
-           'disk_errors', 'lock', 'folder_lock', 'file_hash', 'write_json', 'shard_paths', 'ShardWriter',
-           'finished_shard', 'make_plan', 'same_plan', 'read_ahead', 'read_clips', 'found', 'write_shard', 'ranks',
-           'attempt', 'write_shards', 'published', 'publish', 'tidy', 'recover', 'prepare', 'config_of', 'evaluating',
-           'write_cache', 'load_manifest', 'read_manifest', 'shard_problem', 'foreign', 'verify', 'MappedShards',
-           'gather', 'Rows', 'coins', 'LatentCache', 'LatentSampler', 'repair', 'NpyFolder', 'load_npy', 'Encoded',
-           'ReadyClips', 'convert']
+           'quantise', 'sums_of', 'row_of', 'encoded_view', 'encode_batch', 'sample_bytes', 'scale_bytes',
+           'shard_header', 'digest', 'weights_hash', 'identity', 'disk_errors', 'lock', 'folder_lock', 'file_hash',
+           'write_json', 'shard_paths', 'ShardWriter', 'finished_shard', 'make_plan', 'same_plan', 'read_ahead',
+           'read_clips', 'found', 'write_shard', 'ranks', 'attempt', 'write_shards', 'published', 'publish', 'tidy',
+           'recover', 'prepare', 'config_of', 'evaluating', 'write_cache', 'load_manifest', 'read_manifest',
+           'shard_problem', 'foreign', 'verify', 'MappedShards', 'gather', 'Rows', 'coins', 'LatentCache',
+           'LatentSampler', 'repair', 'NpyFolder', 'load_npy', 'Encoded', 'ReadyClips', 'convert']
 
-# %% ../nbs/02_latent_cache.ipynb #c6e81ceb
+# %% ../nbs/02_latent_cache.ipynb #979136fc
 import dataclasses, hashlib, json, math, mmap, os, shutil, struct, time, warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 import minisora
 
-# %% ../nbs/02_latent_cache.ipynb #42132db0
+# %% ../nbs/02_latent_cache.ipynb #9825ab35
 def views(plan):
     "How many views of a clip are stored: 2 if its mirror image is there too."
     return 2 if plan.get('flips') else 1
@@ -38,7 +38,7 @@ def statistics(shards, plan):
     both = lambda a, b, n: dict(mean=(a / n).tolist(), std=std(a, b, n).tolist())
     return dict(all=both(s1.sum(), s2.sum(), n * len(s1)), channel=both(s1, s2, n))
 
-# %% ../nbs/02_latent_cache.ipynb #b20bd656
+# %% ../nbs/02_latent_cache.ipynb #aff8b161
 def posterior_noise(seed, epoch, indices, shape):
     "Standard normal noise (len(indices), *shape), float32: a pure function of (seed, epoch, index)."
     out = torch.empty(len(indices), *shape)
@@ -47,10 +47,10 @@ def posterior_noise(seed, epoch, indices, shape):
         np.random.Generator(bits).standard_normal(out=o.numpy(), dtype=np.float32)
     return out
 
-# %% ../nbs/02_latent_cache.ipynb #1988874c
+# %% ../nbs/02_latent_cache.ipynb #96a93408
 #: name -> (its name in safetensors, numpy type on disk, torch type)
 DTYPES = {'float16': ('F16', np.float16, torch.float16), 'bfloat16': ('BF16', np.uint16, torch.bfloat16),
-          'float32': ('F32', np.float32, torch.float32)}
+          'float32': ('F32', np.float32, torch.float32), 'int8': ('I8', np.int8, torch.int8)}
 
 def plain(x):
     "numpy and torch values as numbers and lists, for JSON."
@@ -69,66 +69,86 @@ def moments_of(autoencoder, clips, flip=False):
     with torch.inference_mode(): found = autoencoder.encode(x.flip(-1) if flip else x)
     return [None if m is None else m.float().cpu() for m in found]
 
-# %% ../nbs/02_latent_cache.ipynb #97378f99
+# %% ../nbs/02_latent_cache.ipynb #96601ac7
 def row_shape(plan):
     "The shape of one view of one sample on disk: (C, T, h, w), or (2C, T, h, w) for moments, the mean first."
     c, *rest = plan['shape']
     return (c * (2 if plan['tensors'] == ['moments'] else 1), *rest)
 
-def sums_of(stored, c):
-    """Sum and sum of squares by sample and channel, float64 (2, B, C), of a view (B, C or 2C, T, h, w); a
-    log-variance adds its variance. A few samples at a time, so that they stay in the CPU's cache."""
-    out, few = [], max(1, 2 ** 16 // stored[0].numel())
-    for part in stored.split(few):
-        z = part.float()
-        square = torch.linalg.vector_norm(z[:, :c], dim=(2, 3, 4)).double() ** 2
-        if z.shape[1] > c: square += z[:, c:].exp().sum((2, 3, 4)).double()
-        out.append(torch.stack([z[:, :c].sum((2, 3, 4)).double(), square]))
-    return torch.cat(out, 1)
+def quantise(z):
+    """z, float32 (B, C, T, h, w) -> int8 of that shape, and a scale for each sample and channel, float32 (B,
+    C, 1, 1, 1): int8 · scale is z, with an error of scale / 2 at most. A channel's largest number is ±127."""
+    largest = z.abs().amax((2, 3, 4), keepdim=True)                                       # (B, C, 1, 1, 1)
+    scale = (largest / 127).clamp_min(torch.finfo(torch.float32).tiny)                    # no division by 0
+    return (z / scale).round_().to(torch.int8), scale
+
+def sums_of(z, c):
+    """Sum and sum of squares by sample and channel, float64 (2, B, C), of a view (B, C or 2C, T, h, w),
+    float32; a log-variance adds its variance."""
+    square = torch.linalg.vector_norm(z[:, :c], dim=(2, 3, 4)).double() ** 2
+    if z.shape[1] > c: square += z[:, c:].exp().sum((2, 3, 4)).double()
+    return torch.stack([z[:, :c].sum((2, 3, 4)).double(), square])
 
 def row_of(clip):
     "What is kept of a clip beside its latents."
     return dict(caption=clip.caption, source=clip.source, fps=clip.fps, attributes=clip.attributes)
 
+def encoded_view(autoencoder, clips, start, plan, view):
+    "The numbers of one view before they are rounded, float32 (B, *row_shape): mean, sample or both moments."
+    mean, logvar = moments_of(autoencoder, clips, flip=view == 1)                         # (B, C, T, h, w)
+    if plan['tensors'] == ['moments']: return torch.cat([mean, logvar], 1)
+    if plan['tensors'] == ['mean']: return mean
+    ids = range(start, start + len(clips))
+    return mean + (logvar / 2).exp() * posterior_noise(plan['seed'], view, ids, mean.shape[1:])
+
 def encode_batch(autoencoder, clips, start, plan):
     """Clips number `start`, `start` + 1, ... -> the numbers to store (B, views, *row_shape), rows of text,
-    and sums by channel, taken after rounding, so that the statistics describe what will be read."""
-    c, what = plan['shape'][0], plan['tensors'][0]
+    sums by channel, taken after rounding, so that the statistics describe what will be read, and with int8
+    the scales (B, views, C or 2C), else None."""
     out = torch.empty(len(clips), views(plan), *row_shape(plan), dtype=DTYPES[plan['dtype']][2])
-    sums = torch.zeros(2, len(clips), c, dtype=torch.float64)
+    scales = torch.empty(out.shape[:3]) if plan['dtype'] == 'int8' else None
+    sums = torch.zeros(2, len(clips), plan['shape'][0], dtype=torch.float64)
+    few = max(1, 2 ** 18 // out[0, 0].numel())            # as many as fit into the processor's cache
     for view in range(views(plan)):
-        mean, logvar = moments_of(autoencoder, clips, flip=view == 1)                     # (B, C, T, h, w)
-        if what == 'sample':
-            ids = range(start, start + len(clips))
-            mean = mean + (logvar / 2).exp() * posterior_noise(plan['seed'], view, ids, mean.shape[1:])
-        out[:, view, :c] = mean                                                           # rounds
-        if what == 'moments': out[:, view, c:] = logvar
-        sums += sums_of(out[:, view], c)
+        z = encoded_view(autoencoder, clips, start, plan, view)                           # (B, C, T, h, w)
+        for i in range(0, len(clips), few):
+            some, here = slice(i, i + few), out[i:i + few, view]
+            if scales is None: read = here.copy_(z[some]).float()                         # rounds
+            else:
+                numbers, scale = quantise(z[some])
+                here.copy_(numbers); scales[some, view] = scale[..., 0, 0, 0]; read = numbers * scale
+            sums[:, some] += sums_of(read, plan['shape'][0])
     if not torch.isfinite(sums[1]).all():
         bad = int((~torch.isfinite(sums[1])).any(1).nonzero()[0])
         raise ValueError(f'clip {start + bad} ({clips[bad].source}): '
                          f'its latents are not finite in {plan["dtype"]}')
-    return out, [ROW.encode(row_of(c)) for c in clips], sums.sum(1).tolist()
+    return out, [ROW.encode(row_of(c)) for c in clips], sums.sum(1).tolist(), scales
 
-# %% ../nbs/02_latent_cache.ipynb #5b4a19b0
+# %% ../nbs/02_latent_cache.ipynb #61ce02f2
 FORMAT, VERSION = 'minisora.latents', 2
 
 def sample_bytes(plan):
     "Bytes of one sample, all its views together."
     return views(plan) * math.prod(row_shape(plan)) * np.dtype(DTYPES[plan['dtype']][1]).itemsize
 
+def scale_bytes(plan):
+    "Bytes of one sample's scales, a float32 for each view and channel; 0 for types that need none."
+    return 4 * views(plan) * row_shape(plan)[0] if plan['dtype'] == 'int8' else 0
+
 def shard_header(plan, start):
-    "The head of the safetensors file that begins at sample `start`; the numbers follow, sample by sample."
+    """The head of the safetensors file that begins at sample `start`; the numbers follow, sample by sample,
+    and after the last one the scales, if there are any."""
     samples, version = min(plan['shard_size'], plan['samples'] - start), str(plan.get('version', VERSION))
-    shape = [samples, *([2] if views(plan) == 2 else []), *row_shape(plan)]
+    shape, end = [samples, *([2] if views(plan) == 2 else []), *row_shape(plan)], samples * sample_bytes(plan)
     head = {'__metadata__': dict(format=FORMAT, version=version, cache=plan['id'], start=str(start)),
-            plan['tensors'][0]: dict(dtype=DTYPES[plan['dtype']][0], shape=shape,
-                                     data_offsets=[0, samples * sample_bytes(plan)])}
+            plan['tensors'][0]: dict(dtype=DTYPES[plan['dtype']][0], shape=shape, data_offsets=[0, end])}
+    if size := scale_bytes(plan):
+        head['scale'] = dict(dtype='F32', shape=shape[:-3], data_offsets=[end, end + samples * size])
     text = json.dumps(head).encode()
     text += b' ' * (-(len(text) + 8) % 64)                        # the numbers begin at a multiple of 64
     return struct.pack('<Q', len(text)) + text
 
-# %% ../nbs/02_latent_cache.ipynb #42235b1b
+# %% ../nbs/02_latent_cache.ipynb #d2b1359b
 def digest(data):
     "The first 16 hex digits of the sha256 of bytes, or of anything that JSON can hold (keys sorted)."
     if not isinstance(data, bytes): data = json.dumps(data, sort_keys=True).encode()
@@ -153,7 +173,7 @@ def identity(autoencoder):
     who = dict(name=type(autoencoder).__name__, spec=spec, weights=weights_hash(autoencoder))
     return json.loads(json.dumps(who, default=plain))
 
-# %% ../nbs/02_latent_cache.ipynb #0252ff9f
+# %% ../nbs/02_latent_cache.ipynb #d3227f6c
 @contextmanager
 def disk_errors(part):
     "Errors of the disk become one line that says where, and what to do."
@@ -190,7 +210,7 @@ def write_json(path, data):
         f.write(json.dumps(data, indent=1, ensure_ascii=False)); f.flush(); os.fsync(f.fileno())
     os.replace(tmp, path)
 
-# %% ../nbs/02_latent_cache.ipynb #a9b3a387
+# %% ../nbs/02_latent_cache.ipynb #3c5f6d18
 def shard_paths(part, k):
     "The three files of shard k in the making: tensors, rows of text, and the journal."
     return [part / f'latents-{k:05d}.{s}' for s in ('safetensors', 'jsonl', 'journal')]
@@ -232,25 +252,28 @@ class ShardWriter:
                 kept)
         for f, n in zip(self.files, ends): f.seek(n); f.truncate(n)
 
-    def append(self, latents, rows, sums):
-        "Write one batch, then say so in the journal."
+    def append(self, latents, rows, sums, scales=None):
+        "Write one batch, then say so in the journal, which also keeps the scales until the shard is whole."
         raw, text = latents.reshape(-1).view(torch.uint8).numpy(), ''.join(r + '\n' for r in rows).encode()
         with disk_errors(self.part):
             for f, h, b in zip((self.data, self.rows), self.hashes, (raw, text)):
                 f.write(b); f.flush(); h.update(b)
             b = dict(samples=len(rows), text=len(text), sha256=[h.hexdigest() for h in self.hashes],
-                     sums=sums)
+                     sums=sums, scales='' if scales is None else scales.numpy().tobytes().hex())
             self.journal.write(json.dumps(b).encode() + b'\n'); self.journal.flush()
         self.batches.append(b); self.done += len(rows)
 
     def finish(self):
         "Close a whole shard; returns its entry for the manifest, which is the journal's last line too."
         sums = np.array([b['sums'] for b in self.batches]).sum(0).tolist()
+        scales = bytes.fromhex(''.join(b.get('scales', '') for b in self.batches))
+        self.hashes[0].update(scales)
         sha, rows_sha = (h.hexdigest() for h in self.hashes)
         entry = dict(file=self.paths[0].name, rows=self.paths[1].name, start=self.start, samples=self.total,
-                     bytes=len(self.header) + self.total * sample_bytes(self.plan),
-                     sha256=sha, rows_sha256=rows_sha, sums=sums)
+                     bytes=len(self.header) + self.total * sample_bytes(self.plan) + len(scales), sha256=sha,
+                     rows_sha256=rows_sha, sums=sums)
         with disk_errors(self.part):
+            self.data.write(scales)
             for f in (self.data, self.rows): f.flush(); os.fsync(f.fileno())
             self.journal.write(json.dumps(dict(finished=entry)).encode() + b'\n')
             self.close()
@@ -267,7 +290,7 @@ def finished_shard(part, k):
     try: return json.loads(lines[-2])['finished']
     except (IndexError, ValueError, KeyError, TypeError): return None
 
-# %% ../nbs/02_latent_cache.ipynb #7ba7c344
+# %% ../nbs/02_latent_cache.ipynb #e8bb4387
 def make_plan(clips, autoencoder, samples, batch_size, shard_size, dtype, moments, sample_seed, per_channel,
               flips=False):
     "All that decides a cache's bytes, found with a look at the first and the last clip; `id` is its hash."
@@ -300,7 +323,7 @@ def same_plan(file, stored, plan):
             raise ValueError(f'{Path(file).parent} was made with another {k}: {stored.get(k)}, '
                              f'not {plan[k]}. Choose another path, or pass overwrite=True to make it anew')
 
-# %% ../nbs/02_latent_cache.ipynb #1df5768a
+# %% ../nbs/02_latent_cache.ipynb #3defc03a
 def read_ahead(read, items):
     "read(item) for each item, one item ahead in a thread, so that decoding clips overlaps encoding them."
     with ThreadPoolExecutor(1) as pool:
@@ -312,9 +335,9 @@ def read_ahead(read, items):
 
 def read_clips(clips, start, n, plan):
     "Clips start ... start + n - 1, all of the plan's size."
-    out = [clips[i] for i in range(start, start + n)]
+    out, size = [clips[i] for i in range(start, start + n)], torch.Size(plan['frames'])
     for i, c in enumerate(out, start):
-        if list(c.frames.shape) != plan['frames'] or c.frames.dtype not in (torch.uint8, torch.float32):
+        if c.frames.shape != size or c.frames.dtype not in (torch.uint8, torch.float32):
             raise ValueError(f'clip {i} ({c.source}): frames are {c.frames.dtype} {tuple(c.frames.shape)}; '
                              f'the first clip is uint8 {tuple(plan["frames"])}, and a cache holds one size')
     return out
@@ -334,13 +357,18 @@ def write_shard(part, plan, k, clips, autoencoder, bar=None, mine=True):
         found(bar, shard.done)
         end = shard.start + shard.total
         read = lambda s: (s, read_clips(clips, s, min(size, end - s), plan))
-        for start, batch in read_ahead(read, range(shard.start + shard.done, end, size)):
-            shard.append(*encode_batch(autoencoder, batch, start, plan))
-            if bar is not None: bar.update(len(batch))
+        with ThreadPoolExecutor(1) as pool:             # one batch is written while the next is encoded
+            written = None
+            for start, batch in read_ahead(read, range(shard.start + shard.done, end, size)):
+                encoded = encode_batch(autoencoder, batch, start, plan)
+                if written: written.result()
+                written = pool.submit(shard.append, *encoded)
+                if bar is not None: bar.update(len(batch))
+            if written: written.result()
         return shard.finish()
     finally: shard.close()
 
-# %% ../nbs/02_latent_cache.ipynb #e4457d1b
+# %% ../nbs/02_latent_cache.ipynb #86720505
 def ranks(rank=None, world_size=None):
     "This process's number and the count of all: as given, or as torchrun and accelerate set them, or (0, 1)."
     if (rank is None) != (world_size is None): raise ValueError('give rank and world_size, or neither')
@@ -374,7 +402,7 @@ def write_shards(path, part, plan, write, rank, world_size, patience):
                                'process holds it and hangs. Stop that one, and call again')
         time.sleep(.05)
 
-# %% ../nbs/02_latent_cache.ipynb #f29cab5b
+# %% ../nbs/02_latent_cache.ipynb #d92464b5
 def published(path, plan):
     "Is the finished cache of this very plan at `path`?"
     try: return json.loads((path / 'manifest.json').read_text(encoding='utf-8'))['id'] == plan['id']
@@ -428,7 +456,7 @@ def config_of(autoencoder):
     try: return json.loads(json.dumps(dict(config or {}), default=str)) or None
     except (TypeError, ValueError): return None
 
-# %% ../nbs/02_latent_cache.ipynb #4dc05ed8
+# %% ../nbs/02_latent_cache.ipynb #74c23b2e
 @contextmanager
 def evaluating(model):
     "Put a model into evaluation mode, and back as it was."
@@ -445,13 +473,14 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
 
     `clips[i]` is a `Clip`; `autoencoder.encode` takes (B, 3, T, H, W) in [-1, 1] and gives mean and
     log-variance, each (B, C, T, h, w). Stored is the mean, or both (`moments`), or one sample
-    (`sample_seed`), as float16, bfloat16 or float32, and with `flips` the same of the mirror image, in
-    shards of `shard_size` samples (default: 64 MiB). `per_channel` asks for normalisation by channel on
-    reading. Until all is done the work stands in `path`.part; after an interruption the same call goes on
-    from there and gives the same bytes. Ranks (`rank` of `world_size`; default: the environment of torchrun
-    and accelerate) share the work; one that hangs is an error after `patience` seconds. ValueError: another
-    cache is in the way (`overwrite` replaces it once the new one is whole), clips of several sizes, latents
-    that are not finite. OSError: the disk is full or read-only."""
+    (`sample_seed`), as float16, bfloat16, float32 or int8 (with a scale for each sample and channel), and
+    with `flips` the same of the mirror image, in shards of `shard_size` samples (default: 64 MiB).
+    `per_channel` asks for normalisation by channel on reading. Until all is done the work stands in
+    `path`.part; after an interruption the same call goes on from there and gives the same bytes. Ranks
+    (`rank` of `world_size`; default: the environment of torchrun and accelerate) share the work; one that
+    hangs is an error after `patience` seconds. ValueError: another cache is in the way (`overwrite` replaces
+    it once the new one is whole), clips of several sizes, latents that are not finite. OSError: the disk is
+    full or read-only."""
     path = Path(path); part = Path(f'{path}.part'); rank, world_size = ranks(rank, world_size); recover(path)
     samples = len(clips) if limit is None else min(limit, len(clips))
     with evaluating(autoencoder):
@@ -468,7 +497,7 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
     if shards: publish(path, part, plan, shards, config_of(autoencoder))
     return LatentCache(path, check='size')
 
-# %% ../nbs/02_latent_cache.ipynb #03275dff
+# %% ../nbs/02_latent_cache.ipynb #97fea6b6
 def load_manifest(path):
     "The manifest in a folder; a ValueError that names the file if it is damaged or of another version."
     file = Path(path) / 'manifest.json'
@@ -480,6 +509,7 @@ def load_manifest(path):
         raise ValueError(f'{file} has format version {m.get("version")}; this code reads {VERSION}')
     if m.pop('sha256', None) != digest(m):
         raise ValueError(f'{file} was changed after it was written: its checksum is wrong')
+    if m['dtype'] not in DTYPES: raise ValueError(f'{file}: {m["dtype"]} is not one of {", ".join(DTYPES)}')
     return m
 
 def read_manifest(path):
@@ -523,7 +553,7 @@ def verify(path, check=True):
     with ThreadPoolExecutor() as pool: found = list(pool.map(look, m['shards']))
     return {s['file']: p for s, p in zip(m['shards'], found) if p}
 
-# %% ../nbs/02_latent_cache.ipynb #5ff7550d
+# %% ../nbs/02_latent_cache.ipynb #11c61d6b
 class MappedShards:
     "The latents of a finished cache, memory-mapped: `read(index)` gathers a batch. Can be pickled."
 
@@ -536,8 +566,8 @@ class MappedShards:
     def __getstate__(self): return self.__dict__ | dict(maps={})
 
     def shard(self, k):
-        """Shard k: its memory map, the place of its numbers, and these as a tensor (samples · views, C, T, h,
-        w)."""
+        """Shard k: its memory map, the place of its numbers, these as a tensor (samples · views, C, T, h, w)
+        and, for int8, the scales, float32 (samples · views, C), else None."""
         if k not in self.maps:
             s, kind = self.manifest['shards'][k], DTYPES[self.manifest['dtype']][2]
             with open(self.path / s['file'], 'rb') as f:                              # a private view: nobody
@@ -545,7 +575,11 @@ class MappedShards:
             if hasattr(whole, 'madvise'): whole.madvise(mmap.MADV_RANDOM)
             offset, count = len(shard_header(self.manifest, s['start'])), s['samples'] * self.views
             flat = torch.frombuffer(whole, dtype=kind, count=count * math.prod(self.shape), offset=offset)
-            self.maps[k] = whole, offset, flat.view(count, *self.shape)
+            scales = None
+            if kind == torch.int8:
+                scales = np.frombuffer(whole, '<f4', count * self.shape[0], offset + flat.numel())
+                scales = scales.reshape(count, self.shape[0])
+            self.maps[k] = whole, offset, flat.view(count, *self.shape), scales
         return self.maps[k]
 
     def fetch(self, whole, offset, rows):
@@ -554,18 +588,31 @@ class MappedShards:
             start = (offset + row * self.row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
             whole.madvise(mmap.MADV_WILLNEED, start, offset + (row + 1) * self.row_bytes - start)
 
-    def read(self, index, view=0):
-        """The latents of samples `index` (B,) int64 as they are stored, (B, C, T, h, w); `view` 1 is the
-        mirror image."""
+    def parts(self, index, view):
+        "Where samples `index` (B,) lie: for each shard its number, the rows in it, and their places in B."
         index, size = index * self.views + view, self.manifest['shard_size'] * self.views
-        out = torch.empty(len(index), *self.shape, dtype=DTYPES[self.manifest['dtype']][2])
         shards = index // size
         for k in np.unique(shards):
             here = np.flatnonzero(shards == k)
-            rows, (whole, offset, latents) = index[here] - k * size, self.shard(int(k))
-            self.fetch(whole, offset, rows[~self.seen[index[here]]])              # only at the first reading
+            yield int(k), index[here] - k * size, here
+
+    def read(self, index, view=0):
+        """The latents of samples `index` (B,) int64 as they are stored, (B, C, T, h, w); `view` 1 is the
+        mirror image."""
+        out = torch.empty(len(index), *self.shape, dtype=DTYPES[self.manifest['dtype']][2])
+        for k, rows, here in self.parts(index, view):
+            whole, offset, latents, _ = self.shard(k)
+            seen = self.seen[k * self.manifest['shard_size'] * self.views:]
+            self.fetch(whole, offset, rows[~seen[rows]])                          # only at the first reading
+            seen[rows] = True
             gather(latents, rows, out, here)
-        self.seen[index] = True
+        return out
+
+    def scale(self, index, view=0):
+        "What makes latents of int8 numbers: float32 (B, C, 1, 1, 1) to multiply with; None for other types."
+        if self.manifest['dtype'] != 'int8': return None
+        out = torch.empty(len(index), self.shape[0], 1, 1, 1)
+        for k, rows, here in self.parts(index, view): out.numpy()[here, :, 0, 0, 0] = self.shard(k)[3][rows]
         return out
 
 def gather(tensor, rows, out, here):
@@ -575,7 +622,7 @@ def gather(tensor, rows, out, here):
     if len(here) == len(out): np.take(tensor, rows, 0, out, 'clip')
     else: out[here] = tensor[rows]
 
-# %% ../nbs/02_latent_cache.ipynb #ae340e20
+# %% ../nbs/02_latent_cache.ipynb #ed154a74
 class Rows(Sequence):
     """The text of a finished cache, a dict for each sample (caption, source, fps, attributes); parsed when
     asked for."""
@@ -604,7 +651,7 @@ class Rows(Sequence):
         raw, ends = self.text(k)
         return json.loads(raw[ends[j]:ends[j + 1]])
 
-# %% ../nbs/02_latent_cache.ipynb #7aabc3b2
+# %% ../nbs/02_latent_cache.ipynb #087b77c1
 @lru_cache(maxsize=4)
 def coins(seed, epoch, n):
     "A fair coin for each of n samples, bool (n,): a pure function of (seed, epoch, index)."
@@ -619,9 +666,9 @@ class LatentCache(torch.utils.data.Dataset):
     and sizes. With `autoencoder` it is an error if another one encoded. A cache of moments is sampled anew
     for each (seed, epoch, index), or gives means with `sample=False`; one with mirror images shows each
     sample as it is or flipped, by (seed, epoch, index), or never flipped with `flip=False`. `raw=True`
-    gives what is stored: its type, not normalised, moments not sampled; half the bytes to move to a GPU,
-    where `normalise` does the rest. FileNotFoundError, ValueError: the cache is not there, or not whole;
-    the message names the file."""
+    gives what is stored: its type, not normalised, moments not sampled (and with int8 a 'scale'); fewer
+    bytes to move to a GPU, where `normalise` does the rest. FileNotFoundError, ValueError: the cache is not
+    there, or not whole; the message names the file."""
 
     def __init__(self, path, vocabulary=None, check=True, per_channel=None, autoencoder=None, seed=0,
                  sample=True, flip=True, raw=False):
@@ -658,9 +705,11 @@ class LatentCache(torch.utils.data.Dataset):
         ids = {c: torch.as_tensor(vocabulary.encode(c)) for c in dict.fromkeys(captions)}
         return torch.stack([ids[c] for c in captions])
 
-    def normalise(self, z):
-        "Latents (…, C, T, h, w) as the encoder gives them -> mean 0, standard deviation 1, float32."
-        return (z.float() - self.mean.to(z.device)) * self.scale.to(z.device)
+    def normalise(self, z, scale=None):
+        """Latents (…, C, T, h, w) as the encoder gives them -> mean 0, standard deviation 1, float32; int8
+        numbers need their `scale` (…, C, 1, 1, 1)."""
+        z = z.float() if scale is None else z * scale
+        return (z - self.mean.to(z.device)) * self.scale.to(z.device)
 
     def denormalise(self, z):
         "Normalised latents (…, C, T, h, w) -> as the decoder wants them."
@@ -671,15 +720,18 @@ class LatentCache(torch.utils.data.Dataset):
         self.epoch.fill_(epoch)
 
     def latents(self, index):
-        "Normalised latents of samples `index` (B,): float32 (B, C, T, h, w); with `raw`, what is stored."
+        """Samples `index` (B,) as a dict: latents, normalised, float32 (B, C, T, h, w); with `raw` what is
+        stored, and the scale if there is one."""
         epoch = int(self.epoch)
-        z = self.shards.read(index, coins(self.seed, epoch, len(self))[index] if self.flip else 0)
-        if self.raw: return z
-        z, logvar = z.float().chunk(2, 1) if self.moments else (z.float(), None)          # (B, C, T, h, w)
+        view = coins(self.seed, epoch, len(self))[index] if self.flip else 0
+        z, scale = self.shards.read(index, view), self.shards.scale(index, view)
+        if self.raw: return dict(latents=z) if scale is None else dict(latents=z, scale=scale)
+        z = z.float() if scale is None else z * scale
+        z, logvar = z.chunk(2, 1) if self.moments else (z, None)                          # (B, C, T, h, w)
         z = z.sub_(self.mean).mul_(self.scale)
         if self.sample and self.moments:
             z += (logvar / 2).exp() * posterior_noise(self.seed, epoch, index, self.shape) * self.scale
-        return z
+        return dict(latents=z)
 
     def __getitems__(self, indices):
         "A whole batch; in a DataLoader say `collate_fn=LatentCache.collate`."
@@ -687,7 +739,7 @@ class LatentCache(torch.utils.data.Dataset):
         wrong = index[(index < -n) | (index >= n)]
         if len(wrong): raise IndexError(f'sample {wrong[0]} of a cache with {n}')
         index = np.where(index < 0, index + n, index)
-        batch = dict(latents=self.latents(index), index=torch.from_numpy(index))
+        batch = dict(self.latents(index), index=torch.from_numpy(index))
         if self.conditions is not None: batch['condition'] = self.conditions[batch['index']]   # (B, slots)
         return batch
 
@@ -716,7 +768,7 @@ class LatentCache(torch.utils.data.Dataset):
         "What is known of every sample, read from the files."
         return [r['attributes'] for r in self.rows]
 
-# %% ../nbs/02_latent_cache.ipynb #54619f97
+# %% ../nbs/02_latent_cache.ipynb #37c72966
 class LatentSampler(torch.utils.data.Sampler):
     """The samples that rank `rank` of `world_size` reads, in order: a pure function of (seed, epoch, rank).
 
@@ -755,7 +807,7 @@ class LatentSampler(torch.utils.data.Sampler):
         if self.uneven == 'keep': return len(range(self.rank, left, self.world_size))
         return left // self.world_size if self.uneven == 'drop' else -(-left // self.world_size)
 
-# %% ../nbs/02_latent_cache.ipynb #6c500ef9
+# %% ../nbs/02_latent_cache.ipynb #2b8170ae
 def repair(path, clips, autoencoder, exact=True):
     """Encode again the shards that `verify` finds bad; returns their file names.
 
@@ -782,7 +834,7 @@ def repair(path, clips, autoencoder, exact=True):
     shutil.rmtree(part)
     return bad
 
-# %% ../nbs/02_latent_cache.ipynb #d45cd1a9
+# %% ../nbs/02_latent_cache.ipynb #e5e17b21
 class NpyFolder(torch.utils.data.Dataset):
     """Latents in the layout of DiT's feature extraction: `*_features/0.npy`, `*_labels/0.npy`, … in
     `folder`.

@@ -3,6 +3,7 @@
 import fcntl
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,6 +166,33 @@ def test_ranks_of_the_environment(monkeypatch):
 # ---------------------------------------------------------------- one process: overlap, memory, progress
 
 
+def test_writing_overlaps_encoding(tmp_path, monkeypatch):
+    "Batch 1 is not written before batch 2 is encoded: if one waited for the other this would time out."
+    encoded, real, order = threading.Event(), lc.ShardWriter.append, []
+
+    def append(self, *a):
+        if not self.done: assert encoded.wait(20), "the next batch is not encoded while this one is written"
+        real(self, *a)
+        order.append(self.done)
+
+    class Tells(Tiny):
+        def encode(self, x):
+            if self.batches == 2: encoded.set()  # the first call only asked for the shape
+            return super().encode(x)
+
+    monkeypatch.setattr(lc.ShardWriter, "append", append)
+    write_cache(tmp_path / "c", Clips(12), Tells(), batch_size=4, progress=False)
+    assert order == [4, 8, 12]
+
+
+def test_what_is_encoded_is_written_though_the_next_batch_fails(tmp_path):
+    for at, done in ((0, 0), (3, 0), (4, 4), (9, 8)):
+        with pytest.raises(Stop):
+            write_cache(tmp_path / str(at), Stopping(at), Tiny(), batch_size=4, limit=18, progress=False)
+        journals = list((tmp_path / f"{at}.part").glob("*.journal"))
+        assert sum(len(j.read_text().splitlines()) for j in journals) == done // 4
+
+
 def test_reading_overlaps_encoding(tmp_path):
     "Encoding batch 1 cannot end before reading of batch 2 has begun: without overlap this would time out."
     begun = threading.Event()
@@ -212,5 +240,5 @@ def test_progress_counts_only_what_is_done_now(tmp_path, monkeypatch):
     write(tmp_path / "c", progress=True)
     (bar,) = bars
     assert (bar.total, bar.n, bar.initial, bar.unit) == (20, 20, 8, " clips")
-    assert "/s" in str(bar), "speed and the time that is left are shown"
+    assert re.search(r"20/20 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ clips/s\]", str(bar)), f"speed and time left: {bar}"
     torch.testing.assert_close(LatentCache(tmp_path / "c")[[3]]["latents"], write(tmp_path / "d")[[3]]["latents"])

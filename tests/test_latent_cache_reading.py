@@ -23,24 +23,30 @@ class Mirrored(Clips):
         return Clip(c.frames.flip(-1), c.caption, c.fps, c.source, c.attributes)
 
 
+def stored(cache, index, view=0):
+    "What a view of these samples holds, as float32."
+    z, scale = cache.shards.read(index, view), cache.shards.scale(index, view)
+    return z.float() if scale is None else z * scale
+
+
 # ---------------------------------------------------------------- the second view
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", lc.DTYPES)
 @pytest.mark.parametrize("options", [{}, dict(moments=True)], ids=["mean", "moments"])
 def test_flips_are_the_latents_of_mirrored_clips(tmp_path, options, dtype):
     write(tmp_path / "c", flips=True, dtype=dtype, **options)
     write_cache(tmp_path / "m", Mirrored(), Tiny(), batch_size=4, shard_size=8, progress=False, dtype=dtype, **options)
     both, mirrored = LatentCache(tmp_path / "c"), LatentCache(tmp_path / "m")
     every = np.arange(20)
-    assert torch.equal(both.shards.read(every, 1), mirrored.shards.read(every))
+    assert torch.equal(stored(both, every, 1), stored(mirrored, every))
     plain = LatentCache(tmp_path / "c", flip=False, sample=False)
     torch.testing.assert_close(plain.denormalise(plain[every]["latents"]), exact(range(20)), rtol=1e-2, atol=0.3)
     coins = lc.coins(0, 0, 20)
     assert 3 < coins.sum() < 17
     shown = LatentCache(tmp_path / "c", sample=False)
     got = shown.denormalise(shown[every]["latents"])
-    want = torch.stack([(mirrored if coin else plain).shards.read(np.array([i]))[0, :5].float() for i, coin in enumerate(coins)])
+    want = torch.stack([stored(mirrored if coin else plain, np.array([i]))[0, :5] for i, coin in enumerate(coins)])
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -198,12 +204,16 @@ def test_rows_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"latents-00001.jsonl has 1 lines for 8 samples"): cache.rows[9]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", lc.DTYPES)
 def test_raw_is_what_is_stored(tmp_path, dtype):
     cache = write(tmp_path / "c", dtype=dtype)
     raw = LatentCache(tmp_path / "c", raw=True)
-    z = raw[[3, 19]]["latents"]
-    assert z.dtype == getattr(torch, dtype) and torch.equal(raw.normalise(z), cache[[3, 19]]["latents"])
+    batch = raw[[3, 19]]
+    z, scale = batch["latents"], batch.get("scale")
+    assert z.dtype == getattr(torch, dtype) and (scale is None) == (dtype != "int8")
+    torch.testing.assert_close(raw.normalise(z, scale), cache[[3, 19]]["latents"], rtol=1e-6, atol=1e-6)
+    one = raw[19]
+    torch.testing.assert_close(raw.normalise(one["latents"], one.get("scale")), cache[19]["latents"], rtol=1e-6, atol=1e-6)
 
 
 def test_labels_as_conditions(tmp_path):
