@@ -58,7 +58,7 @@ class Preset:
     frames: int = 33
     sample_steps: int = 24
     fold: int = 4                    # signs: latents a side that the second stage makes one
-    channels: int = 64               # signs: numbers it leaves
+    channels: int = 128              # signs: numbers it leaves
     patch: tuple = (1, 1, 1)
     words: tuple = ()                # signs: the words to train on; none named: all that are not held out
     held_out: tuple = ("beautiful", "home", "sing", "world", "thank you")
@@ -219,7 +219,7 @@ class SignsRun:
     def encoded(self):
         "Latents of each word, forward and backward in time: (2·words, C, t, h, w) in half precision."
         both = [encode(self.ae, k, self.a.device).half().cpu() for x in self.train.values() for k in (x, x.flip(2))]
-        return dict(latents=torch.cat(both))
+        return dict(latents=torch.cat(both).contiguous())
 
     def model(self):
         p, (C, *size) = self.p, self.latents.shape[1:]
@@ -330,7 +330,7 @@ def scenes(a, p, stages):
     with stages("encoding"):
         z = torch.cat([encode(ae, x, a.device).cpu() for x in rendered["clips"].split(32)])
     mean, std = z.mean().item(), z.std().item()
-    vocabulary = Vocabulary.from_captions(captions, drop=("a", "moves"))
+    vocabulary = Vocabulary.from_captions([*captions, *prompts], drop=("a", "moves"))
     data, y = ((z - mean) / std, vocabulary.encode_batch(captions)), vocabulary.encode_batch(prompts).to(a.device)
     with stages("judge"): judge = the_judge(a, p, ae)
     rec = torch.cat([ae(to_float(x).to(a.device)).clamp(-1, 1).cpu() for x in held["clips"].split(32)])
