@@ -75,7 +75,7 @@ SMALL = dict(size=(96, 160), frames=17, width=160, depth=6, heads=5, bias=True, 
              sentences=(("hello", "you"), ("eat", "good")))
 TINY = dict(steps=6, judge_steps=3, clips=24, judged=6, looks=2, width=48, depth=2, heads=4, batch=4, sample_steps=2)
 PRESETS = {
-    "signs": {"gpu": Preset(), "cpu": Preset(**SMALL, steps=900),
+    "signs": {"gpu": Preset(), "cpu": Preset(**SMALL, steps=700),
               "smoke": Preset(**SMALL | TINY | dict(size=(64, 128), words=("hello", "eat"), held_out=("world",),
                                                     sentences=(("hello", "eat"),), channels=16))},
     "scenes": {"gpu": Preset(minutes=3, size=(64, 64), frames=17, patch=(1, 2, 2), batch=64, lr=2e-3, width=192, depth=6, heads=6),
@@ -137,6 +137,7 @@ def train(a, p, name, model, data, objective, look=None, looks=1, **options):
                                       **look(trained.step, trained.ema, minutes)))
             print(plan["looks"][-1], flush=True)
             write_json(path, plan)
+        if a.as_is: break
         if a.chunk and time.perf_counter() - start > 60 * a.chunk and trained.step < steps:
             raise SystemExit(f"{name}: {trained.step} of {steps} steps; call again to go on")
         if late and trained.step < steps:
@@ -299,6 +300,12 @@ def signs(a, p, stages):
         out["films"].append(dict(words=sentence, file=name, frames=film.shape[1], seconds=round(film.shape[1] / fps, 2),
                                  seams=[round(k, 2) for k in seams(film, [1 + k * (p.frames - 1) for k in range(1, len(captions))])]))
     pile(sheets, a.out / "signs.png")
+    if a.record:
+        few = viz.contact_sheet(torch.cat([torch.stack([c for pair in zip(own, made) for c in pair][:6]), back[:2]]),
+                                [f"{w} ({k})" for w in words[:3] for k in ("real", "made")] + [f"{REST} after {w}" for w in words[:2]], 6,
+                                scale=144 / p.size[1])
+        pile([few, viz.contact_sheet(film[None], [", ".join(captions) + ": one film"], 12, scale=71 / p.size[1])], a.out / "few.png")
+        Image.open(a.out / "few.png").convert("RGB").save(ROOT / "nbs" / "images" / "single_gpu.jpg", quality=72)
     stage = {f"autoencoder.{k}": v for k, v in run.ae.state_dict().items() if not k.startswith("inner.")}
     ship(ema, dict(mean=run.mean, std=run.std, vocabulary=run.vocabulary.to_dict(), objective=run.objective.to_dict()), a.out, "signs", stage)
     t, h, w = ema.config.grid
@@ -381,8 +388,8 @@ def the_judge(a, p, ae):
 @torch.no_grad()
 def decode_flops(ae, frames, size):
     "Operations of decoding a clip, counted on no device; whole, so without the overlap of tiles."
-    z = torch.empty(1, *ae.spec.latent_shape(frames, *size), device="meta")
-    with FlopCounterMode(display=False) as counter: ae.to("meta")._decode(z)
+    z = torch.empty(1, *ae.inner.spec.latent_shape(frames, *size), device="meta")
+    with FlopCounterMode(display=False) as counter: ae.inner.to("meta")._decode(z)
     return counter.get_total_flops()
 
 
@@ -391,16 +398,20 @@ def the_plan(a, p, stages):
     ae = FoldedVAE.around(autoencoder_by_name(a.vae), p.fold, p.channels)
     config = VideoDiTConfig(channels=p.channels + 1, size=ae.spec.latent_shape(p.frames, *p.size)[1:], patch=p.patch, width=p.width,
                             depth=p.depth, heads=p.heads, vocab=150, slots=2, context=True, label_std=0.5, qk_norm=True)
-    n, g = 4, torch.Generator().manual_seed(0)
-    data = (torch.randn(n, p.channels, *config.size, generator=g), torch.randint(150, (n, 2), generator=g))
-    with stages("estimate"): e = estimate(VideoDiT(config), data, Continuation(**OURS, given=(0, 1, 2)), batch_size=n, device="cpu")
-    clip, forward, fps = e.activations / n, training_flops(config, backward=False), 24 * (p.frames - 1) / 40
+    n, thin, g = 2, 3, torch.Generator().manual_seed(0)                    # a third of the frames: activations grow with the tokens
+    size = (config.size[0] // thin, *config.size[1:])
+    data = (torch.randn(n, p.channels, *size, generator=g), torch.randint(150, (n, 2), generator=g))
+    need = lambda depth: estimate(VideoDiT(replace(config, depth=depth, size=size)), data, Continuation(**OURS, given=(0, 1)), batch_size=n,
+                                  device="cpu")
+    with stages("estimate"): one, two = need(1), need(2)                   # every further block needs as much again
+    deep = lambda field: getattr(one, field) + (p.depth - 1) * (getattr(two, field) - getattr(one, field))
+    clip, forward, fps = thin * deep("activations") / n, training_flops(config, backward=False), 24 * (p.frames - 1) / 40
     clips = -(-(10 * fps - 1) // (p.frames - 1))
     calls = p.sample_steps * 1.5                                           # guided, two rows a call, for half of the times
     sampling, decoding = clips * calls * forward, clips * decode_flops(ae, p.frames, p.size)
     t, h, w = config.grid
-    return dict(tokens=t * h * w, weights=e.parameters, static_gb=e.static / 2**30, activations_gb_a_clip_float32=clip / 2**30,
-                batch=p.batch, peak_gb_float32=(e.static + p.batch * clip) / 2**30, card_gb=24,
+    return dict(tokens=t * h * w, weights=deep("parameters"), static_gb=deep("static") / 2**30, activations_gb_a_clip_float32=clip / 2**30,
+                batch=p.batch, peak_gb_float32=(deep("static") + p.batch * clip) / 2**30, card_gb=24,
                 tflops_a_training_clip=training_flops(config) / 1e12, clips_in_ten_seconds=int(clips), fps=fps,
                 tflops_sampling=sampling / 1e12, tflops_decoding=decoding / 1e12,
                 seconds={f"{rate} TFLOP/s": round((sampling + decoding) / rate / 1e12, 2) for rate in (20, 50, 200)},
@@ -419,9 +430,10 @@ def main(a):
     stages = Stages(a.work, a.device)
     found = partial({"signs": signs, "scenes": scenes, "plan": the_plan}[a.part], a, p, stages)()
     found = dict(preset=a.preset, machine=machine(), recipe={k: v for k, v in asdict(p).items()}, stages=stages.seen, **found)
-    path = a.out / "single_gpu.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    write_json(path, dict(before, **{f"{a.part}-{a.preset}": found}))
+    for folder in (a.out, ROOT / "benchmarks")[: 1 + a.record]:
+        path = folder / "single_gpu.json"
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        write_json(path, dict(before, **{f"{a.part}-{a.preset}": found}))
     print(json.dumps({k: v for k, v in found.items() if k not in ("training", "recipe", "machine", "recipes")}, indent=1))
 
 
@@ -435,6 +447,8 @@ if __name__ == "__main__":
     p.add_argument("--work", type=Path, help="what a run goes on from; default: runs/single-gpu")
     p.add_argument("--minutes", type=float, help="of training, instead of the preset's")
     p.add_argument("--chunk", type=float, default=0, help="leave after so many minutes of training, to be called again")
+    p.add_argument("--as-is", action="store_true", help="train no further: measure what there is")
+    p.add_argument("--record", action="store_true", help="write the figures into benchmarks/single_gpu.json and the lesson's picture too")
     p.add_argument("--device", help="default: CUDA where there is one")
     a = p.parse_args()
     if a.preset not in PRESETS[a.part]: p.error(f"--preset {a.preset}: {a.part} has {', '.join(PRESETS[a.part])}")

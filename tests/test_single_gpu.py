@@ -93,7 +93,8 @@ def test_counts_are_even_repeatable_and_of_the_noise_alone():
     for n in (0, 1, 3): assert abs((k == n).float().mean() - 1 / 3) < .03
     assert torch.equal(k[100:200], objective.counts(noise[100:200]))
     assert abs(torch.corrcoef(torch.stack([k.float(), noise[:, 0, 0, 0, 0]]))[0, 1]) < .06
-    assert abs(torch.corrcoef(torch.stack([k.float(), noise[:, 0, 0, 0, 0].abs()]))[0, 1]) < .06
+    near = (noise[:, 0, 0, 0, 0] - .5).abs() < .5                # where the first digits alone would tell
+    assert abs(torch.corrcoef(torch.stack([k.float(), noise[:, 0, 0, 0, 0]])[:, near])[0, 1]) < .1
 
 
 @pytest.mark.parametrize("given, message", [((), "given"), ((-1,), "given"), ((.5,), "given"), ((4,), "leave nothing")])
