@@ -1,0 +1,455 @@
+"""The two trainings of lesson 16, on one GPU (or, much reduced, on a processor): benchmarks/single_gpu.json.
+
+    python benchmarks/single_gpu.py --part signs  --data ../shared/data --out $OUT     # ten minutes of one H100
+    python benchmarks/single_gpu.py --part scenes --data ../shared/data --out $OUT     # ten minutes more
+    python benchmarks/single_gpu.py --part signs --preset cpu --chunk 3                # again and again, until it is done
+    python benchmarks/single_gpu.py --part scenes --preset smoke                       # does it run? (seconds)
+    python benchmarks/single_gpu.py --part plan                                        # what 480p will need: counted, not run
+
+`signs`: type a word, get the avatar signing it at 480p, and a sentence by going on from the last frames; words are
+held out. `scenes`: captioned scenes of nine motions, held-out combinations read by a judge, the plain recipe and ours
+by minutes of training. Everything measured goes to single_gpu.json in --out, with films (mp4), a contact sheet (png)
+and the weights in half precision: at most eight files, none above 15 MB. What takes long is kept in --work, so the same command
+goes on where it was stopped; --chunk leaves after so many minutes of training, to be called again."""
+
+import argparse
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from machine import machine
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from minisora import viz
+from minisora.autoencoder import autoencoder_by_name, tiled_decode
+from minisora.clips import SceneClips, Vocabulary, caption_of, read_video, scene_caption, stack, to_float, write_video
+from minisora.interpolants import Interpolant
+from minisora.latent_cache import write_json
+from minisora.metrics import Judge, area_flicker, jerk_px, judge_clips, nearest_clip, psnr, train_judge
+from minisora.sampling import sample
+from minisora.single_gpu import Continuation, FoldedVAE, chain, sample_after, seams, training_flops
+from minisora.temporal import VideoDiT, VideoDiTConfig
+from minisora.train import estimate, fit
+
+ROOT = Path(__file__).resolve().parents[1]
+REST = "rest"                        # the caption of a clip that runs backwards: from the sign to arms at rest
+OURS = dict(prediction="data", weight="velocity", max_weight=25.0, std=1.4)
+
+
+@dataclass(frozen=True)
+class Preset:
+    "One row a machine; the two parts read what they need."
+    minutes: float = 6.5             # of training; of each of the two recipes for scenes
+    steps: int = 0                   # 0: as many as the minutes allow, by `estimate`
+    batch: int = 16
+    lr: float = 1.5e-3
+    width: int = 256
+    depth: int = 8
+    heads: int = 4
+    bias: bool = False               # signs: relative bias, which learns faster in short runs and bars the fast attention
+    size: tuple = (480, 832)
+    frames: int = 33
+    sample_steps: int = 24
+    fold: int = 4                    # signs: latents a side that the second stage makes one
+    channels: int = 128              # signs: numbers it leaves
+    patch: tuple = (1, 1, 1)
+    words: tuple = ()                # signs: the words to train on; none named: all that are not held out
+    held_out: tuple = ("beautiful", "home", "sing", "world", "thank you")
+    sentences: tuple = (("hello", "you", "learn"), ("thank", "you"))
+    clips: int = 6000                # scenes: rendered for training
+    judge_steps: int = 600
+    judged: int = 216                # scenes: held-out prompts a judge reads
+    looks: int = 6                   # scenes: how often during training
+
+
+SMALL = dict(size=(96, 160), frames=17, width=160, depth=6, heads=5, bias=True, channels=96, batch=8, lr=2e-3, sample_steps=16,
+             words=("hello", "eat", "good", "you", "thank", "home"), held_out=("world", "thank you"),
+             sentences=(("hello", "you"), ("eat", "good")))
+TINY = dict(steps=6, judge_steps=3, clips=24, judged=6, looks=2, width=48, depth=2, heads=4, batch=4, sample_steps=2)
+PRESETS = {
+    "signs": {"gpu": Preset(), "cpu": Preset(**SMALL, steps=700),
+              "smoke": Preset(**SMALL | TINY | dict(size=(64, 128), words=("hello", "eat"), held_out=("world",),
+                                                    sentences=(("hello", "eat"),), channels=16))},
+    "scenes": {"gpu": Preset(minutes=3, size=(64, 64), frames=17, patch=(1, 2, 2), batch=64, lr=2e-3, width=192, depth=6, heads=6),
+               "smoke": Preset(**TINY | dict(size=(64, 64), frames=17, patch=(1, 2, 2)))},
+    "plan": {"gpu": Preset()}}
+
+
+class Stages:
+    "Seconds and peak memory of the parts of a run, kept in times.json."
+    def __init__(self, folder, device):
+        self.path, self.device = folder / "times.json", device
+        self.seen = json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+    @contextmanager
+    def __call__(self, name):
+        cuda = self.device.type == "cuda"
+        if cuda: torch.cuda.reset_peak_memory_stats()
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        if cuda: torch.cuda.synchronize()
+        old = self.seen.get(name, dict(seconds=0, cpu_seconds=0, peak_gb=0))
+        now = dict(seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
+        now = {k: round(old[k] + v, 2) for k, v in now.items()}
+        if cuda: now["peak_gb"] = round(max(old["peak_gb"], torch.cuda.max_memory_allocated() / 2**30), 2)
+        self.seen[name] = dict(old, **now)
+        write_json(self.path, self.seen)
+        print(f"{name}: {self.seen[name]}", flush=True)
+
+
+def kept(path, make):
+    "A dict of tensors from a file, made and written first where it is missing."
+    if not path.is_file(): save_file(make(), path)
+    return load_file(path)
+
+
+def train(a, p, name, model, data, objective, look=None, looks=1, **options):
+    "`fit` for as many steps as the minutes allow, in slices; `look(step, ema, minutes)` after each of `looks`. Returns (Trained, plan)."
+    folder, cuda = a.work / name, a.device.type == "cuda"
+    options = dict(batch_size=p.batch, warmup=100, betas=(0.9, 0.95), weight_decay=0.01, precision="bf16" if cuda else "fp32",
+                   device=str(a.device), progress=False, save_every=10**9, log_every=20, keep=1) | options
+    path = a.work / f"{name}-plan.json"
+    if not path.is_file():
+        e = estimate(model, data, objective, **options)
+        print(e, flush=True)
+        steps = p.steps or max(50, int(60 * p.minutes / e.seconds))
+        write_json(path, dict(steps=steps, estimated_seconds_a_step=e.seconds, estimated_peak_gb=e.peak / 2**30, looks=[]))
+    plan, start = json.loads(path.read_text()), time.perf_counter()
+    steps, trained = plan["steps"], None
+    while trained is None or trained.step < steps:
+        at = 0 if trained is None else trained.step
+        done = len(plan["looks"])                                      # at 1/2^(looks-1), …, 1/2, 1 of the steps: evenly in the log
+        goal = round(steps / 2 ** (looks - 1 - done)) if look and done < looks else steps
+        trained = fit(model, data, objective, steps=steps, stop_at=min(goal, at + max(10, steps // 12)), out=folder, **options)
+        minutes = trained.log[-1]["wall_seconds"] / 60
+        print(f"{name}: step {trained.step} of {steps}, {minutes:.2f} min, loss {trained.log[-1]['loss']:.4f}", flush=True)
+        late = minutes > 1.2 * p.minutes and not p.steps
+        if look and (trained.step >= goal or late) and trained.step not in [k["step"] for k in plan["looks"]]:
+            plan["looks"].append(dict(step=trained.step, minutes=round(minutes, 3), cpu_minutes=round(trained.cpu_minutes, 3),
+                                      **look(trained.step, trained.ema, minutes)))
+            print(plan["looks"][-1], flush=True)
+            write_json(path, plan)
+        if a.as_is: break
+        if a.chunk and time.perf_counter() - start > 60 * a.chunk and trained.step < steps:
+            raise SystemExit(f"{name}: {trained.step} of {steps} steps; call again to go on")
+        if late and trained.step < steps:
+            print(f"{name}: out of time after {trained.step} of {steps} steps", flush=True)
+            break
+    took = dict(steps=trained.step, of=steps, minutes=round(trained.log[-1]["wall_seconds"] / 60, 2),
+                cpu_minutes=round(trained.cpu_minutes, 2), loss=trained.log[-1]["loss"],
+                curve=[[r["step"], round(r["loss"], 5)] for r in trained.log[:: max(1, len(trained.log) // 60)]])
+    return trained, dict(plan, **took)
+
+
+def ship(model, about, folder, name, more=None, most=15e6):
+    "The weights, and `more` tensors, in half precision in files of at most `most` bytes; and what is needed to use them."
+    state, part, parts = model.state_dict() | (more or {}), {}, []
+    for k, v in ((k, v.half().contiguous().cpu()) for k, v in state.items()):
+        if part and sum(t.nbytes for t in part.values()) + v.nbytes > most: parts, part = [*parts, part], {}
+        part[k] = v
+    for i, tensors in enumerate([*parts, part]): save_file(tensors, folder / f"{name}-{i}.safetensors")
+    write_json(folder / f"{name}.json", dict(about, config=asdict(model.config)))
+
+
+def pile(pictures, path):
+    "Pictures below each other, in one file."
+    whole = Image.new("RGB", (max(k.width for k in pictures), sum(k.height for k in pictures)))
+    for i, k in enumerate(pictures): whole.paste(k, (0, sum(j.height for j in pictures[:i])))
+    whole.save(path)
+
+
+class Cast:
+    "A model as `fit` trains it on CUDA: bfloat16 inside, float32 outside."
+    def __init__(self, model, device): self.model, self.device = model, device
+    def __getattr__(self, name): return getattr(self.model, name)
+    def __call__(self, x, t, y=None):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"): return self.model(x, t, y).float()
+
+
+# ---------------------------------------------------------------- signs
+
+def read_words(a, p):
+    "({caption: clip (1, 3, T, H, W) uint8} to train on, the same held out)."
+    files = {caption_of(f): f for f in sorted((a.data / "signs").glob("*.mp4"))}
+    if not files: raise SystemExit(f"no *.mp4 in {a.data / 'signs'}")
+    wanted = [w for w in p.words or files if w not in p.held_out]
+    for w in (*wanted, *p.held_out):
+        if w not in files: raise SystemExit(f"no clip of {w!r} in {a.data / 'signs'}")
+    read = lambda w: read_video(files[w], p.frames, p.size).frames[None]
+    with ThreadPoolExecutor(12 if a.device.type == "cuda" else 1) as pool: clips = list(pool.map(read, [*wanted, *p.held_out]))
+    return dict(zip(wanted, clips)), dict(zip(p.held_out, clips[len(wanted):]))
+
+
+@torch.no_grad()
+def encode(ae, clip, device): return ae.encode(to_float(clip).to(device)).mode
+
+
+class SignsRun:
+    "What the signs part has: clips, the two-stage autoencoder, latents, vocabulary, objective."
+    def __init__(self, a, p, stages):
+        self.a, self.p = a, p
+        with stages("reading"): self.train, self.held = read_words(a, p)
+        with stages("autoencoder"): self.ae = self.two_stages()
+        with stages("encoding"): self.z = kept(a.work / "latents.safetensors", self.encoded)
+        raw = self.z["latents"].float()
+        self.mean, self.std = raw.mean().item(), raw.std().item()
+        self.vocabulary = Vocabulary.from_captions([*self.train, *self.held, REST])
+        self.captions = [c for w in self.train for c in (w, REST)]
+        self.latents, self.y = (raw - self.mean) / self.std, self.vocabulary.encode_batch(self.captions)
+        self.objective = Continuation(**OURS, given=(0, 1, 2), shift=3.0)
+        small = lambda x: F.interpolate(to_float(x)[0].transpose(0, 1), (60, 104), mode="area").transpose(0, 1)
+        self.known = {REST: torch.stack([small(x.flip(2)) for x in self.train.values()]),
+                      "word": torch.stack([small(x) for x in self.train.values()])}
+
+    def two_stages(self):
+        "The video autoencoder, and a PCA of its latents of the training words."
+        path, inner = self.a.work / "autoencoder", autoencoder_by_name(self.a.vae).to(self.a.device)
+        if not (path / "config.json").is_file():
+            ae = FoldedVAE.around(inner, self.p.fold, self.p.channels)
+            ae.init_pca(encode(inner, x, self.a.device) for x in self.train.values())
+            ae.save_pretrained(path)
+        return FoldedVAE.from_pretrained(path).to(self.a.device)
+
+    def encoded(self):
+        "Latents of each word, forward and backward in time: (2·words, C, t, h, w) in half precision."
+        both = [encode(self.ae, k, self.a.device).half().cpu() for x in self.train.values() for k in (x, x.flip(2))]
+        return dict(latents=torch.cat(both).contiguous())
+
+    def model(self):
+        p, (C, *size) = self.p, self.latents.shape[1:]
+        return VideoDiT(VideoDiTConfig(channels=C + 1, size=tuple(size), patch=p.patch, width=p.width, depth=p.depth, heads=p.heads,
+                                       vocab=len(self.vocabulary), slots=self.vocabulary.slots, context=True, label_std=0.5,
+                                       relative_bias=p.bias, qk_norm=True))
+
+    def decode(self, z): return tiled_decode(self.ae, z, tile=8, overlap=3, margin=1) if min(z.shape[3:]) > 8 else self.ae.decode(z)
+
+    @torch.no_grad()
+    def sample(self, model, captions, given=None, steps=None, seed=11):
+        "Clips (B, 3, T, H, W) on the CPU."
+        y = self.vocabulary.encode_batch(captions).to(self.a.device)
+        if given is not None: given = ((given - self.mean) / self.std).to(self.a.device)
+        z = sample_after(Cast(model, self.a.device), self.objective, y, given, steps=steps or self.p.sample_steps, guidance=2.0,
+                         batch_size=8, guidance_interval=(0.0, 0.5), shift=3.0, seed=seed)
+        return torch.cat([self.decode(k * self.std + self.mean).clamp(-1, 1).cpu() for k in z.split(1)])
+
+    def nearest(self, clips, kind="word"):
+        "The training clip nearest to each: names, and PSNR to it at 60×104 pixels."
+        small = F.interpolate(clips.transpose(1, 2).flatten(0, 1), (60, 104), mode="area").unflatten(0, (len(clips), -1)).transpose(1, 2)
+        index, _ = nearest_clip(small, self.known[kind])
+        db = [round(float(psnr(x[None], self.known[kind][i][None])), 2) for x, i in zip(small, index.tolist())]
+        return [list(self.train)[i] for i in index.tolist()], db
+
+    def film(self, model, words, steps=None):
+        "A sentence: every word, then back to rest, each clip going on from the last frame of the one before."
+        captions = [c for w in words for c in (w, REST)]
+        y = self.vocabulary.encode_batch(captions).to(self.a.device)
+        film = chain(Cast(model, self.a.device), self.objective, self.ae, y, overlap=1, mean=self.mean, std=self.std, seed=5,
+                     decode=self.decode, steps=steps or self.p.sample_steps, guidance=2.0, guidance_interval=(0.0, 0.5), shift=3.0)
+        return film.cpu(), captions
+
+
+def signs(a, p, stages):
+    run = SignsRun(a, p, stages)
+    model = run.model()
+    print(f"{len(run.train)} words, latents {tuple(run.latents.shape)}, {sum(q.numel() for q in model.parameters()):,} weights", flush=True)
+    with stages("training"): trained, took = train(a, p, "signs", model, (run.latents, run.y), run.objective, lr=p.lr, ema=0.998,
+                                                   schedule="linear")
+    ema, out, n = trained.ema, {}, min(len(run.train), 24)
+    words, fps = list(run.train)[:: max(1, len(run.train) // n)][:n], 24 * (p.frames - 1) / 40
+    own = torch.cat([to_float(run.train[w]) for w in words])
+    with stages("sampling"), torch.no_grad():
+        made = run.sample(ema, words)
+        rec = torch.cat([run.decode(encode(run.ae, run.train[w], a.device)).clamp(-1, 1).cpu() for w in words])
+        names, db = run.nearest(made)
+        out["words"] = dict(n=len(words), right=sum(map(str.__eq__, names, words)) / len(words), mean_db_to_nearest=sum(db) / len(db),
+                            psnr=psnr(made, own), reconstruction_psnr=psnr(rec, own), nearest=dict(zip(words, names)))
+        # the caption says "rest" to all; only the given frame says from where
+        ends = torch.cat([encode(run.ae, run.train[w][:, :, -1:], a.device) for w in words]).cpu()
+        back = run.sample(ema, [REST] * len(words), ends)
+        names, db = run.nearest(back, REST)
+        out["going_on"] = dict(n=len(words), right=sum(map(str.__eq__, names, words)) / len(words), mean_db_to_nearest=sum(db) / len(db))
+        out["steps"] = [few_steps(run, ema, words[:8], made[:8], own[:8], s) for s in (2, 4, 8, 16) if s < p.sample_steps]
+        held = run.sample(ema, list(run.held))
+        names, db = run.nearest(held)
+        ends = torch.cat([encode(run.ae, x[:, :, -1:], a.device) for x in run.held.values()]).cpu()
+        down, true = run.sample(ema, [REST] * len(ends), ends), torch.cat([to_float(x.flip(2)) for x in run.held.values()])
+        out["held_out"] = dict(words=list(run.held), nearest=names, db_to_nearest=db,
+                               psnr_to_the_real_clip=round(psnr(held, torch.cat([to_float(x) for x in run.held.values()])), 2),
+                               rest_from_a_held_out_sign_psnr=round(psnr(down, true), 2),
+                               rest_if_nothing_moved_psnr=round(psnr(true[:, :, :1].expand_as(true), true), 2))
+    scale = min(1, 208 / p.size[1])
+    sheets = [viz.contact_sheet(torch.stack([c for pair in zip(own, made) for c in pair][:16]),
+                                [f"{w} ({k})" for w in words for k in ("real", "made")][:16], scale=scale),
+              viz.contact_sheet(back[:6], [f"{REST} after {w}" for w in words[:6]], scale=scale),
+              viz.contact_sheet(torch.cat([held, down]), [f"{w} (held out)" for w in run.held] + [f"{REST} after {w}, held out"
+                                for w in run.held], scale=scale)]
+    out["films"] = []
+    for sentence in p.sentences:
+        with stages("films"): film, captions = run.film(ema, sentence)
+        name = "signs-" + "-".join(sentence) + ".mp4"
+        write_video(a.out / name, film, fps)
+        sheets.append(viz.contact_sheet(film[None], [", ".join(captions)], 4 * len(captions) + 1, scale=scale / 2))
+        out["films"].append(dict(words=sentence, file=name, frames=film.shape[1], seconds=round(film.shape[1] / fps, 2),
+                                 seams=[round(k, 2) for k in seams(film, [1 + k * (p.frames - 1) for k in range(1, len(captions))])]))
+    pile(sheets, a.out / "signs.png")
+    if a.record:
+        few = viz.contact_sheet(torch.cat([torch.stack([c for pair in zip(own, made) for c in pair][:6]), back[:2]]),
+                                [f"{w} ({k})" for w in words[:3] for k in ("real", "made")] + [f"{REST} after {w}" for w in words[:2]], 6,
+                                scale=144 / p.size[1])
+        pile([few, viz.contact_sheet(film[None], [", ".join(captions) + ": one film"], 12, scale=71 / p.size[1])], a.out / "few.png")
+        Image.open(a.out / "few.png").convert("RGB").save(ROOT / "nbs" / "images" / "single_gpu.jpg", quality=72)
+    stage = {f"autoencoder.{k}": v for k, v in run.ae.state_dict().items() if not k.startswith("inner.")}
+    ship(ema, dict(mean=run.mean, std=run.std, vocabulary=run.vocabulary.to_dict(), objective=run.objective.to_dict()), a.out, "signs", stage)
+    t, h, w = ema.config.grid
+    return dict(words_trained=len(run.train), weights=sum(q.numel() for q in ema.parameters()), tokens=t * h * w, fps=fps,
+                tflops_a_sample_step=training_flops(ema.config) / 1e12, training=took, **out)
+
+
+def few_steps(run, model, words, most, own, steps):
+    "What fewer steps cost: PSNR to the real clip, and to the sample of all steps from the same noise."
+    made = run.sample(model, words, steps=steps)
+    return dict(steps=steps, psnr=round(psnr(made, own), 2), psnr_to_most_steps=round(psnr(made, most), 2),
+                right=sum(map(str.__eq__, run.nearest(made)[0], words)) / len(words))
+
+
+# ---------------------------------------------------------------- scenes
+
+def scenes_frames(a, n, split, seed, p):
+    "Rendered scenes, by as many processes as there are cores: uint8 (n, 3, T, H, W), and the Clip's captions and attributes."
+    data = SceneClips(n, split, seed, frames=p.frames, size=p.size[0])
+    loader = torch.utils.data.DataLoader(data, 64, num_workers=12 if a.device.type == "cuda" else 0, collate_fn=lambda c: stack(c)[0])
+    attributes = [dict(zip(("object", "colour", "motion"), data.combos[i % len(data.combos)])) for i in range(n)]
+    return dict(clips=torch.cat(list(loader))), [scene_caption(*d.values()) for d in attributes], attributes
+
+
+def scenes(a, p, stages):
+    ae = autoencoder_by_name(a.vae).to(a.device)
+    with stages("rendering"):
+        rendered, captions, _ = scenes_frames(a, p.clips, "train", 0, p)
+        held, prompts, wanted = scenes_frames(a, p.judged, "heldout", 1, p)
+    with stages("encoding"):
+        z = torch.cat([encode(ae, x, a.device).cpu() for x in rendered["clips"].split(32)])
+    mean, std = z.mean().item(), z.std().item()
+    vocabulary = Vocabulary.from_captions([*captions, *prompts], drop=("a", "moves"))
+    data, y = ((z - mean) / std, vocabulary.encode_batch(captions)), vocabulary.encode_batch(prompts).to(a.device)
+    with stages("judge"): judge = the_judge(a, p, ae)
+    rec = torch.cat([ae(to_float(x).to(a.device)).clamp(-1, 1).cpu() for x in held["clips"].split(32)])
+    measure = lambda x: dict(judge_clips(judge, x, wanted), jerk_px=jerk_px(x), area_flicker=area_flicker(x))
+    out = dict(n=len(prompts), real=measure(to_float(held["clips"])), reconstructions=measure(rec), recipes={})
+    shape = dict(channels=z.shape[1], size=tuple(z.shape[2:]), patch=p.patch, width=p.width, depth=p.depth, heads=p.heads,
+                 vocab=len(vocabulary), slots=vocabulary.slots)
+    ours = (VideoDiTConfig(**shape, context=True, label_std=0.5, qk_norm=True), Interpolant(**OURS, shift=6.0, delta=4.0, steady=0.05),
+            dict(lr=p.lr, schedule="linear", ema=0.998), dict(guidance=4.0, guidance_interval=(0.0, 0.5), shift=6.0))
+    plain = (VideoDiTConfig(**shape), Interpolant(), dict(lr=1e-4, ema=0.998), dict(guidance=4.0))
+    for name, (config, objective, options, how) in dict(ours=ours, plain=plain).items():
+        @torch.no_grad()
+        def made(ema, objective=objective, how=how):
+            s = sample(Cast(ema, a.device), objective, y, steps=p.sample_steps, seed=3, batch_size=64, **how)
+            return torch.cat([ae.decode(k * std + mean).clamp(-1, 1).cpu() for k in s.split(32)])
+        look = lambda step, ema, minutes, made=made: {k: v for k, v in measure(made(ema)).items() if k != "n"}
+        with stages(f"training {name}"): trained, took = train(a, p, name, VideoDiT(config), data, objective, look, p.looks, **options)
+        out["recipes"][name] = dict(took, weights=sum(q.numel() for q in trained.ema.parameters()))
+        viz.contact_sheet(made(trained.ema)[:12], prompts[:12]).save(a.out / f"scenes-{name}.png")
+        if name == "ours": ship(trained.ema, dict(mean=mean, std=std, vocabulary=vocabulary.to_dict()), a.out, "scenes")
+    out["all_right"] = out["recipes"]["ours"]["looks"][-1]["all_right"]
+    out["bar"] = dict(all_right=0.97, met=out["all_right"] >= 0.97)
+    out["faster"] = times_faster(out["recipes"]["ours"]["looks"], out["recipes"]["plain"]["looks"])
+    return out
+
+
+def times_faster(ours, plain):
+    "Minutes that the plain recipe took to its best share of right clips, over ours to the same; None if ours never got there."
+    best = max(plain, key=lambda r: (r["all_right"], -r["minutes"]))
+    there = [r["minutes"] for r in ours if r["all_right"] >= best["all_right"]]
+    return dict(plain_best=best["all_right"], plain_minutes=best["minutes"], our_minutes=there[0] if there else None,
+                times=round(best["minutes"] / there[0], 2) if there else None)
+
+
+def the_judge(a, p, ae):
+    "Trained on real scenes of all combinations and on their reconstructions."
+    path = a.work / "judge"
+    if not (path / "config.json").is_file():
+        judge = train_judge(SceneClips(max(60, p.clips // 3), "all", 2, frames=p.frames, size=p.size[0]), steps=p.judge_steps,
+                            autoencoder=ae, batch=24)
+        judge.save_pretrained(path)
+    return Judge.from_pretrained(path)
+
+
+# ---------------------------------------------------------------- the plan
+
+@torch.no_grad()
+def decode_flops(ae, frames, size):
+    "Operations of decoding a clip, counted on no device; whole, so without the overlap of tiles."
+    z = torch.empty(1, *ae.inner.spec.latent_shape(frames, *size), device="meta")
+    with FlopCounterMode(display=False) as counter: ae.inner.to("meta")._decode(z)
+    return counter.get_total_flops()
+
+
+def the_plan(a, p, stages):
+    "Ten seconds at 480p, and the training for it, before there is a card: operations counted, memory measured here in float32."
+    ae = FoldedVAE.around(autoencoder_by_name(a.vae), p.fold, p.channels)
+    config = VideoDiTConfig(channels=p.channels + 1, size=ae.spec.latent_shape(p.frames, *p.size)[1:], patch=p.patch, width=p.width,
+                            depth=p.depth, heads=p.heads, vocab=150, slots=2, context=True, label_std=0.5, qk_norm=True)
+    n, thin, g = 2, 3, torch.Generator().manual_seed(0)                    # a third of the frames: activations grow with the tokens
+    size = (config.size[0] // thin, *config.size[1:])
+    data = (torch.randn(n, p.channels, *size, generator=g), torch.randint(150, (n, 2), generator=g))
+    need = lambda depth: estimate(VideoDiT(replace(config, depth=depth, size=size)), data, Continuation(**OURS, given=(0, 1)), batch_size=n,
+                                  device="cpu")
+    with stages("estimate"): one, two = need(1), need(2)                   # every further block needs as much again
+    deep = lambda field: getattr(one, field) + (p.depth - 1) * (getattr(two, field) - getattr(one, field))
+    clip, forward, fps = thin * deep("activations") / n, training_flops(config, backward=False), 24 * (p.frames - 1) / 40
+    clips = -(-(10 * fps - 1) // (p.frames - 1))
+    calls = p.sample_steps * 1.5                                           # guided, two rows a call, for half of the times
+    sampling, decoding = clips * calls * forward, clips * decode_flops(ae, p.frames, p.size)
+    t, h, w = config.grid
+    return dict(tokens=t * h * w, weights=deep("parameters"), static_gb=deep("static") / 2**30, activations_gb_a_clip_float32=clip / 2**30,
+                batch=p.batch, peak_gb_float32=(deep("static") + p.batch * clip) / 2**30, card_gb=24,
+                tflops_a_training_clip=training_flops(config) / 1e12, clips_in_ten_seconds=int(clips), fps=fps,
+                tflops_sampling=sampling / 1e12, tflops_decoding=decoding / 1e12,
+                seconds={f"{rate} TFLOP/s": round((sampling + decoding) / rate / 1e12, 2) for rate in (20, 50, 200)},
+                training_clips_a_minute={f"{rate} TFLOP/s": round(60 * rate * 1e12 / training_flops(config)) for rate in (20, 50, 200)})
+
+
+# ---------------------------------------------------------------- both
+
+def main(a):
+    a.device, p = torch.device(a.device or ("cuda" if torch.cuda.is_available() else "cpu")), PRESETS[a.part][a.preset]
+    if a.minutes is not None: p = replace(p, minutes=a.minutes)
+    a.work = (a.work or ROOT / "runs" / "single-gpu") / f"{a.part}-{a.preset}"
+    if not a.out: a.out = a.work / "results"
+    for folder in (a.work, a.out): folder.mkdir(parents=True, exist_ok=True)
+    if a.device.type == "cuda": torch.set_float32_matmul_precision("high")
+    stages = Stages(a.work, a.device)
+    found = partial({"signs": signs, "scenes": scenes, "plan": the_plan}[a.part], a, p, stages)()
+    found = dict(preset=a.preset, machine=machine(), recipe={k: v for k, v in asdict(p).items()}, stages=stages.seen, **found)
+    for folder in (a.out, ROOT / "benchmarks")[: 1 + a.record]:
+        path = folder / "single_gpu.json"
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        write_json(path, dict(before, **{f"{a.part}-{a.preset}": found}))
+    print(json.dumps({k: v for k, v in found.items() if k not in ("training", "recipe", "machine", "recipes")}, indent=1))
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--part", choices=PRESETS, required=True)
+    p.add_argument("--preset", default="gpu", help="gpu, cpu (signs) or smoke")
+    p.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the folder that holds signs")
+    p.add_argument("--vae", default=str(ROOT / "data" / "video-vae"), help="the video autoencoder's folder")
+    p.add_argument("--out", type=Path, help="what was measured and made; default: in --work")
+    p.add_argument("--work", type=Path, help="what a run goes on from; default: runs/single-gpu")
+    p.add_argument("--minutes", type=float, help="of training, instead of the preset's")
+    p.add_argument("--chunk", type=float, default=0, help="leave after so many minutes of training, to be called again")
+    p.add_argument("--as-is", action="store_true", help="train no further: measure what there is")
+    p.add_argument("--record", action="store_true", help="write the figures into benchmarks/single_gpu.json and the lesson's picture too")
+    p.add_argument("--device", help="default: CUDA where there is one")
+    a = p.parse_args()
+    if a.preset not in PRESETS[a.part]: p.error(f"--preset {a.preset}: {a.part} has {', '.join(PRESETS[a.part])}")
+    main(a)
