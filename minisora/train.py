@@ -8,7 +8,7 @@ __all__ = ['RECIPE', 'LATER', 'ISLANDS', 'permutation', 'batch_indices', 'batche
            'Checkpoint', 'load_checkpoint', 'describe', 'Interrupted', 'NonFiniteLoss', 'OutOfMemory', 'leave',
            'Trained', 'spread', 'fit', 'Estimate', 'estimate', 'on_track', 'overlay', 'as_mmengine']
 
-# %% ../nbs/08_train.ipynb #cc448e48
+# %% ../nbs/08_train.ipynb #100ff026
 import atexit
 import copy
 import hashlib
@@ -45,7 +45,7 @@ from .diffusion import draw
 from .dit import TimestepEmbedder
 from .sampling import sample
 
-# %% ../nbs/08_train.ipynb #52b6736a
+# %% ../nbs/08_train.ipynb #fedd91be
 @lru_cache(maxsize=16)
 def permutation(seed, epoch, n):
     "The order in which epoch `epoch` visits `n` samples: LongTensor (n,), a pure function of its arguments."
@@ -63,7 +63,7 @@ def batch_indices(seed, step, batch_size, n):
         at, missing = at + len(parts[-1]), missing - len(parts[-1])
     return torch.cat(parts)
 
-# %% ../nbs/08_train.ipynb #ba294ef7
+# %% ../nbs/08_train.ipynb #dbd2f49f
 class _Pair:
     "Tensors (latents, condition or None) as a map-style dataset."
     def __init__(self, latents, condition=None):
@@ -156,7 +156,7 @@ def _start_worker(_):
     batches = get_worker_info().dataset
     if hasattr(batches.data, 'set_epoch'): batches.data = copy.deepcopy(batches.data)
 
-# %% ../nbs/08_train.ipynb #4153ac9e
+# %% ../nbs/08_train.ipynb #6934c453
 class BucketOrder:
     """The samples of each update, all of one bucket: a pure function of (seed, step).
 
@@ -217,7 +217,7 @@ class Buckets(torch.utils.data.Dataset):
         for d in self.parts.values():
             if hasattr(d, 'set_epoch'): d.set_epoch(epoch)
 
-# %% ../nbs/08_train.ipynb #cb7bbc17
+# %% ../nbs/08_train.ipynb #5780021e
 def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3):
     """The learning rate of update `step` (from 0) of `steps`. After a linear warm-up over `warmup` updates:
 
@@ -235,7 +235,7 @@ def learning_rate(step, steps, lr, warmup=0, schedule='constant', decay_from=.3)
         return lr * rise * (1 + math.cos(math.pi * done)) / 2
     raise ValueError(f"schedule must be 'constant', 'linear', 'wsd' or 'cosine', not {schedule!r}")
 
-# %% ../nbs/08_train.ipynb #d48049b5
+# %% ../nbs/08_train.ipynb #d96ffec6
 def ema_decay(step, decay=.999, warmup=True):
     "The share of the old average that update `step` (from 0) keeps; at first (1 + step) / (10 + step)."
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
@@ -262,7 +262,7 @@ class EMA:
         torch._foreach_lerp_(average, now, 1 - decay)
         for a, b in self.others: a.copy_(b)
 
-# %% ../nbs/08_train.ipynb #daad2e76
+# %% ../nbs/08_train.ipynb #91ad605a
 def choose_ema(emas, data, objective, **options):
     """The best of several averages {decay: model} (`Trained.emas`) on held-out data: (decay, {decay: loss}).
 
@@ -270,7 +270,7 @@ def choose_ema(emas, data, objective, **options):
     losses = {d: validate(m, data, objective, **options)[0] for d, m in emas.items()}
     return min(losses, key=losses.get), losses
 
-# %% ../nbs/08_train.ipynb #7316a22c
+# %% ../nbs/08_train.ipynb #a51acb31
 def _alike(data, number, index, size):
     "Numbers and sample indices (N,) in parts [(number, index)] of at most `size`; in each, one bucket."
     buckets = getattr(data, 'bucket_of', None)
@@ -305,7 +305,7 @@ def validate(model, data, objective, bins=8, batch_size=8, seed=0, samples=256, 
     per_bin = (sums / counts).tolist()
     return sum(per_bin) / bins, per_bin
 
-# %% ../nbs/08_train.ipynb #85c9c052
+# %% ../nbs/08_train.ipynb #5cf06210
 class CheckpointError(OSError):
     "A checkpoint cannot be written or read; the message names the file and the reason, in one line."
 
@@ -355,7 +355,7 @@ def write_checkpoint(path, tensors, state):
         raise CheckpointError(f'cannot write {path}: {reason}') from None
     return path
 
-# %% ../nbs/08_train.ipynb #465ef658
+# %% ../nbs/08_train.ipynb #a72fba4b
 def _checkpoints(out):
     "The checkpoint folders of a run, oldest first."
     return sorted(p for p in (Path(out) / 'checkpoints').glob('step-' + 8 * '[0-9]') if p.is_dir())
@@ -388,7 +388,7 @@ def _prune(out, keep):
         gone = p.with_name(f'.{p.name}.part')
         os.rename(p, gone); shutil.rmtree(gone, ignore_errors=True)
 
-# %% ../nbs/08_train.ipynb #1e5e326e
+# %% ../nbs/08_train.ipynb #77625581
 def _sharded_as(whole, like):
     "A whole tensor, cut up as `like` is: this process's part of it, without asking the others."
     if not hasattr(like, 'full_tensor') or whole.shape != like.shape: return whole
@@ -444,7 +444,7 @@ def load_checkpoint(path):
     emas = {float(n[4:-12]): read(n[:-12]) for n in state['files'] if n.startswith('ema-')}
     return Checkpoint(path, state, read('model'), read('ema'), read('optimizer'), emas)
 
-# %% ../nbs/08_train.ipynb #63e4b9f5
+# %% ../nbs/08_train.ipynb #895d8bc3
 RECIPE = ('batch_size', 'accumulate', 'lr', 'warmup', 'schedule', 'decay_from', 'betas', 'weight_decay',
           'clip', 'ema', 'ema_warmup', 'condition_dropout', 'seed', 'precision')
 LATER = dict(optimizer='adamw', more_ema=(), spikes=None, spike_factor=8.)     # added since format 1, and off
@@ -482,7 +482,7 @@ def _same(now, then, path):
             raise ValueError(f'cannot go on from {path}: {k} is {here} here and {v!r} in the checkpoint; '
                              'train into another folder')
 
-# %% ../nbs/08_train.ipynb #ae50a848
+# %% ../nbs/08_train.ipynb #115d1167
 class Interrupted(KeyboardInterrupt):
     "Ctrl-C or SIGTERM came during `fit`; the step was finished and saved. `.trained` is the result so far."
 
@@ -515,7 +515,7 @@ class _Signals:
     def __exit__(self, *_):
         for s in self.old: self.restore(s)
 
-# %% ../nbs/08_train.ipynb #87104a1d
+# %% ../nbs/08_train.ipynb #bf150b3e
 def leave():
     "Leave the process group, all ranks together: a process that ends inside one may abort instead."
     dist = torch.distributed
@@ -536,8 +536,9 @@ class _Team:
         if not dist.is_available(): return
         if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not dist.is_initialized():
             from accelerate import PartialState
-            PartialState(cpu=self.device.type == 'cpu')                    # joins: nccl on CUDA, else gloo
+            state = PartialState(cpu=self.device.type == 'cpu')            # joins: nccl on CUDA, else gloo
             atexit.register(leave)
+            state.wait_for_everyone()                                      # none leaves before all are there
         if not dist.is_initialized(): return
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         if self.device.type == 'cuda' and self.device.index is None:
@@ -597,7 +598,7 @@ class _Team:
         "Until all processes are here."
         if self.world > 1: self.mean(torch.zeros(1, device=self.device)).item()
 
-# %% ../nbs/08_train.ipynb #2807750c
+# %% ../nbs/08_train.ipynb #93d3a8ff
 class _Autocast:
     "A model whose matrix products run in 16 bits and whose output is float32."
     def __init__(self, model, device, dtype): self.model, self.device, self.dtype = model, device, dtype
@@ -745,7 +746,7 @@ class _Run:
         return Trained(self.plain(self.model, copied=False).eval(), emas[self.a.ema], self.log, self.path,
                        self.step, self.spent('cpu') / 60, emas)
 
-# %% ../nbs/08_train.ipynb #356509fa
+# %% ../nbs/08_train.ipynb #2295a966
 @dataclass(repr=False)
 class Trained:
     """What `fit` returns. Sample from `ema`, the moving average; `path` is the newest checkpoint, if any;
@@ -765,7 +766,7 @@ class Trained:
         loss = f'{self.log[-1]["loss"]:.4f}' if self.log else None
         return f'Trained(step={self.step}, loss={loss}, cpu_minutes={self.cpu_minutes:.2f}, path={self.path})'
 
-# %% ../nbs/08_train.ipynb #e8273ef0
+# %% ../nbs/08_train.ipynb #35f07ee4
 def _update(run, batch):
     "One optimiser step on a batch; adds its loss terms and gradient norm to the running sums."
     a, s = run.a, run.step
@@ -892,7 +893,7 @@ def _refuse(run, values):
               + (f'saved to reproduce it: {e.path}' if e.path else f'samples {e.indices}'),)
     raise e
 
-# %% ../nbs/08_train.ipynb #e9bca26e
+# %% ../nbs/08_train.ipynb #6ed54cc6
 def _validates(run, step):
     every = run.a.valid_every
     return run.valid is not None and (step == run.a.steps or bool(every and step % every == 0))
@@ -940,7 +941,7 @@ class _writing:
         rest = f'{last} is safe' if last else 'there is no checkpoint yet'
         raise CheckpointError(f'{reason}; {rest}') from None
 
-# %% ../nbs/08_train.ipynb #a420f8c3
+# %% ../nbs/08_train.ipynb #0783b560
 def _tracker_names(a):
     "The names of the trackers asked for; refuses unknown ones and those that are not installed."
     names = [a.track] if isinstance(a.track, str) else list(a.track or ())
@@ -971,7 +972,7 @@ def _flat_line(line):
     parts = {k: {f'{i}': x for i, x in enumerate(v)} if isinstance(v, list) else v for k, v in line.items()}
     return {k.replace('.', '/'): v for k, v in _flat(parts).items() if k != 'step'}
 
-# %% ../nbs/08_train.ipynb #93415101
+# %% ../nbs/08_train.ipynb #b932a5a3
 def _tensors(run):
     "All tensors of a checkpoint, by file; of a sharded run whole ones, on rank 0. All processes must call."
     names, whole = {p: k for k, p in run.named.items()}, run.team.whole
@@ -1047,7 +1048,7 @@ def _read_log(file):
         except ValueError: break
     return lines
 
-# %% ../nbs/08_train.ipynb #5cf7c008
+# %% ../nbs/08_train.ipynb #6a2c6ec6
 def _loop(run):
     "Train until the last step, `stop_at` or a signal."
     a, team, last = run.a, run.team, min(run.a.steps, run.a.stop_at or run.a.steps)
@@ -1103,7 +1104,7 @@ def _too_large(run, fits):
     e.fits = fits
     return e
 
-# %% ../nbs/08_train.ipynb #08cc1a0a
+# %% ../nbs/08_train.ipynb #20482766
 def _check(a, team):
     "Refuse arguments that cannot be meant, by name."
     sizes = a.batch_size.values() if isinstance(a.batch_size, dict) else [a.batch_size]
@@ -1181,7 +1182,7 @@ def fit(model,                  # called as model(x (B, C, T, H, W), t (B,), con
             fits = _what_fits(run)
     raise _too_large(run, fits)
 
-# %% ../nbs/08_train.ipynb #fb6b1e79
+# %% ../nbs/08_train.ipynb #a211f6db
 class _Meter(TorchDispatchMode):
     "While open, counts the bytes of all living tensors that operations touch; `.peak` is the most."
     def __init__(self): super().__init__(); self.live, self.peak, self.seen = 0, 0, WeakIdKeyDictionary()
@@ -1317,7 +1318,7 @@ def estimate(model, data, objective, *, steps=1, **options):
     return Estimate(sum(p.numel() for p in model.parameters() if p.requires_grad), high[4], int(line(b, 0)),
                     peak(b), memory, max(0, largest), seconds, steps, b)
 
-# %% ../nbs/08_train.ipynb #c5e02211
+# %% ../nbs/08_train.ipynb #7f9015ad
 def _curve(run):
     "Steps and losses of a run: a `Trained`, its log, its folder, or a file or name of data/reference."
     if isinstance(run, (str, Path)) and not Path(run).is_dir():
@@ -1354,7 +1355,7 @@ def overlay(run, reference, name='reference', size=(6, 2.8)):
     return curves(series, ylabel='training loss', log=True, size=size,
                   title=f'loss: {ratio:.2f} × that of {name}')
 
-# %% ../nbs/08_train.ipynb #38975651
+# %% ../nbs/08_train.ipynb #0a1c4814
 @lru_cache
 def _denoiser():
     "The class of what `as_mmengine` returns: mmengine, which it stands on, need not be there."
