@@ -429,7 +429,7 @@ def main(a):
     if a.device.type == "cuda": torch.set_float32_matmul_precision("high")
     stages = Stages(a.work, a.device)
     found = partial({"signs": signs, "scenes": scenes, "plan": the_plan}[a.part], a, p, stages)()
-    found = dict(preset=a.preset, machine=machine(), recipe={k: v for k, v in asdict(p).items()}, stages=stages.seen, **found)
+    found = dict(preset=a.preset, machine=machine(), autoencoder=Path(a.vae).name, recipe=asdict(p), stages=stages.seen, **found)
     for folder in (a.out, ROOT / "benchmarks")[: 1 + a.record]:
         path = folder / "single_gpu.json"
         before = json.loads(path.read_text()) if path.is_file() else {}
