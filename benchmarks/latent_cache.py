@@ -178,8 +178,9 @@ def compare(name, shape, n, batch, seconds, tmp):
             **rates,
             bytes=size / n,
             disk=disk / n,
-            first=first_batch("files" if kind == "files" else "cache", folder, batch),
         )
+        if kind != "int8":
+            out[kind]["first"] = first_batch(kind, folder, batch)
     return out
 
 
@@ -272,7 +273,8 @@ def table(results):
     for r in (results[name] for name in SHAPES):
         for key, text in LINES.items():
             f = r["files"].get(key, r["files"]["batches"])
-            ours = " | ".join(f"{show(r[k][key])} | {r[k][key] / f:.3g}×" for k in ("cache", "int8"))
+            rates = [r[k].get(key) for k in ("cache", "int8")]
+            ours = " | ".join(f"{show(c)} | {c / f:.3g}×" if c else "– | –" for c in rates)
             out.append(f"| {tuple(r['shape'])} | {text.format(**r)} | {show(f)} | {ours} |")
     m = results["million"]
     return "\n".join(

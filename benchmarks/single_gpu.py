@@ -137,8 +137,9 @@ def train(a, p, name, model, data, objective, look=None, looks=1, **options):
                                       **look(trained.step, trained.ema, minutes)))
             print(plan["looks"][-1], flush=True)
             write_json(path, plan)
-        if a.as_is: break
-        if a.chunk and time.perf_counter() - start > 60 * a.chunk and trained.step < steps:
+        over = time.perf_counter() - start > 60 * a.chunk                  # at once where --chunk is left out
+        if a.as_is and over: break
+        if a.chunk and over and trained.step < steps:
             raise SystemExit(f"{name}: {trained.step} of {steps} steps; call again to go on")
         if late and trained.step < steps:
             print(f"{name}: out of time after {trained.step} of {steps} steps", flush=True)
@@ -429,7 +430,7 @@ def main(a):
     if a.device.type == "cuda": torch.set_float32_matmul_precision("high")
     stages = Stages(a.work, a.device)
     found = partial({"signs": signs, "scenes": scenes, "plan": the_plan}[a.part], a, p, stages)()
-    found = dict(preset=a.preset, machine=machine(), recipe={k: v for k, v in asdict(p).items()}, stages=stages.seen, **found)
+    found = dict(preset=a.preset, machine=machine(), autoencoder=Path(a.vae).name, recipe=asdict(p), stages=stages.seen, **found)
     for folder in (a.out, ROOT / "benchmarks")[: 1 + a.record]:
         path = folder / "single_gpu.json"
         before = json.loads(path.read_text()) if path.is_file() else {}
@@ -447,7 +448,7 @@ if __name__ == "__main__":
     p.add_argument("--work", type=Path, help="what a run goes on from; default: runs/single-gpu")
     p.add_argument("--minutes", type=float, help="of training, instead of the preset's")
     p.add_argument("--chunk", type=float, default=0, help="leave after so many minutes of training, to be called again")
-    p.add_argument("--as-is", action="store_true", help="train no further: measure what there is")
+    p.add_argument("--as-is", action="store_true", help="after --chunk minutes, or at once, measure what there is")
     p.add_argument("--record", action="store_true", help="write the figures into benchmarks/single_gpu.json and the lesson's picture too")
     p.add_argument("--device", help="default: CUDA where there is one")
     a = p.parse_args()

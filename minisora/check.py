@@ -7,8 +7,9 @@ __all__ = ['mirrored', 'moments', 'never_seen', 'diagonal', 'kl_bits', 'first_la
            'cache_bytes', 'running_statistics', 'resume_point', 'dit_tokens', 'dit_block_parameters', 'dit_silence',
            'dit_step', 'dit_unturn', 'forward_jump', 'unpack_v', 'ddim_step', 'learned_range', 'gvp_velocity',
            'linear_score', 'shift_for_noise', 'heun_step', 'heun_calls', 'guided_data', 'temporal_pairs',
-           'temporal_best', 'temporal_tubelet', 'ema_half_life', 'sqrt_schedule', 'place_in_data', 'frechet_1d',
-           'jerk_of', 'clips_needed', 'mass_flicker', 'video_tokens', 'data_to_velocity', 'memorised_share']
+           'temporal_best', 'temporal_tubelet', 'temporal_routed', 'temporal_turn', 'ema_half_life', 'sqrt_schedule',
+           'place_in_data', 'frechet_1d', 'jerk_of', 'clips_needed', 'mass_flicker', 'video_tokens', 'data_to_velocity',
+           'memorised_share', 'clip_tokens', 'film_frames', 'continuation_loss']
 
 # %% ../nbs/91_check.ipynb #check-imports
 import math
@@ -437,6 +438,33 @@ def temporal_tubelet(answer):
         assert torch.allclose(got, got[:, :, :1].expand_as(got), atol=1e-6), 'every frame must count the same'
     print('✓ a clip that stands still is its image')
 
+# %% ../nbs/91_check.ipynb #check-07-3
+def temporal_routed(answer):
+    "Lesson 07, exercise 4: multiply-adds of a model whose tokens skip blocks."
+    for n, D, depth, start, end, route in ((64, 32, 6, 2, 4, 0.), (64, 32, 6, 2, 4, .5),
+                                           (100, 16, 12, 1, 11, .75), (10, 8, 3, 0, 3, .25)):
+        kept = n - int(route * n)
+        want = sum(12 * m * D * D + 2 * m * m * D
+                   for m in [kept if start <= i < end else n for i in range(depth)])
+        got = answer(n, D, depth, start, end, route)
+        assert got == want, (f'{n} tokens of width {D}, {depth} blocks, {route:.0%} skip blocks {start} … '
+                             f'{end - 1}: {want} multiply-adds, '
+                             f'not {got}; attention saves more than its share of tokens')
+    print('✓ counted: linear layers by the share of tokens, attention by its square')
+
+# %% ../nbs/91_check.ipynb #check-07-4
+def temporal_turn(answer):
+    "Lesson 07, exercise 5: one rotary pair."
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 2, generator=g, dtype=torch.float64)
+    assert torch.allclose(answer(q, 0, .3), q), 'at place 0 nothing turns'
+    assert not torch.allclose(answer(q, 1, .3), q), 'at place 1 the pair must have turned'
+    assert torch.isclose(answer(q, 7, .3).norm(), q.norm()), 'a turn changes no length'
+    dot = lambda m, n: (answer(q, m, .3) * answer(k, n, .3)).sum()
+    assert torch.isclose(dot(2, 5), dot(9, 12)), 'the product must depend on the difference of places alone'
+    assert not torch.isclose(dot(2, 5), dot(2, 6)), 'the product must change with the difference of places'
+    print('✓ turned: only the offset counts')
+
 # %% ../nbs/91_check.ipynb #check-08-0
 def ema_half_life(answer):
     "Lesson 08, exercise 1: the updates after which a step's weight in the moving average is one half."
@@ -558,3 +586,44 @@ def memorised_share(answer):
     assert abs(got - .75) < 1e-6, ('three of these four lie nearest to the clip of their own word: .75, not '
                                    f'{got:.3g}')
     print('✓ and this cannot tell a good model from a copying machine: read on')
+
+# %% ../nbs/91_check.ipynb #check-16-0
+def clip_tokens(answer):
+    "Lesson 16, exercise 1: tokens of a clip whose first frame stands alone."
+    for frames, h, w, factors, patch, want in ((33, 480, 832, (4, 8, 8), (1, 2, 2), 14040),
+                                               (33, 480, 832, (4, 32, 32), (1, 1, 1), 3510),
+                                               (33, 480, 832, (4, 32, 32), (3, 1, 1), 1170),
+                                               (1, 64, 64, (4, 8, 8), (1, 2, 2), 16)):
+        got = answer(frames, h, w, factors, patch)
+        assert got == want, (f'{frames} frames of {h}×{w}, compression {factors}, patch {patch}: {want} '
+                             f'tokens, yours says {got}; '
+                             'the first frame is a latent of its own')
+    print('✓ and the price follows')
+
+# %% ../nbs/91_check.ipynb #check-16-1
+def film_frames(answer):
+    "Lesson 16, exercise 2: frames of a film of chained clips."
+    for clips, frames, overlap, factor, want in ((1, 33, 1, 4, 33), (3, 33, 1, 4, 97), (2, 33, 2, 4, 61),
+                                                 (4, 17, 3, 4, 41), (3, 6, 2, 1, 14)):
+        got = answer(clips, frames, overlap, factor)
+        assert got == want, (f'{clips} clips of {frames} frames, {overlap} latent frames of {factor} shared: '
+                             f'{want}, yours says {got}; '
+                             'the first latent is one frame, each other one is as many as the factor')
+    print('✓ every clip after the first adds what it was not given')
+
+# %% ../nbs/91_check.ipynb #check-16-2
+def continuation_loss(answer):
+    "Lesson 16, exercise 3: the squared error with given frames taken for right."
+    import torch
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 3, 2, 4, 1, 2, generator=g).unbind(0)
+    counts = torch.tensor([0, 1, 3])
+    want = torch.stack([((x - y)[:, k:] ** 2).sum() / x.numel() for x, y, k in zip(a, b, counts.tolist())])
+    got = torch.as_tensor(answer(a, b, counts))
+    assert got.shape == (3,), f'one number a sample, (3,), not {tuple(got.shape)}'
+    assert torch.allclose(got, want,
+        atol=1e-5), ('for 0, 1 and 3 given frames of 4 the losses are '
+                     f'{[round(v, 3) for v in want.tolist()]}, yours '
+                                                  f'are {[round(v, 3) for v in got.tolist()]}: given frames '
+                                                  'count nothing')
+    print('✓ what is given teaches nothing, and costs nothing')

@@ -15,7 +15,7 @@ __all__ = ['OBJECTS', 'COLOURS', 'MOTIONS', 'SIMPLE_MOTIONS', 'VERBS', 'DIGITS',
            'imagenet_labels', 'ImageNetClips', 'words_of', 'ucf101_dataset', 'moving_mnist_dataset', 'Source',
            'open_source', 'Vocabulary', 'content_words', 'known_form']
 
-# %% ../nbs/00_clips.ipynb #b792c109
+# %% ../nbs/00_clips.ipynb #58d52ebe
 import csv, difflib, io, json, math, os, re, statistics, tarfile, warnings
 from collections import defaultdict
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-# %% ../nbs/00_clips.ipynb #1379bd73
+# %% ../nbs/00_clips.ipynb #fdb6207f
 @dataclass(frozen=True)
 class Clip:
     """One captioned clip, whatever it came from.
@@ -41,7 +41,7 @@ class Clip:
     source: str = ''
     attributes: dict = field(default_factory=dict)
 
-# %% ../nbs/00_clips.ipynb #411ecbd6
+# %% ../nbs/00_clips.ipynb #28d4a13a
 def to_float(frames):
     "uint8 pixels 0…255 to float32 in [-1, 1], any shape."
     if frames.dtype != torch.uint8: raise ValueError(f'pixels must be uint8, not {frames.dtype}')
@@ -52,7 +52,7 @@ def to_uint8(x):
     if not x.is_floating_point(): raise ValueError(f'pixels must be float, not {x.dtype}')
     return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-# %% ../nbs/00_clips.ipynb #b169eb9b
+# %% ../nbs/00_clips.ipynb #ebcc7942
 def stack(clips):
     "Clips (or a whole dataset of them) to uint8 frames (B, 3, T, H, W) and the list of their captions."
     clips = [clips[i] for i in range(len(clips))]
@@ -60,7 +60,7 @@ def stack(clips):
     if len(shapes) != 1: raise ValueError(f'clips to stack need one shape, not {sorted(shapes) or "none"}')
     return torch.stack([c.frames for c in clips]), [c.caption for c in clips]
 
-# %% ../nbs/00_clips.ipynb #2b612409
+# %% ../nbs/00_clips.ipynb #d540abcf
 OBJECTS = ('ball', 'square', 'triangle', 'ring', 'cross', 'star')
 COLOURS = {'red': (235, 60, 50), 'green': (60, 200, 80), 'blue': (60, 110, 250),
            'yellow': (250, 220, 60), 'purple': (185, 80, 230), 'white': (240, 240, 240)}
@@ -73,7 +73,7 @@ def scene_caption(obj, colour, motion):
     "('ring', 'red', 'left') to 'a red ring moves left'."
     return f'a {colour} {obj} {VERBS[motion]}'
 
-# %% ../nbs/00_clips.ipynb #62b9f0dd
+# %% ../nbs/00_clips.ipynb #60ac42be
 def polygon_distance(x, y, points):
     "Signed distance to a polygon, negative inside; `x`, `y` arrays of one shape (formula: Quilez)."
     d, s = np.full(x.shape, np.inf), np.ones(x.shape)
@@ -92,7 +92,7 @@ def ngon(n, inner=None, turn=-math.pi / 2):
     angle = [turn + 2 * math.pi * i / k for i in range(k)]
     return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radius, angle)]
 
-# %% ../nbs/00_clips.ipynb #106ff13a
+# %% ../nbs/00_clips.ipynb #ece72eb4
 def signed_distance(obj, x, y):
     "Signed distance, negative inside, to a shape of about radius 1 at the origin; `x`, `y` of one shape."
     if obj == 'ball': return np.hypot(x, y) - 0.9
@@ -105,7 +105,7 @@ def signed_distance(obj, x, y):
     if obj == 'star': return polygon_distance(x, y, ngon(5, 0.45))
     raise ValueError(f'unknown object {obj!r}; known: {", ".join(OBJECTS)}')
 
-# %% ../nbs/00_clips.ipynb #0555d4c3
+# %% ../nbs/00_clips.ipynb #31b9b109
 def trajectory(motion, rng, frames=16, scale=1.):
     """Centre x, centre y and radius in each frame, (T,) each, in units of the frame's side (y points down).
 
@@ -139,7 +139,7 @@ def periodic(motion, rng, s, r):
     cx = .5 + rng.uniform(-1, 1) * (.5 - A - r)
     return cx + A * np.sin(p + turn), y * one, r * one
 
-# %% ../nbs/00_clips.ipynb #00730c7a
+# %% ../nbs/00_clips.ipynb #ac988725
 def render_scene(obj, colour, motion, seed=0, frames=16, size=64):
     """A procedural scene, uint8 (3, T, H, W), antialiased, on black: a pure function of its arguments.
 
@@ -156,7 +156,7 @@ def render_scene(obj, colour, motion, seed=0, frames=16, size=64):
         out[:, t, rows, cols] = np.round(cover * rgb)
     return torch.from_numpy(out)                                                    # (3, T, H, W)
 
-# %% ../nbs/00_clips.ipynb #1b560760
+# %% ../nbs/00_clips.ipynb #decc97ba
 def combinations(objects, split='train', motions=MOTIONS, stride=6):
     """All (object, colour, motion) of a split: 'train', 'heldout' or 'all'.
 
@@ -177,7 +177,7 @@ def scene_combinations(split='train', motions=MOTIONS):
     "All (object, colour, motion) of the procedural scenes in a split; see `combinations`."
     return combinations(OBJECTS, split, motions)
 
-# %% ../nbs/00_clips.ipynb #587a4f56
+# %% ../nbs/00_clips.ipynb #abcdf29c
 class SceneClips(torch.utils.data.Dataset):
     "`n` procedural scenes of a split ('train', 'heldout', 'all'); item i is a pure function of (seed, i)."
     def __init__(self, n, split='train', seed=0, motions=MOTIONS, frames=16, size=64):
@@ -193,7 +193,7 @@ class SceneClips(torch.utils.data.Dataset):
         about = dict(object=o, colour=c, motion=m)
         return Clip(frames, scene_caption(o, c, m), 8.0, f'scene:{self.seed}:{i}', about)
 
-# %% ../nbs/00_clips.ipynb #27f6a64e
+# %% ../nbs/00_clips.ipynb #e79dc9de
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 
 def load_digits(path='hub', split='train'):
@@ -211,7 +211,7 @@ def load_digits(path='hub', split='train'):
         if missing: raise ValueError(f'{path} has no array {missing[0]!r}; it has: {", ".join(f)}')
         return f[f'{split}_images'], f[f'{split}_labels'].astype(np.int64)
 
-# %% ../nbs/00_clips.ipynb #46fdff06
+# %% ../nbs/00_clips.ipynb #221dc26f
 def render_image(image, colour, motion, seed=0, frames=16, size=64, margin=.1):
     """A grey image uint8 (h, w) tinted and moved like a scene: uint8 (3, T, H, W), antialiased, on black.
 
@@ -228,7 +228,7 @@ def render_image(image, colour, motion, seed=0, frames=16, size=64, margin=.1):
     rgb = torch.tensor(COLOURS[colour]).view(3, 1, 1, 1)
     return (cover * rgb).round().to(torch.uint8)                        # (3, T, H, W)
 
-# %% ../nbs/00_clips.ipynb #b04060f2
+# %% ../nbs/00_clips.ipynb #6ea30c24
 class DigitClips(torch.utils.data.Dataset):
     """`n` clips of moving images, such as MNIST digits: colour × label × motion, one in ten held out.
 
@@ -258,7 +258,7 @@ class DigitClips(torch.utils.data.Dataset):
         return Clip(frames, scene_caption(o, c, m), 8.0, f'digit:{which}:{self.seed}:{i}',
                     dict(object=o, colour=c, motion=m))
 
-# %% ../nbs/00_clips.ipynb #104a3a5c
+# %% ../nbs/00_clips.ipynb #da94ecb1
 def resize_crop(image, size, aspect=1.0, place=(.5, .5)):
     """One picture, uint8 (H, W, 3 or 4) or (H, W), to uint8 (h, w, 3): crop to that shape, antialiased
     resize.
@@ -301,7 +301,7 @@ def crop_place(crop, seed=0, epoch=0, i=0):
     if not isinstance(crop, str) and np.size(crop) == 2 and all(0 <= c <= 1 for c in crop): return tuple(crop)
     raise ValueError(f"crop must be 'centre', 'random' or (down, across) from 0 to 1, not {crop!r}")
 
-# %% ../nbs/00_clips.ipynb #0d581ea1
+# %% ../nbs/00_clips.ipynb #da3ab175
 HOLD_BYTES = 2 ** 26                                       # compressed: a film of a few minutes
 
 def time_span(container, stream, held=None):
@@ -325,7 +325,7 @@ def time_span(container, stream, held=None):
     step = statistics.median(steps) if steps else 1 / (float(stream.average_rate or 25) * unit)
     return stamps[0] * unit, (stamps[-1] + step) * unit, None
 
-# %% ../nbs/00_clips.ipynb #90317678
+# %% ../nbs/00_clips.ipynb #6a881084
 def decoder(stream):
     "A function from packet to frames; VP8/VP9 with alpha needs libvpx, as ffmpeg's own decoder drops it."
     name = {'vp8': 'libvpx', 'vp9': 'libvpx-vp9'}.get(stream.codec_context.name)
@@ -351,7 +351,7 @@ def shown_at(container, stream, times, rate=None, held=()):
     if shown is None: raise ValueError('no frame could be decoded')
     for _ in times[k:]: yield shown
 
-# %% ../nbs/00_clips.ipynb #102e7956
+# %% ../nbs/00_clips.ipynb #724e0026
 def pixels(frame, convert=None):
     """A PyAV frame to uint8 (H, W, 3), or (H, W, 4) where it has transparency. `convert` is a
     `VideoReformatter`, which saves time when many frames share it."""
@@ -366,7 +366,7 @@ def upright(frame, size, aspect=1.0, place=(.5, .5), convert=None):
     for _ in range(turns): h, w, y, x = w, h, x, 1 - y
     return np.rot90(resize_crop(pixels(frame, convert), (h, w), aspect, (y, x)), turns)
 
-# %% ../nbs/00_clips.ipynb #1dea98ad
+# %% ../nbs/00_clips.ipynb #8485cc18
 def caption_of(path):
     "'signs/Thank_You.mp4' to 'thank you': the file's name, lower-cased, underscores and dashes to spaces."
     stem = Path(path).stem
@@ -402,7 +402,7 @@ def named_errors(path):
         kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
         raise kind(f'cannot read {name_of(path)}: {getattr(e, "strerror", None) or e}') from None
 
-# %% ../nbs/00_clips.ipynb #4efe5e6b
+# %% ../nbs/00_clips.ipynb #780b5e3d
 def open_video(path):
     "Open a path or bytes with PyAV; returns the container and its first video stream."
     if isinstance(path, bytes): path = io.BytesIO(path)
@@ -461,7 +461,7 @@ def probe(path):
     if round((frame.rotation or 0) / 90) % 2: h, w = w, h
     return VideoInfo(h, w, end - begin, fps)
 
-# %% ../nbs/00_clips.ipynb #774b6285
+# %% ../nbs/00_clips.ipynb #3b43bbe1
 def write_video(path, frames, fps=8, scale=1):
     """Write a Clip, or frames (3, T, H, W), uint8 or float in [-1, 1], as an mp4 that browsers play (H.264).
 
@@ -495,7 +495,7 @@ def encode(path, pictures, fps):
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
 
-# %% ../nbs/00_clips.ipynb #6c26cdd2
+# %% ../nbs/00_clips.ipynb #cd157cdc
 VIDEOS = ('.mp4', '.mov', '.mkv', '.webm', '.avi', '.m4v', '.mpg', '.mpeg', '.ts', '.ogv', '.flv',
           '.wmv', '.gif')
 MANIFESTS = ('manifest.csv', 'manifest.jsonl', 'captions.csv', 'captions.jsonl', 'metadata.csv',
@@ -521,7 +521,7 @@ def read_manifest(path):
                 raise ValueError(f'{path}, row {n}: no {key!r}; columns are: {", ".join(map(str, row))}')
     return rows
 
-# %% ../nbs/00_clips.ipynb #a71dd19e
+# %% ../nbs/00_clips.ipynb #7a68151e
 KEEP_BYTES = 2 ** 28                                       # clips kept in memory: never more than 256 MiB
 
 def refusals(refused, n, where):
@@ -537,7 +537,7 @@ def report_refused(refused, n, where, on_error):
 def one_of(name, value, allowed):
     if value not in allowed: raise ValueError(f'{name} must be one of {", ".join(allowed)}, not {value!r}')
 
-# %% ../nbs/00_clips.ipynb #505f5c09
+# %% ../nbs/00_clips.ipynb #cfc0c572
 class FolderClips(torch.utils.data.Dataset):
     """The video files of a folder and of those in it, each a Clip of uint8 (3, T, H, W).
 
@@ -624,7 +624,7 @@ class FolderClips(torch.utils.data.Dataset):
         if not 0 <= i < len(self): raise IndexError(f'clip {i} of {len(self)}')
         return self.kept[i] if i in self.kept else self._read(self.rows[i], i, self.bucket_of[i])
 
-# %% ../nbs/00_clips.ipynb #eb2affd8
+# %% ../nbs/00_clips.ipynb #ca26bc65
 @dataclass(frozen=True, order=True)
 class Bucket:
     "A shape that clips share: so many frames of height × width pixels."
@@ -646,7 +646,7 @@ def nearest_bucket(table, info, fps=None):
     full = [b for b in same if not fps or b.frames <= info.seconds * fps + 1e-6]
     return max(full) if full else min(same)
 
-# %% ../nbs/00_clips.ipynb #736a9749
+# %% ../nbs/00_clips.ipynb #cfebd373
 class BucketSampler(torch.utils.data.Sampler):
     """Batches (lists of indices) of one bucket each, for `DataLoader(…, batch_sampler=…)`.
 
@@ -678,7 +678,7 @@ class BucketSampler(torch.utils.data.Sampler):
 
     def __len__(self): return len(self._batches()) // self.world_size
 
-# %% ../nbs/00_clips.ipynb #83adebfd
+# %% ../nbs/00_clips.ipynb #3f44fcef
 PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 
 def tar_index(path):
@@ -701,7 +701,7 @@ def tar_index(path):
     if closing != bytes(512): raise ValueError(f'{path} is no whole tar file: damaged or cut at byte {end}')
     return samples
 
-# %% ../nbs/00_clips.ipynb #1608eff5
+# %% ../nbs/00_clips.ipynb #82ce939f
 class TarClips(torch.utils.data.Dataset):
     """The samples of webdataset-style tar files, each a Clip of uint8 (3, T, H, W), read at random.
 
@@ -757,7 +757,7 @@ class TarClips(torch.utils.data.Dataset):
         except (ValueError, OSError) as e: raise ValueError(f'{name}: {e}') from None
         return replace(clip, source=name, attributes=about)
 
-# %% ../nbs/00_clips.ipynb #74d3bf0a
+# %% ../nbs/00_clips.ipynb #be681749
 def read_part(path, offset, size, exact=True):
     "Bytes of a file from `offset` on; it is opened for each call, so that workers share nothing."
     with open(path, 'rb') as f:
@@ -789,7 +789,7 @@ def still_clip(pictures, caption, frames=16, size=64, fps=None, several=True, pl
     x = np.stack([shown[int(k)] for k in pick])                                 # (T, H, W, 3)
     return Clip(torch.from_numpy(x).permute(3, 0, 1, 2).contiguous(), caption, fps or 8.0)
 
-# %% ../nbs/00_clips.ipynb #3e75cf2f
+# %% ../nbs/00_clips.ipynb #255914e4
 def open_dataset(name, split='train', streaming=False):
     """A `datasets` data set: from a folder that `save_to_disk` wrote, a folder of parquet files (such as
     the hub's, downloaded), or the hub by its name; `streaming` reads it row by row, with no copy in the
@@ -807,7 +807,7 @@ def open_dataset(name, split='train', streaming=False):
         found = found[split]
     return found.to_iterable_dataset() if streaming else found
 
-# %% ../nbs/00_clips.ipynb #bcf5daf3
+# %% ../nbs/00_clips.ipynb #dbd2fd9e
 class RowReader:
     "What `HubClips` and `StreamClips` share: which columns to read, and how a row becomes a `Clip`."
     def __init__(self, dataset, column=None, caption=None, split='train', size=64, frames=16, fps=None,
@@ -855,7 +855,7 @@ class RowReader:
         several = isinstance(value, list) or np.ndim(value) == 4
         return still_clip(value if several else [value], text, self.frames, self.size, self.fps, several)
 
-# %% ../nbs/00_clips.ipynb #5e757a3d
+# %% ../nbs/00_clips.ipynb #be5606c8
 class HubClips(RowReader, torch.utils.data.Dataset):
     """Clips of a Hugging Face data set: a `datasets.Dataset`, a folder it was saved to, or its hub name.
 
@@ -883,7 +883,7 @@ class StreamClips(RowReader, torch.utils.data.IterableDataset):
     def __iter__(self):
         for i, row in enumerate(self.data): yield self._row(row, i)
 
-# %% ../nbs/00_clips.ipynb #23583b9a
+# %% ../nbs/00_clips.ipynb #1026189d
 def imagenet_names(path):
     """{wnid: names} from synset_words.txt or LOC_synset_mapping.txt in `path` or its meta folder; {} if
     neither."""
@@ -907,7 +907,7 @@ def imagenet_labels(path, wnids):
             raise ValueError(f'{file}: a line is no file and label: {e}') from None
     raise FileNotFoundError(f'{path}/val is one flat folder and has no labels: put val.txt into {path}/meta')
 
-# %% ../nbs/00_clips.ipynb #b1c00215
+# %% ../nbs/00_clips.ipynb #7e57e90e
 class ImageNetClips(torch.utils.data.Dataset):
     """ImageNet-1K as OpenXLab's download unpacks it, each picture a clip of one frame, uint8 (3, 1, h, w).
 
@@ -960,7 +960,7 @@ class ImageNetClips(torch.utils.data.Dataset):
         except (OSError, ValueError) as e: raise ValueError(f'cannot read {file}: {e}') from None
         return replace(clip, source=str(file), attributes=dict(label=k, wnid=self.wnids[k]))
 
-# %% ../nbs/00_clips.ipynb #640c1ab2
+# %% ../nbs/00_clips.ipynb #de73dc22
 def words_of(name):
     "'ApplyEyeMakeup' to 'apply eye makeup', 'YoYo' to 'yo yo'."
     return ' '.join(re.findall(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+', name)).lower() or name.lower()
@@ -1000,7 +1000,7 @@ def moving_mnist_dataset(path, split='train'):
     rows = [film(i) for i in (range(cut) if split == 'train' else range(cut, n))]
     return datasets.Dataset.from_list(rows, features=kinds)
 
-# %% ../nbs/00_clips.ipynb #dfc0830f
+# %% ../nbs/00_clips.ipynb #cbf1a080
 @dataclass(frozen=True)
 class Source:
     """One row of `SOURCES`: `open` (path, split) to a data set, its columns, the caption rule, and the shape
@@ -1042,7 +1042,7 @@ def open_source(name, path=None, split='train', streaming=False, **changes):
     kind = StreamClips if streaming else HubClips
     return kind(data, row.column, row.caption, split, row.size, row.frames, row.fps, row.label, row.rule)
 
-# %% ../nbs/00_clips.ipynb #213a50d9
+# %% ../nbs/00_clips.ipynb #db350419
 class Vocabulary:
     """Captions to word ids (slots,): 0 is 'no word here', then the words; `len(vocab)` is the model's null.
 
@@ -1109,7 +1109,7 @@ class Vocabulary:
 
     def __repr__(self): return f'Vocabulary({len(self.words)} words, {self.slots} slots)'
 
-# %% ../nbs/00_clips.ipynb #fbfb1b18
+# %% ../nbs/00_clips.ipynb #59926c0c
 def content_words(caption, drop=(), known=()):
     "A caption's words, lower-cased, without those in `drop` unless all are; see `known_form`."
     words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", caption.lower())

@@ -12,7 +12,7 @@ __all__ = ['DTYPES', 'ROW', 'FORMAT', 'VERSION', 'views', 'statistics', 'posteri
            'shard_problem', 'foreign', 'verify', 'MappedShards', 'gather', 'Rows', 'coins', 'LatentCache',
            'LatentSampler', 'repair', 'NpyFolder', 'load_npy', 'Encoded', 'ReadyClips', 'convert']
 
-# %% ../nbs/02_latent_cache.ipynb #979136fc
+# %% ../nbs/02_latent_cache.ipynb #6772b5fb
 import dataclasses, hashlib, json, math, mmap, os, shutil, struct, time, warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 import minisora
 
-# %% ../nbs/02_latent_cache.ipynb #9825ab35
+# %% ../nbs/02_latent_cache.ipynb #a109380d
 def views(plan):
     "How many views of a clip are stored: 2 if its mirror image is there too."
     return 2 if plan.get('flips') else 1
@@ -38,7 +38,7 @@ def statistics(shards, plan):
     both = lambda a, b, n: dict(mean=(a / n).tolist(), std=std(a, b, n).tolist())
     return dict(all=both(s1.sum(), s2.sum(), n * len(s1)), channel=both(s1, s2, n))
 
-# %% ../nbs/02_latent_cache.ipynb #aff8b161
+# %% ../nbs/02_latent_cache.ipynb #b1f6870d
 def posterior_noise(seed, epoch, indices, shape):
     "Standard normal noise (len(indices), *shape), float32: a pure function of (seed, epoch, index)."
     out = torch.empty(len(indices), *shape)
@@ -47,7 +47,7 @@ def posterior_noise(seed, epoch, indices, shape):
         np.random.Generator(bits).standard_normal(out=o.numpy(), dtype=np.float32)
     return out
 
-# %% ../nbs/02_latent_cache.ipynb #96a93408
+# %% ../nbs/02_latent_cache.ipynb #f97426a8
 #: name -> (its name in safetensors, numpy type on disk, torch type)
 DTYPES = {'float16': ('F16', np.float16, torch.float16), 'bfloat16': ('BF16', np.uint16, torch.bfloat16),
           'float32': ('F32', np.float32, torch.float32), 'int8': ('I8', np.int8, torch.int8)}
@@ -69,7 +69,7 @@ def moments_of(autoencoder, clips, flip=False):
     with torch.inference_mode(): found = autoencoder.encode(x.flip(-1) if flip else x)
     return [None if m is None else m.float().cpu() for m in found]
 
-# %% ../nbs/02_latent_cache.ipynb #96601ac7
+# %% ../nbs/02_latent_cache.ipynb #f1aee5a0
 def row_shape(plan):
     "The shape of one view of one sample on disk: (C, T, h, w), or (2C, T, h, w) for moments, the mean first."
     c, *rest = plan['shape']
@@ -124,7 +124,7 @@ def encode_batch(autoencoder, clips, start, plan):
                          f'its latents are not finite in {plan["dtype"]}')
     return out, [ROW.encode(row_of(c)) for c in clips], sums.sum(1).tolist(), scales
 
-# %% ../nbs/02_latent_cache.ipynb #61ce02f2
+# %% ../nbs/02_latent_cache.ipynb #b8eee389
 FORMAT, VERSION = 'minisora.latents', 2
 
 def sample_bytes(plan):
@@ -148,7 +148,7 @@ def shard_header(plan, start):
     text += b' ' * (-(len(text) + 8) % 64)                        # the numbers begin at a multiple of 64
     return struct.pack('<Q', len(text)) + text
 
-# %% ../nbs/02_latent_cache.ipynb #d2b1359b
+# %% ../nbs/02_latent_cache.ipynb #325e29b9
 def digest(data):
     "The first 16 hex digits of the sha256 of bytes, or of anything that JSON can hold (keys sorted)."
     if not isinstance(data, bytes): data = json.dumps(data, sort_keys=True).encode()
@@ -173,7 +173,7 @@ def identity(autoencoder):
     who = dict(name=type(autoencoder).__name__, spec=spec, weights=weights_hash(autoencoder))
     return json.loads(json.dumps(who, default=plain))
 
-# %% ../nbs/02_latent_cache.ipynb #d3227f6c
+# %% ../nbs/02_latent_cache.ipynb #d62ec59d
 @contextmanager
 def disk_errors(part):
     "Errors of the disk become one line that says where, and what to do."
@@ -210,7 +210,7 @@ def write_json(path, data):
         f.write(json.dumps(data, indent=1, ensure_ascii=False)); f.flush(); os.fsync(f.fileno())
     os.replace(tmp, path)
 
-# %% ../nbs/02_latent_cache.ipynb #3c5f6d18
+# %% ../nbs/02_latent_cache.ipynb #3a167498
 def shard_paths(part, k):
     "The three files of shard k in the making: tensors, rows of text, and the journal."
     return [part / f'latents-{k:05d}.{s}' for s in ('safetensors', 'jsonl', 'journal')]
@@ -290,7 +290,7 @@ def finished_shard(part, k):
     try: return json.loads(lines[-2])['finished']
     except (IndexError, ValueError, KeyError, TypeError): return None
 
-# %% ../nbs/02_latent_cache.ipynb #e8bb4387
+# %% ../nbs/02_latent_cache.ipynb #28637886
 def make_plan(clips, autoencoder, samples, batch_size, shard_size, dtype, moments, sample_seed, per_channel,
               flips=False):
     "All that decides a cache's bytes, found with a look at the first and the last clip; `id` is its hash."
@@ -323,7 +323,7 @@ def same_plan(file, stored, plan):
             raise ValueError(f'{Path(file).parent} was made with another {k}: {stored.get(k)}, '
                              f'not {plan[k]}. Choose another path, or pass overwrite=True to make it anew')
 
-# %% ../nbs/02_latent_cache.ipynb #3defc03a
+# %% ../nbs/02_latent_cache.ipynb #0940394c
 def read_ahead(read, items):
     "read(item) for each item, one item ahead in a thread, so that decoding clips overlaps encoding them."
     with ThreadPoolExecutor(1) as pool:
@@ -368,7 +368,7 @@ def write_shard(part, plan, k, clips, autoencoder, bar=None, mine=True):
         return shard.finish()
     finally: shard.close()
 
-# %% ../nbs/02_latent_cache.ipynb #86720505
+# %% ../nbs/02_latent_cache.ipynb #42c0ea94
 def ranks(rank=None, world_size=None):
     "This process's number and the count of all: as given, or as torchrun and accelerate set them, or (0, 1)."
     if (rank is None) != (world_size is None): raise ValueError('give rank and world_size, or neither')
@@ -402,7 +402,7 @@ def write_shards(path, part, plan, write, rank, world_size, patience):
                                'process holds it and hangs. Stop that one, and call again')
         time.sleep(.05)
 
-# %% ../nbs/02_latent_cache.ipynb #d92464b5
+# %% ../nbs/02_latent_cache.ipynb #be90cd49
 def published(path, plan):
     "Is the finished cache of this very plan at `path`?"
     try: return json.loads((path / 'manifest.json').read_text(encoding='utf-8'))['id'] == plan['id']
@@ -456,7 +456,7 @@ def config_of(autoencoder):
     try: return json.loads(json.dumps(dict(config or {}), default=str)) or None
     except (TypeError, ValueError): return None
 
-# %% ../nbs/02_latent_cache.ipynb #74c23b2e
+# %% ../nbs/02_latent_cache.ipynb #e270aaf6
 @contextmanager
 def evaluating(model):
     "Put a model into evaluation mode, and back as it was."
@@ -497,7 +497,7 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
     if shards: publish(path, part, plan, shards, config_of(autoencoder))
     return LatentCache(path, check='size')
 
-# %% ../nbs/02_latent_cache.ipynb #97fea6b6
+# %% ../nbs/02_latent_cache.ipynb #37792a4a
 def load_manifest(path):
     "The manifest in a folder; a ValueError that names the file if it is damaged or of another version."
     file = Path(path) / 'manifest.json'
@@ -553,7 +553,7 @@ def verify(path, check=True):
     with ThreadPoolExecutor() as pool: found = list(pool.map(look, m['shards']))
     return {s['file']: p for s, p in zip(m['shards'], found) if p}
 
-# %% ../nbs/02_latent_cache.ipynb #11c61d6b
+# %% ../nbs/02_latent_cache.ipynb #93e8d346
 class MappedShards:
     "The latents of a finished cache, memory-mapped: `read(index)` gathers a batch. Can be pickled."
 
@@ -622,7 +622,7 @@ def gather(tensor, rows, out, here):
     if len(here) == len(out): np.take(tensor, rows, 0, out, 'clip')
     else: out[here] = tensor[rows]
 
-# %% ../nbs/02_latent_cache.ipynb #ed154a74
+# %% ../nbs/02_latent_cache.ipynb #a11243c8
 class Rows(Sequence):
     """The text of a finished cache, a dict for each sample (caption, source, fps, attributes); parsed when
     asked for."""
@@ -651,7 +651,7 @@ class Rows(Sequence):
         raw, ends = self.text(k)
         return json.loads(raw[ends[j]:ends[j + 1]])
 
-# %% ../nbs/02_latent_cache.ipynb #087b77c1
+# %% ../nbs/02_latent_cache.ipynb #eeececd9
 @lru_cache(maxsize=4)
 def coins(seed, epoch, n):
     "A fair coin for each of n samples, bool (n,): a pure function of (seed, epoch, index)."
@@ -768,7 +768,7 @@ class LatentCache(torch.utils.data.Dataset):
         "What is known of every sample, read from the files."
         return [r['attributes'] for r in self.rows]
 
-# %% ../nbs/02_latent_cache.ipynb #37c72966
+# %% ../nbs/02_latent_cache.ipynb #72043153
 class LatentSampler(torch.utils.data.Sampler):
     """The samples that rank `rank` of `world_size` reads, in order: a pure function of (seed, epoch, rank).
 
@@ -807,7 +807,7 @@ class LatentSampler(torch.utils.data.Sampler):
         if self.uneven == 'keep': return len(range(self.rank, left, self.world_size))
         return left // self.world_size if self.uneven == 'drop' else -(-left // self.world_size)
 
-# %% ../nbs/02_latent_cache.ipynb #2b8170ae
+# %% ../nbs/02_latent_cache.ipynb #a746d562
 def repair(path, clips, autoencoder, exact=True):
     """Encode again the shards that `verify` finds bad; returns their file names.
 
@@ -834,7 +834,7 @@ def repair(path, clips, autoencoder, exact=True):
     shutil.rmtree(part)
     return bad
 
-# %% ../nbs/02_latent_cache.ipynb #e5e17b21
+# %% ../nbs/02_latent_cache.ipynb #fa45cfc1
 class NpyFolder(torch.utils.data.Dataset):
     """Latents in the layout of DiT's feature extraction: `*_features/0.npy`, `*_labels/0.npy`, … in
     `folder`.

@@ -13,7 +13,7 @@ __all__ = ['INCEPTION', 'pixels', 'some', 'pairs', 'foreground', 'traces', 'cent
            'nearest_radii', 'ball_counts', 'precision_recall', 'density_coverage', 'nearest_clip', 'same_settings',
            'write_clips', 'read_clips', 'Samples', 'generate_clips', 'feature_measures', 'measure', 'report_lines']
 
-# %% ../nbs/09_metrics.ipynb #7e708765
+# %% ../nbs/09_metrics.ipynb #893ca79d
 import json
 import math
 import os
@@ -33,7 +33,7 @@ from .autoencoder import Pretrained, countdown, seeded, to_clips, to_frames, war
 from .clips import Clip, to_float, to_uint8
 from .latent_cache import digest, file_hash, folder_lock, write_json
 
-# %% ../nbs/09_metrics.ipynb #364ce7da
+# %% ../nbs/09_metrics.ipynb #2f2943f9
 def pixels(clips):
     "Clips (B, 3, T, H, W), uint8 or float in [-1, 1] -> float in [-1, 1], clamped; NaN is a ValueError."
     if clips.ndim != 5 or clips.shape[1] != 3:
@@ -56,7 +56,7 @@ def pairs(clips, reference):
         raise ValueError(f'clips {tuple(clips.shape)} and reference {tuple(reference.shape)} differ in shape')
     return pixels(clips), pixels(reference)
 
-# %% ../nbs/09_metrics.ipynb #16ec422e
+# %% ../nbs/09_metrics.ipynb #9ab759ea
 def foreground(clips, threshold=.1):
     """How far each pixel stands out from its clip's background: (B, T, H, W) in [0, 1 - threshold].
     The background is the median colour of the frames' borders; what differs by less than `threshold`, as
@@ -90,7 +90,7 @@ def empty_frames(clips, empty=5.):
     "Which frames show nothing: bool (B, T)."
     return traces(clips, empty)[2]
 
-# %% ../nbs/09_metrics.ipynb #1535a00d
+# %% ../nbs/09_metrics.ipynb #c0cf625e
 def bootstrap_interval(values, statistic='mean', rounds=1000, level=.95, seed=0):
     """Interval (low, high) of the 'mean' or 'median' of values (N,): drawn again with replacement `rounds`
     times, the middle `level` of what comes out (Efron 1979)."""
@@ -110,7 +110,7 @@ def binomial_interval(right, n, z=1.96):
     half = z * math.sqrt(p * (1 - p) / n + k / (4 * n))
     return max(0., (p + k / 2 - half) / (1 + k)), min(1., (p + k / 2 + half) / (1 + k))
 
-# %% ../nbs/09_metrics.ipynb #8ef665a6
+# %% ../nbs/09_metrics.ipynb #4b77a09d
 def second_difference(x):
     "x[t+1] - 2 x[t] + x[t-1] along dimension 1: acceleration, 0 for steady motion; needs three frames."
     if x.shape[1] < 3: raise ValueError(f'jerk and flicker need at least 3 frames, not {x.shape[1]}')
@@ -154,7 +154,7 @@ def motion_measures(clips, batch=64):
                 area_flicker=flicker.mean().item(), area_flicker_interval=bootstrap_interval(flicker),
                 empty=gone, empty_interval=(low * n, high * n))
 
-# %% ../nbs/09_metrics.ipynb #f82e15c6
+# %% ../nbs/09_metrics.ipynb #4712ce4a
 def decibels(error):
     """Mean squared error of pixels in [-1, 1] -> peak signal-to-noise ratio in dB; exact copies get 100,
     not infinity."""
@@ -183,7 +183,7 @@ def foreground_psnr(clips, reference, per_clip=False):
     error, area = (m * (a - b) ** 2).flatten(1).sum(1), m.flatten(1).sum(1)
     return decibels(error / area) if per_clip else decibels(error.sum() / area.sum()).item()
 
-# %% ../nbs/09_metrics.ipynb #e0e84cfc
+# %% ../nbs/09_metrics.ipynb #50414d48
 def object_boxes(frames, threshold=.1, empty=1.):
     """Where to look in frames (N, 3, H, W), in [0, 1]: centre x, y and half the side of a square (N, 3), in
     units where the frame goes from -1 to 1. A frame with nothing in it is looked at whole."""
@@ -210,7 +210,7 @@ def glances(frames, boxes, generator=None, side=28):
     grid = F.affine_grid(torch.stack(rows, -1).view(-1, 2, 3), (len(x), 3, side, side), align_corners=False)
     return F.grid_sample(frames, grid, padding_mode='border', align_corners=False)
 
-# %% ../nbs/09_metrics.ipynb #f3c08cca
+# %% ../nbs/09_metrics.ipynb #1d41c533
 def layer(dims, a, b, kernel, stride=1):
     "Convolution over `dims` dimensions from a to b channels, batch norm, SiLU."
     conv, norm = (nn.Conv2d, nn.BatchNorm2d) if dims == 2 else (nn.Conv3d, nn.BatchNorm3d)
@@ -266,7 +266,7 @@ class Judge(nn.Module, Pretrained):
             out += [{k: self.attributes[k][best[k][n]] for k in best} for n in range(len(i))]
         return out
 
-# %% ../nbs/09_metrics.ipynb #aa8ba402
+# %% ../nbs/09_metrics.ipynb #a1b9a7ac
 def attribute_values(clips):
     "{attribute: its sorted values} over a dataset of Clip; an attribute that some clips lack is left out."
     dicts = [clips[i].attributes for i in range(len(clips))]
@@ -280,7 +280,7 @@ def class_ids(attributes, clips):
     "Attribute dicts of clips as class indices: {attribute: (N,) long}."
     return {k: torch.tensor([v.index(c.attributes[k]) for c in clips]) for k, v in attributes.items()}
 
-# %% ../nbs/09_metrics.ipynb #344c6342
+# %% ../nbs/09_metrics.ipynb #02e03913
 def spoil(x, generator, noise=.1):
     "Noise of a random strength on clips, as a codec or a sampler leaves it: a judge must not mind it."
     level = noise * torch.rand(len(x), 1, 1, 1, 1, generator=generator)
@@ -294,7 +294,7 @@ def reconstructions(clips, autoencoder, batch=16):
     return to_uint8(torch.cat(out))
 
 
-def train_judge(clips, seconds=None, steps=None, autoencoder=None, most=2000, coded=256, batch=16, lr=3e-3,
+def train_judge(clips, seconds=None, steps=None, autoencoder=None, most=3000, coded=256, batch=16, lr=3e-3,
                 width=16, noise=.1, seed=0, progress=False):
     """Train a Judge on a dataset of Clip, for `steps` or `seconds`; `most` clips are held in memory. With an
     `autoencoder`, a third of each batch are its reconstructions of `coded` clips: a judge must know its
@@ -303,9 +303,10 @@ def train_judge(clips, seconds=None, steps=None, autoencoder=None, most=2000, co
     held = [clips[int(i)] for i in torch.randperm(len(clips), generator=g)[:most]]
     attributes = attribute_values(held)
     judge = Judge(attributes, width, seed=seed).train()
-    x, y = torch.stack([c.frames for c in held]), class_ids(attributes, held)
-    again = x if autoencoder is None else reconstructions(x[:coded], autoencoder)
-    x, again = judge.pick(x), judge.pick(again)
+    x, y = torch.cat([judge.pick(c.frames[None]) for c in held]), class_ids(attributes, held)
+    again = x if autoencoder is None else judge.pick(
+        reconstructions(torch.stack([c.frames for c in held[:coded]]), autoencoder))
+    del held
     opt = torch.optim.AdamW(judge.parameters(), lr, weight_decay=.02, fused=True)
     for step, done in countdown(steps, seconds, progress, 'judge'):
         for group in opt.param_groups: group['lr'] = lr * warm_and_decay(step, done, 30)
@@ -318,7 +319,7 @@ def train_judge(clips, seconds=None, steps=None, autoencoder=None, most=2000, co
         opt.step()
     return judge.eval()
 
-# %% ../nbs/09_metrics.ipynb #6d17a22d
+# %% ../nbs/09_metrics.ipynb #58904c17
 def judge_clips(judge, clips, wanted=None, read=None):
     """Share of clips in which the judge reads what was asked for: dict(n, all_right, <attribute>_right …),
     each with its `_interval` (Wilson, 95 %). `wanted`: a dict of attributes a clip, by default the clips'
@@ -351,7 +352,7 @@ def confusion(judge, clips, attribute, wanted=None):
         table[values.index(w[attribute]), values.index(p[attribute])] += 1
     return table
 
-# %% ../nbs/09_metrics.ipynb #e78aae90
+# %% ../nbs/09_metrics.ipynb #1809fc02
 def checked_features(features):
     "Features (N, D), N ≥ 2 and finite, in float64; anything else is a ValueError."
     f = torch.as_tensor(features).detach().double()
@@ -401,7 +402,7 @@ def frechet_distance(features_a, features_b):
     d = (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * cross
     return max(d.item(), 0.)
 
-# %% ../nbs/09_metrics.ipynb #1780fbc3
+# %% ../nbs/09_metrics.ipynb #edea993f
 class FeatureNetwork:
     """Any function from clips (B, 3, T, H, W), float in [-1, 1], to features (B, D), run in batches.
     `measure` is what its Fréchet distance is called in reports: only Inception's features make an FID and
@@ -434,7 +435,7 @@ def eyes_network(eyes, batch=32):
         return torch.cat(maps, 1).unflatten(0, (len(x), -1)).mean(1)
     return FeatureNetwork(network, 'eyes', batch)
 
-# %% ../nbs/09_metrics.ipynb #c8499701
+# %% ../nbs/09_metrics.ipynb #5d9163c8
 @contextmanager
 def settings_kept():
     "What a package changes for the whole process, seeds and torch's settings, is put back afterwards."
@@ -463,7 +464,7 @@ def transnet_network(batch=8):
         return seen.pop().relu().mean(1)                                                  # (B, 1024)
     return FeatureNetwork(network, 'TransNetV2', batch)
 
-# %% ../nbs/09_metrics.ipynb #8a40f3b7
+# %% ../nbs/09_metrics.ipynb #3b678a00
 INCEPTION = ('https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/'
              'weights-inception-2015-12-05-6726825d.pth')      # its sha256 begins with the name's last part
 
@@ -498,7 +499,7 @@ def inception_network(weights=None, batch=16):
     out.measure = 'FID'
     return out
 
-# %% ../nbs/09_metrics.ipynb #15ca83ee
+# %% ../nbs/09_metrics.ipynb #f92e0c3f
 def frechet_extrapolated(features_a, features_b, points=10, seed=0):
     """The Fréchet distance of infinitely many clips (Chong & Forsyth 2020): distances of random subsets of n
     clips from each set, for `points` n from a quarter up to all, on a line over 1/n; its value at 0. It may
@@ -523,7 +524,7 @@ def frechet_interval(features_a, features_b, rounds=50, level=.95, seed=0, dista
     low, high = ((draws - draws.mean()).quantile(q).item() for q in ((1 - level) / 2, (1 + level) / 2))
     return max(0., d + low), d + high
 
-# %% ../nbs/09_metrics.ipynb #48416b88
+# %% ../nbs/09_metrics.ipynb #7985dfd8
 def distances(points, others):
     "Euclidean distances (N, M), without the shortcut that loses digits."
     return torch.cdist(points, others, compute_mode='donot_use_mm_for_euclid_dist')
@@ -562,7 +563,7 @@ def density_coverage(real, generated, k=5, batch=256):
     inside, held = ball_counts(f, r, nearest_radii(r, k, batch), batch)
     return dict(density=inside.double().mean().item() / k, coverage=(held > 0).double().mean().item())
 
-# %% ../nbs/09_metrics.ipynb #a15e1817
+# %% ../nbs/09_metrics.ipynb #ca73b966
 def nearest_clip(generated, real, batch=16):
     """For each generated clip the real one nearest in pixels (is it a copy?): index (B,) and distance (B,),
     the root mean square difference of pixels in [-1, 1]. `real`: a tensor or a dataset of Clip of the same
@@ -578,7 +579,7 @@ def nearest_clip(generated, real, batch=16):
         else: best, index = torch.minimum(best, d), torch.where(d < best, part[i], index)
     return index, best
 
-# %% ../nbs/09_metrics.ipynb #eab5f2b5
+# %% ../nbs/09_metrics.ipynb #d296c7b3
 def same_settings(folder, about):
     "Keep `about` in a folder's about.json, or hold it beside what is there: a difference names its field."
     path, about = Path(folder) / 'about.json', json.loads(json.dumps(about))
@@ -660,7 +661,7 @@ def generate_clips(folder, make, n, batch=32, about=None, progress=False):
             write_clips(path, frames)
     return Samples(folder, n)
 
-# %% ../nbs/09_metrics.ipynb #2704811f
+# %% ../nbs/09_metrics.ipynb #a57fd8ce
 def feature_measures(generated, real, k=5, rounds=30):
     """All that features (M, D) of generated and (N, D) of real clips say: dict(n, n_real, dimensions,
     frechet, frechet_interval, frechet_extrapolated, precision, recall, density, coverage, k)."""

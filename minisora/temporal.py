@@ -7,7 +7,7 @@ __all__ = ['VIDEO_PRESETS', 'VideoDiTConfig', 'video_problems', 'sincos_3d', 'ro
            'routed_tokens', 'rows_of', 'VideoDiT', 'latte_state', 'load_latte_state', 'inflate', 'load_image_weights',
            'resize_video', 'bias_grid', 'stretched_table', 'stretched_time', 'video_presets', 'latte_presets']
 
-# %% ../nbs/07_temporal.ipynb #9551fe31
+# %% ../nbs/07_temporal.ipynb #90b90bac
 import math
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,7 @@ from .dit import (
     config_from_dict, fixed_positions, initialise, load_state, one_of, patchify, path_variance, places,
     read_tensors, rotary, sincos_1d, sincos_2d, unpatchify, velocity_from_data, velocity_from_rest)
 
-# %% ../nbs/07_temporal.ipynb #cbed412d
+# %% ../nbs/07_temporal.ipynb #810a132a
 @dataclass(frozen=True)
 class VideoDiTConfig:
     "Every choice that makes a `VideoDiT`; the options that are not in the DiT paper are off."
@@ -97,7 +97,7 @@ def video_problems(c):
                                                  for n, p in zip(c.trained, c.patch))):
         yield 'trained', f': {c.trained} is no size (frames, height, width) of whole patches'
 
-# %% ../nbs/07_temporal.ipynb #e18befa5
+# %% ../nbs/07_temporal.ipynb #7cce8000
 def sincos_3d(width, grid, trained=None):
     """Frozen positions of a grid of (t, h, w) tokens -> (t·h·w, width): time, row and column channels.
 
@@ -106,7 +106,7 @@ def sincos_3d(width, grid, trained=None):
     widths = (width - 2 * space, space, space)
     return torch.cat([sincos_1d(d, a) for d, a in zip(widths, places(grid, trained).T)], 1).float()
 
-# %% ../nbs/07_temporal.ipynb #9389e6d8
+# %% ../nbs/07_temporal.ipynb #24f9ed67
 def rope_split(width):
     """How a head of `width` channels divides its turns: (time, rows, columns), each even.
 
@@ -123,7 +123,7 @@ def rotary_3d(positions, width, base=100.0):
     parts = [rotary(positions[:, i:i + 1], d, base) for i, d in enumerate(rope_split(width))]
     return tuple(torch.cat(p, 1) for p in zip(*parts))
 
-# %% ../nbs/07_temporal.ipynb #dd84a6b9
+# %% ../nbs/07_temporal.ipynb #37067dfb
 def video_positions(config):
     """What tells tokens where they are: {name of the buffer: tensor}.
 
@@ -145,7 +145,7 @@ def video_positions(config):
     if c.attention == 'joint': return {'turns': still(rotary_3d(places(c.grid, old), head))}    # (2, N, d/2)
     return {'turns': still(rotary(space, head)), 'time_turns': torch.stack(rotary(moment, head))}
 
-# %% ../nbs/07_temporal.ipynb #60d09e3d
+# %% ../nbs/07_temporal.ipynb #f6849a66
 def routed_tokens(batch, tokens, route, generator=None, device=None):
     """The tokens that are *not* routed around, for each sample: indices (batch, kept), ascending.
 
@@ -160,7 +160,7 @@ def rows_of(h, rows):
     "Rows (B, n) -> an index (B, …, n, D) that takes them from the last axis but one of h (B, …, N, D)."
     return rows.view(len(h), *[1] * (h.ndim - 3), -1, 1).expand(*h.shape[:-2], -1, h.shape[-1])
 
-# %% ../nbs/07_temporal.ipynb #fecfb6a5
+# %% ../nbs/07_temporal.ipynb #9549ce7c
 class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2.0'):
     """A DiT over space-time tokens. `VideoDiT(VideoDiTConfig(…))`; `seed` fixes the initial weights.
 
@@ -316,7 +316,7 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
         "The attention bias of block i (heads, N, N), or None."
         return self.bias[i]() if self.config.relative_bias else None
 
-# %% ../nbs/07_temporal.ipynb #5f238592
+# %% ../nbs/07_temporal.ipynb #58abb5a4
 def latte_state(model):
     """The state dict of a `VideoDiT` in the names and shapes of Vchitect/Latte's `Latte` and `LatteIMG`.
 
@@ -353,7 +353,7 @@ def load_latte_state(model, weights):
     state['x_embedder.bias'] = state.pop('x_embedder.proj.bias')
     return load_state(model, state, where)
 
-# %% ../nbs/07_temporal.ipynb #de8ab6b8
+# %% ../nbs/07_temporal.ipynb #8d93f08f
 def inflate(dit, frames, seed=0, latte=False):
     """An image `DiT` -> a factorised `VideoDiT` of `frames` frames that at first equals it frame by frame.
 
@@ -390,7 +390,7 @@ def load_image_weights(video, dit):
         for old, new in zip(dit.bias, video.bias[::2]): new.load_state_dict(old.state_dict())
     return video
 
-# %% ../nbs/07_temporal.ipynb #0ffc3df6
+# %% ../nbs/07_temporal.ipynb #bbd816b0
 def resize_video(model, size, spread='hw'):
     """A copy of a `VideoDiT` for clips of another size (T, H, W): all weights stay, positions change.
 
@@ -441,7 +441,7 @@ def stretched_time(table, frames, spread):
                          "spread them ('t')")
     return table[:, :frames]
 
-# %% ../nbs/07_temporal.ipynb #5a61df04
+# %% ../nbs/07_temporal.ipynb #e4846228
 def video_presets():
     "{'first-video': VideoDiTConfig, …}: the course's small model, the same without options, larger ones."
     small = dict(size=(16, 8, 8), patch=(4, 2, 2), width=144, depth=6, heads=6)

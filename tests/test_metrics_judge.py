@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minisora import metrics as M
-from minisora.clips import SIMPLE_MOTIONS, SceneClips, stack, to_float
+from minisora.clips import SceneClips, stack, to_float
 
 
 def generator(seed=0):
@@ -60,8 +60,7 @@ def test_training_glances_shake_a_little_and_repeat():
 def test_what_is_read_does_not_depend_on_where_it_is():
     "The same object elsewhere gives the same `what` features, so one place is enough to learn it."
     judge = M.Judge({"object": ["a", "b"]}, width=4).eval()
-    x, _ = stack(SceneClips(4, "all", 5, ("grow",)))
-    x = to_float(x)
+    x = torch.stack([frame_with(20, 24, s, (64, 64), -1.0)[0] for s in (8, 11, 14)], 1)[None]
     with torch.no_grad():
         here, there = judge.features(x), judge.features(x.roll((4, -6), (-2, -1)))
     assert torch.allclose(here[:, :32], there[:, :32], atol=1e-3)
@@ -75,10 +74,3 @@ def test_training_draws_looks_from_the_generator_only():
     a, b = (judge.features(x, generator(2)) for _ in range(2))
     assert torch.equal(a, b) and torch.equal(before, torch.get_rng_state())
     assert not torch.allclose(a, judge.features(x), atol=1e-3)
-
-
-def test_judge_reads_scenes_after_few_steps():
-    clips = SceneClips(400, "all", 11, SIMPLE_MOTIONS)
-    judge = M.train_judge(clips, steps=90, width=12)
-    got = M.judge_clips(judge, SceneClips(108, "all", 12, SIMPLE_MOTIONS))
-    assert got["colour_right"] > 0.9 and got["motion_right"] > 0.9 and got["object_right"] > 0.6, got
