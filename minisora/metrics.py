@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['INCEPTION', 'pixels', 'some', 'pairs', 'foreground', 'traces', 'centroid_and_mass', 'empty_frames',
            'bootstrap_interval', 'binomial_interval', 'second_difference', 'motion_of', 'jerk_px', 'area_flicker',
-           'motion_measures', 'decibels', 'psnr', 'foreground_mask', 'foreground_psnr', 'object_boxes', 'glances',
-           'layer', 'Judge', 'attribute_values', 'class_ids', 'spoil', 'reconstructions', 'train_judge', 'judge_clips',
-           'confusion', 'checked_features', 'two_sets', 'mean_and_covariance', 'gaussian_distance', 'mean_and_root',
-           'frechet_distance', 'FeatureNetwork', 'judge_network', 'eyes_network', 'settings_kept', 'transnet_network',
-           'inception_weights', 'inception_network', 'frechet_extrapolated', 'frechet_interval', 'distances',
-           'nearest_radii', 'ball_counts', 'precision_recall', 'density_coverage', 'nearest_clip', 'same_settings',
-           'write_clips', 'read_clips', 'Samples', 'generate_clips', 'feature_measures', 'measure', 'report_lines']
+           'motion_measures', 'ideal_shapes', 'shape_overlap', 'shape_right', 'decibels', 'psnr', 'foreground_mask',
+           'foreground_psnr', 'object_boxes', 'glances', 'layer', 'Judge', 'attribute_values', 'class_ids', 'spoil',
+           'reconstructions', 'train_judge', 'judge_clips', 'confusion', 'checked_features', 'two_sets',
+           'mean_and_covariance', 'gaussian_distance', 'mean_and_root', 'frechet_distance', 'FeatureNetwork',
+           'judge_network', 'eyes_network', 'settings_kept', 'transnet_network', 'inception_weights',
+           'inception_network', 'frechet_extrapolated', 'frechet_interval', 'distances', 'nearest_radii', 'ball_counts',
+           'precision_recall', 'density_coverage', 'nearest_clip', 'same_settings', 'write_clips', 'read_clips',
+           'Samples', 'generate_clips', 'feature_measures', 'measure', 'report_lines']
 
 # %% ../nbs/09_metrics.ipynb #893ca79d
 import json
@@ -19,6 +20,7 @@ import math
 import os
 import random
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from .autoencoder import Pretrained, countdown, seeded, to_clips, to_frames, warm_and_decay
-from .clips import Clip, to_float, to_uint8
+from .clips import OBJECTS, Clip, signed_distance, to_float, to_uint8
 from .latent_cache import digest, file_hash, folder_lock, write_json
 
 # %% ../nbs/09_metrics.ipynb #2f2943f9
@@ -153,6 +155,46 @@ def motion_measures(clips, batch=64):
     return dict(n=n, jerk_px=jerk.median().item(), jerk_px_interval=bootstrap_interval(jerk, 'median'),
                 area_flicker=flicker.mean().item(), area_flicker_interval=bootstrap_interval(flicker),
                 empty=gone, empty_interval=(low * n, high * n))
+
+# %% ../nbs/09_metrics.ipynb #shape001
+@lru_cache(maxsize=1)
+def ideal_shapes(side=32, reach=1.6):
+    """Each of OBJECTS with an area of 1, and at four sizes around it: how much of each cell of a grid over
+    ±`reach` it covers, (objects, 5, side·side)."""
+    def covered(obj, radius, n, reach):
+        x, y = np.meshgrid(*2 * [((np.arange(n) + .5) / n * 2 - 1) * reach / radius])
+        return np.clip(.5 - signed_distance(obj, x, y) * radius * n / (2 * reach), 0, 1)
+    radius = {o: 1 / math.sqrt(covered(o, 1., 256, 1.1).mean() * 2.2 ** 2) for o in OBJECTS}
+    sizes = (.85, .92, 1., 1.08, 1.16)
+    return torch.tensor(np.array([[covered(o, radius[o] * s, side, reach).ravel() for s in sizes]
+                                  for o in OBJECTS])).float()
+
+
+def shape_overlap(clips, frames=4, side=32, reach=1.6):
+    """How well what is seen in clips (B, 3, T, H, W) fits each ideal object of its area, at its centre: (B,
+    objects) in [0, 1], intersection over union, the best of five sizes, mean over `frames` frames. For
+    scenes, whose objects never turn; an empty frame fits nothing."""
+    m = foreground(clips)                                                              # (B, T, H, W)
+    m = m[:, torch.linspace(0, m.shape[1] - 1, frames).round().long()].flatten(0, 1)[:, None]
+    m = (m / m.amax((2, 3), keepdim=True).clamp(min=.1) - .1).clamp(min=0) / .9        # (B·frames, 1, H, W)
+    (H, W), area = m.shape[2:], m.sum((1, 2, 3)).clamp(min=1.)
+    y, x = torch.meshgrid(torch.arange(H) + .5, torch.arange(W) + .5, indexing='ij')
+    centre = torch.stack([(m[:, 0] * k).sum((1, 2)) / area for k in (x, y)], -1)       # (B·frames, 2)
+    u = ((torch.arange(side) + .5) / side * 2 - 1) * reach
+    grid = torch.stack(torch.meshgrid(u, u, indexing='xy'), -1)[None]                  # (1, side, side, 2)
+    look = (grid * area.sqrt().view(-1, 1, 1, 1) + centre[:, None, None]) / torch.tensor([W, H]) * 2 - 1
+    seen, ideal = F.grid_sample(m, look, align_corners=False).flatten(1), ideal_shapes(side, reach)
+    fit = [(torch.minimum(s, ideal).sum(-1) / torch.maximum(s, ideal).sum(-1)).amax(-1) for s in seen]
+    return torch.stack(fit).unflatten(0, (-1, frames)).mean(1)
+
+
+def shape_right(clips, objects):
+    "Share of clips whose best fitting ideal object is the one named in `objects`; see `shape_overlap`."
+    if len(objects) != len(clips): raise ValueError(f'{len(clips)} clips, but {len(objects)} objects')
+    unknown = [o for o in objects if o not in OBJECTS]
+    if unknown: raise ValueError(f'unknown object {unknown[0]!r}; known: {", ".join(OBJECTS)}')
+    best = shape_overlap(clips).argmax(1).tolist()
+    return sum(OBJECTS[b] == o for b, o in zip(best, objects)) / len(objects)
 
 # %% ../nbs/09_metrics.ipynb #4712ce4a
 def decibels(error):

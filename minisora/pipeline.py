@@ -18,11 +18,12 @@ import torch
 
 from . import viz
 from .autoencoder import ImageVAE, train_autoencoder, tune_decoder
-from .clips import (SIMPLE_MOTIONS, DigitClips, FolderClips, SceneClips, Vocabulary, load_digits,
+from .clips import (OBJECTS, SIMPLE_MOTIONS, DigitClips, FolderClips, SceneClips, Vocabulary, load_digits,
                             scene_caption, stack, to_float, to_uint8, write_video)
 from .interpolants import Interpolant
 from .latent_cache import LatentCache, write_cache, write_json
-from .metrics import Judge, area_flicker, judge_clips, jerk_px, nearest_clip, train_judge
+from .metrics import (Judge, area_flicker, judge_clips, jerk_px, nearest_clip, shape_overlap, shape_right,
+                              train_judge)
 from .sampling import sample, settle
 from .temporal import VideoDiT, VideoDiTConfig
 from .train import fit
@@ -62,18 +63,18 @@ class Recipe:
     batch_size: int = 8
     lr: float = 2.5e-3
     ema: float = 0.998
-    sample_steps: int = 40
+    sample_steps: int = 24
     guidance: float = 2.
     guide_until: float = 0.5       # guide while the clip takes shape, not while details settle
     settle: int = 0                # predictions from fresh noise that a sample is the mean of in the end
-    judge_steps: int = 450
+    judge_steps: int = 250
     eval_clips: int = 220          # clips that the metrics are measured on
     seed: int = 0
 
 
 SMOOTH = dict(delta=4., steady=.05, tune_steps=600, settle=3)      # what makes objects move evenly
-RECIPES = {'scenes': Recipe(**SMOOTH, guidance=4.),
-           'digits': Recipe(kind='digits', **SMOOTH),
+RECIPES = {'scenes': Recipe(**SMOOTH, guidance=3.),
+           'digits': Recipe(kind='digits', judge_steps=800, **SMOOTH),
            'folder': Recipe(kind='folder', size=96, channels=16, ae_noise=.05, shift=3., steps=3000)}
 
 # %% ../nbs/93_pipeline.ipynb #a1028ad7
@@ -339,8 +340,12 @@ class Run:
         frames, _ = stack(real)
         rec = torch.cat([self.reconstruct(k) for k in frames.split(16)])
         def scores(x, read=None):
-            return dict(judge_clips(self.judge, x, wanted, read), jerk_px=jerk_px(x),
-                        area_flicker=area_flicker(x))
+            found = dict(judge_clips(self.judge, x, wanted, read), jerk_px=jerk_px(x),
+                         area_flicker=area_flicker(x))
+            if self.recipe.kind == 'digits': return found
+            objects = [w['object'] for w in wanted]
+            overlap = shape_overlap(x)[range(len(x)), [OBJECTS.index(o) for o in objects]]
+            return dict(found, shape_right=shape_right(x, objects), shape_overlap=overlap.mean().item())
         read = self.judge.predict(clips)
         by_motion = [self._one_motion(k, clips, frames, wanted, read) for k in self.recipe.motions]
         return dict(scores(clips, read), real=scores(frames), reconstructions=scores(rec),
