@@ -8,8 +8,8 @@ __all__ = ['mirrored', 'moments', 'never_seen', 'diagonal', 'kl_bits', 'first_la
            'dit_step', 'dit_unturn', 'forward_jump', 'unpack_v', 'ddim_step', 'learned_range', 'gvp_velocity',
            'linear_score', 'shift_for_noise', 'heun_step', 'heun_calls', 'guided_data', 'temporal_pairs',
            'temporal_best', 'temporal_tubelet', 'temporal_routed', 'temporal_turn', 'ema_half_life', 'sqrt_schedule',
-           'place_in_data', 'frechet_1d', 'jerk_of', 'clips_needed', 'mass_flicker', 'video_tokens', 'data_to_velocity',
-           'memorised_share', 'clip_tokens', 'film_frames', 'continuation_loss']
+           'place_in_data', 'frechet_1d', 'jerk_of', 'clips_needed', 'mass_flicker', 'extrapolated', 'coverage_of',
+           'video_tokens', 'data_to_velocity', 'memorised_share', 'clip_tokens', 'film_frames', 'continuation_loss']
 
 # %% ../nbs/91_check.ipynb #check-imports
 import math
@@ -551,6 +551,31 @@ def mass_flicker(answer):
     assert abs(got - 2 * torch.tensor(2.).log().item()) < 1e-3, (
         f'20, 10, 20 …: 2·log 2 = 1.386, not {got:.3f}')
     print('✓ steady growth is no flicker, on and off is')
+
+# %% ../nbs/91_check.ipynb #check-09-4
+def extrapolated(answer):
+    "The distance at infinitely many clips, from two of them: answer(n, d, m, e)."
+    got = float(answer(50, 3., 100, 2.5))
+    assert abs(got - 3) > 1e-6 and abs(got - 2.5) > 1e-6, ('neither of the two distances is that of '
+                                                           'infinitely many clips')
+    assert abs(got - 2) < 1e-4, ('d = d∞ + c/n: 3 at n = 50 and 2.5 at n = 100 make d∞ = 2 (and c = 50), not '
+                                 f'{got:.3f}')
+    got = float(answer(200, 1.2, 50, 1.8))
+    assert abs(got - 1) < 1e-4, (f'1.2 at 200 and 1.8 at 50 make d∞ = 1, not {got:.3f}: does yours need the '
+                                 'smaller n first?')
+    print('✓ a line over 1/n, read off at 0')
+
+# %% ../nbs/91_check.ipynb #check-09-5
+def coverage_of(answer):
+    "Share of real balls that hold a generated clip, from distances (real, generated) and radii (real,)."
+    apart = torch.tensor([[.5, 3.], [2., 2.], [1., .1], [9., 9.]])
+    got = float(answer(apart, torch.tensor([1., 1., 1., 1.])))
+    assert abs(got - .5) < 1e-6, ('balls 0 and 2 of the four hold a clip, the last one two: 0.5, not '
+                                  f'{got:.3f}')
+    got = float(answer(apart, torch.tensor([1., 1., .05, 9.])))
+    assert abs(got - .5) < 1e-6, ('each ball has its own radius; with (1, 1, 0.05, 9) it is again 0.5, not '
+                                  f'{got:.3f}')
+    print('✓ balls that hold something, however many, over all balls')
 
 # %% ../nbs/91_check.ipynb #check-10-0
 def video_tokens(answer):

@@ -18,12 +18,12 @@ import torch
 
 from . import viz
 from .autoencoder import ImageVAE, train_autoencoder, tune_decoder
-from .clips import (OBJECTS, SIMPLE_MOTIONS, DigitClips, FolderClips, SceneClips, Vocabulary, load_digits,
-                            scene_caption, stack, to_float, to_uint8, write_video)
+from .clips import (OBJECTS, SIMPLE_MOTIONS, DigitClips, FolderClips, SceneClips, Vocabulary,
+                            load_digits, scene_caption, stack, to_float, to_uint8, write_video)
 from .interpolants import Interpolant
 from .latent_cache import LatentCache, write_cache, write_json
-from .metrics import (Judge, area_flicker, judge_clips, jerk_px, nearest_clip, shape_overlap, shape_right,
-                              train_judge)
+from .metrics import (Judge, area_flicker, judge_clips, jerk_px, nearest_clip, shape_overlap,
+                              shape_right, train_judge)
 from .sampling import sample, settle
 from .temporal import VideoDiT, VideoDiTConfig
 from .train import fit
