@@ -72,5 +72,6 @@ def test_training_draws_looks_from_the_generator_only():
     x = to_float(stack(SceneClips(4, "all", 5, ("grow",)))[0])
     before = torch.get_rng_state()
     a, b = (judge.features(x, generator(2)) for _ in range(2))
+    assert torch.equal(judge.features(x), judge.features(x)), "reading a clip is not random"
     assert torch.equal(a, b) and torch.equal(before, torch.get_rng_state())
     assert not torch.allclose(a, judge.features(x), atol=1e-3)

@@ -115,6 +115,7 @@ def test_a_disk_that_refuses(tmp_path, monkeypatch):
     before = contents(tmp_path)
 
     def full(fd):
+        assert not (tmp_path / "clips-000004.safetensors").exists()  # not there before it is whole
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(M.os, "fsync", full)
