@@ -6,7 +6,7 @@
 __all__ = ['fold', 'unfold', 'FoldedVAE', 'training_flops', 'told', 'Continuation', 'leading', 'Given', 'sample_after', 'chain',
            'seams']
 
-# %% ../nbs/16_single_gpu.ipynb #5b252dbd
+# %% ../nbs/16_single_gpu.ipynb #91c6c03b
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from .interpolants import Interpolant
 from .sampling import indices, latent_shape, sample
 from .temporal import VideoDiT
 
-# %% ../nbs/16_single_gpu.ipynb #48c7497c
+# %% ../nbs/16_single_gpu.ipynb #939779ac
 def fold(z, f):
     "Latents (B, C, T, h, w) -> (B, C·f·f, T, h/f, w/f): squares of f×f places become channels."
     return F.pixel_unshuffle(z.transpose(1, 2), f).transpose(1, 2)
@@ -30,7 +30,8 @@ def unfold(z, f):
 
 
 class FoldedVAE(Autoencoder):
-    """A second, linear stage on a `CausalVideoVAE`: squares of fold×fold latents -> `channels` numbers, by PCA.
+    """A second, linear stage on a `CausalVideoVAE`: squares of fold×fold latents -> `channels` numbers, by
+    PCA.
 
     `inner`: the fields of the video autoencoder. `FoldedVAE.around(ae, …)` takes its weights; `init_pca` sets
     the linear stage, which is all that is new."""
@@ -75,7 +76,7 @@ class FoldedVAE(Autoencoder):
         whole = z.movedim(1, -1) @ self.basis.T * self.scale + self.centre               # (B, T, h, w, C·f·f)
         return self.inner.decode(unfold(whole.movedim(-1, 1), self.fold))
 
-# %% ../nbs/16_single_gpu.ipynb #efa11f6f
+# %% ../nbs/16_single_gpu.ipynb #656a7c7c
 def training_flops(config, batch=1, backward=True):
     "Floating-point operations of a forward (and backward) pass of the `VideoDiT` of a config, on no device."
     model = VideoDiT(config).to('meta')
@@ -86,7 +87,7 @@ def training_flops(config, batch=1, backward=True):
         if backward: out.sum().backward()
     return counter.get_total_flops()
 
-# %% ../nbs/16_single_gpu.ipynb #99f30e1b
+# %% ../nbs/16_single_gpu.ipynb #56ffa42d
 def told(model, x, given, mask, t, y=None):
     """Ask a model that knows which frames are given: x, given (B, C, T, h, w), mask (B, 1, T, 1, 1) -> its
     answer (B, C, T, h, w). The given frames stand in x, and one channel more says where they are."""
@@ -130,9 +131,10 @@ def leading(counts, frames, like):
     at = torch.arange(frames, device=like.device)
     return (at < counts.to(like.device)[:, None]).to(like.dtype)[:, None, :, None, None]
 
-# %% ../nbs/16_single_gpu.ipynb #d3fa9d01
+# %% ../nbs/16_single_gpu.ipynb #0a1a68f8
 class Given:
-    """A model trained with `Continuation`, as samplers know models: it always sees its first frames as `latents`
+    """A model trained with `Continuation`, as samplers know models: it always sees its first frames as
+    `latents`
     (B, C, k, h, w); None: nothing is given. Guidance's doubled batch is understood."""
     def __init__(self, model, latents=None): self.model, self.latents = model, latents
 
@@ -177,7 +179,7 @@ def sample_after(model, objective, condition=None, given=None, n=None, batch_siz
         done.append(z)
     return torch.cat(done)
 
-# %% ../nbs/16_single_gpu.ipynb #102491fd
+# %% ../nbs/16_single_gpu.ipynb #90131faa
 @torch.no_grad()
 def chain(model, objective, ae, conditions, overlap=1, mean=0., std=1., start=None, decode=None, seed=0,
           **options):
@@ -200,7 +202,8 @@ def chain(model, objective, ae, conditions, overlap=1, mean=0., std=1., start=No
 
 
 def seams(film, joints):
-    """How hard a film (3, T, H, W) cuts at its joints, frame numbers: the change from the frame before to each of
+    """How hard a film (3, T, H, W) cuts at its joints, frame numbers: the change from the frame before to
+    each of
     them, over the largest other change. Below 1: no harder than the film moves anyway."""
     change = film.diff(dim=1).square().mean((0, 2, 3)).sqrt()                            # (T − 1,)
     at = [j - 1 for j in joints]
