@@ -74,7 +74,7 @@ class Recipe:
 
 SMOOTH = dict(delta=4., steady=.05, tune_steps=600, settle=3)      # what makes objects move evenly
 RECIPES = {'scenes': Recipe(**SMOOTH, guidance=3.),
-           'digits': Recipe(kind='digits', judge_steps=800, **SMOOTH),
+           'digits': Recipe(kind='digits', judge_steps=900, **SMOOTH),
            'folder': Recipe(kind='folder', size=96, channels=16, ae_noise=.05, shift=3., steps=3000)}
 
 # %% ../nbs/93_pipeline.ipynb #a1028ad7
