@@ -11,9 +11,10 @@ __all__ = ['FAMILIES', 'KINDS', 'Moments', 'Spec', 'check_clips', 'check_latents
            'per_channel', 'find_config', 'read_config', 'load_diffusers', 'DiffusersVAE', 'CausalConv3d', 'FrameNorm',
            'CausalBlock', 'Unfold3d', 'CausalVideoVAE', 'Past', 'encode_pieces', 'decode_pieces', 'tile_ramp',
            'tile_starts', 'tiled_decode', 'spoilt', 'Eyes', 'train_eyes', 'Critic', 'VideoLoss', 'busy_window',
-           'save_state', 'load_state', 'Windows', 'train_video_vae', 'mean_terms', 'video_step', 'autoencoder_by_name']
+           'save_state', 'load_state', 'recoloured', 'Windows', 'train_video_vae', 'mean_terms', 'video_step',
+           'autoencoder_by_name']
 
-# %% ../nbs/01_autoencoder.ipynb #1f23cea8
+# %% ../nbs/01_autoencoder.ipynb #8df9817e
 import json, math, os, tempfile, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .clips import to_float
 
-# %% ../nbs/01_autoencoder.ipynb #1082bb5f
+# %% ../nbs/01_autoencoder.ipynb #b767333a
 class Moments(NamedTuple):
     "A Gaussian per latent number: `mean` and `logvar` (log-variance), each (B, C, T, h, w)."
     mean: torch.Tensor
@@ -54,7 +55,7 @@ class Moments(NamedTuple):
         appendix B)."""
         return .5 * (self.mean ** 2 + self.logvar.exp() - 1 - self.logvar)
 
-# %% ../nbs/01_autoencoder.ipynb #3a64fe17
+# %% ../nbs/01_autoencoder.ipynb #cd4f88e3
 @dataclass(frozen=True)
 class Spec:
     """What other modules must know of an autoencoder; `scale` and `shift` are already applied by encode and
@@ -84,7 +85,7 @@ class Spec:
         ft, fh, fw = self.factors
         return 3, (1 + (frames - 1) * ft if self.first_alone else frames * ft), height * fh, width * fw
 
-# %% ../nbs/01_autoencoder.ipynb #3e6ac964
+# %% ../nbs/01_autoencoder.ipynb #df2a6f06
 def check_clips(x, spec):
     "Raise a ValueError that names what is wrong with clips (B, 3, T, H, W) for this autoencoder."
     if x.ndim != 5: raise ValueError(f'{spec.name}: clips must be (B, 3, T, H, W), not {tuple(x.shape)}')
@@ -104,7 +105,7 @@ def check_latents(z, spec):
         raise ValueError(f'{spec.name}: latents have {spec.channels} channels, these have {z.shape[1]}')
     if not torch.isfinite(z).all(): raise ValueError(f'{spec.name}: the latents hold NaN or infinite values')
 
-# %% ../nbs/01_autoencoder.ipynb #a91551fb
+# %% ../nbs/01_autoencoder.ipynb #979f203e
 def load_strict(model, path, device='cpu'):
     """Load a safetensors file into a model; a missing, left-over or wrongly shaped tensor is an error that
     names it."""
@@ -119,7 +120,7 @@ def load_strict(model, path, device='cpu'):
             raise ValueError(f'{path}: {name} has shape {tuple(t.shape)}, not {tuple(want[name].shape)}')
     model.load_state_dict(found, strict=True)
 
-# %% ../nbs/01_autoencoder.ipynb #8613873a
+# %% ../nbs/01_autoencoder.ipynb #78b1f4f7
 class Pretrained(PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained`, `push_to_hub` as elsewhere in the Hugging Face world, but strict:
     safetensors only, nothing is unpickled, and every field and tensor must be there and fit."""
@@ -159,7 +160,7 @@ class Pretrained(PyTorchModelHubMixin):
         load_strict(model, path, map_location)
         return model.to(map_location).eval()
 
-# %% ../nbs/01_autoencoder.ipynb #2629698a
+# %% ../nbs/01_autoencoder.ipynb #875524da
 class Autoencoder(nn.Module, Pretrained):
     "The three calls that every autoencoder here has: `encode`, `decode`, `spec`."
     def encode(self, x):
@@ -176,7 +177,7 @@ class Autoencoder(nn.Module, Pretrained):
         "Reconstruction of clips (B, 3, T, H, W) by way of the mean latent."
         return self.decode(self.encode(x).mode)
 
-# %% ../nbs/01_autoencoder.ipynb #9ff2b020
+# %% ../nbs/01_autoencoder.ipynb #87969ab9
 def to_frames(x):
     "Clips (B, C, T, H, W) -> frames (B·T, C, H, W)."
     return x.transpose(1, 2).flatten(0, 1)
@@ -208,7 +209,7 @@ def set_pca(ae, rows):
     ae.skip_out.weight.copy_((v * s).T.reshape(ae.skip_out.weight.shape))
     ae.skip_out.bias.copy_(mean.reshape(3, -1).mean(1))
 
-# %% ../nbs/01_autoencoder.ipynb #3a6b73b2
+# %% ../nbs/01_autoencoder.ipynb #7f5e6fdd
 class seeded:
     "`with seeded(0):` new layers start from this seed, and the global generator is left as it was."
     def __init__(self, seed): self.seed = seed
@@ -223,7 +224,7 @@ def zero(layer):
     nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
     return layer
 
-# %% ../nbs/01_autoencoder.ipynb #52b36bec
+# %% ../nbs/01_autoencoder.ipynb #3b1dd893
 class ImageVAE(Autoencoder):
     """A per-frame VAE: 8×8 pixels a latent, a linear path (`init_pca`) plus a small conv net on top of it.
 
@@ -277,7 +278,7 @@ class Smoother(nn.Sequential):
             nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0), padding_mode='replicate'), nn.SiLU(),
             zero(nn.Conv3d(width, channels, 3, **pad)))
 
-# %% ../nbs/01_autoencoder.ipynb #dc3ec4ef
+# %% ../nbs/01_autoencoder.ipynb #7a9f4b67
 def hold(clips, seed=0, most=1024, megabytes=512):
     """A random choice of a dataset of Clip (or of a uint8 tensor) as one uint8 tensor (N, 3, T, H, W) in
     memory."""
@@ -319,7 +320,7 @@ def window_length(spec, frames, available):
         raise ValueError(f'{spec.name}: {frames or available} frames are too few, it needs {factor} at least')
     return n
 
-# %% ../nbs/01_autoencoder.ipynb #cdc512ad
+# %% ../nbs/01_autoencoder.ipynb #78194a6c
 def reconstruction_weight(x, foreground):
     """1 where a clip (B, 3, T, H, W) is black, 1 + `foreground` within 2 pixels of what is not: (B, 1, T,
     H, W)."""
@@ -346,7 +347,7 @@ def vae_loss(ae, x, generator, kl=1e-6, noise=.3, foreground=4., lowpass=0.):
     if lowpass: error = error + lowpass * (F.avg_pool2d(to_frames(off), 8) ** 2).mean()
     return error + kl * divergence, error, divergence
 
-# %% ../nbs/01_autoencoder.ipynb #6b22e818
+# %% ../nbs/01_autoencoder.ipynb #f145f8f7
 def descend(loss, optimiser, parameters):
     "One optimiser step, the gradient's norm at most 1; a non-finite loss raises before any weight changes."
     if not torch.isfinite(loss): raise FloatingPointError(f'the loss became {loss.item()}: try a lower lr')
@@ -377,7 +378,7 @@ def countdown(steps, seconds, progress, name, since=(0, 0.)):
             done = step / steps if steps else (time.perf_counter() - start) / seconds
             bar.update(min(100, int(100 * done)) - bar.n)
 
-# %% ../nbs/01_autoencoder.ipynb #4731d391
+# %% ../nbs/01_autoencoder.ipynb #b67981f7
 def warm_and_decay(step, done, warmup=50):
     """The learning rate's course: up in `warmup` steps, level, then down to nothing over the last 70 % of
     the run."""
@@ -445,7 +446,7 @@ def tune_decoder(ae, clips, predict, steps, batch=2, cells=6, lr=2e-3, foregroun
         descend(loss, opt, free)
     ae.eval()
 
-# %% ../nbs/01_autoencoder.ipynb #163756f6
+# %% ../nbs/01_autoencoder.ipynb #e9be27dc
 def image_family(vae, c):
     "AutoencoderKL: (z - shift) · scale, or per channel where the config has latents_mean and latents_std."
     side, scale, shift = 2 ** (len(c.block_out_channels) - 1), c.scaling_factor or 1., c.shift_factor or 0.
@@ -495,7 +496,7 @@ FAMILIES = dict(AutoencoderKL=image_family, AutoencoderTiny=tiny_family, Autoenc
                 AutoencoderKLCogVideoX=cogvideox_family, AutoencoderKLLTXVideo=ltx_family,
                 AutoencoderKLHunyuanVideo=hunyuan_family)
 
-# %% ../nbs/01_autoencoder.ipynb #7bb2fa27
+# %% ../nbs/01_autoencoder.ipynb #2ab2ce37
 def per_channel(value, like):
     "A number, or a tuple of one number a channel, ready to meet latents (B, C, t, h, w)."
     return torch.tensor(value).to(like).view(1, -1, 1, 1, 1) if isinstance(value, tuple) else value
@@ -534,7 +535,7 @@ def load_diffusers(name, subfolder=None, **options):
     return getattr(diffusers, kind).from_pretrained(name, subfolder=subfolder, use_safetensors=True,
                                                     **options)
 
-# %% ../nbs/01_autoencoder.ipynb #47f0131d
+# %% ../nbs/01_autoencoder.ipynb #14b2e1d6
 class DiffusersVAE(nn.Module):
     """A diffusers autoencoder of one of `FAMILIES` (the module, its name on the hub, or a local folder)
     behind encode, decode and spec. Latents are scaled as its pipelines do: (z - shift) · scale, a number or
@@ -594,7 +595,7 @@ class DiffusersVAE(nn.Module):
 
     def forward(self, x): return self.decode(self.encode(x).mode)
 
-# %% ../nbs/01_autoencoder.ipynb #74e43ba0
+# %% ../nbs/01_autoencoder.ipynb #c2bfdbe5
 class CausalConv3d(nn.Conv3d):
     """A 3D convolution that sees the past and the present only: padded at the start of time, never at its
     end. Inside a `Past` it remembers its last frames, and a piece of a clip goes on where the last one
@@ -638,7 +639,7 @@ class Unfold3d(nn.Module):
         x = x.reshape(b, -1, a, p, q, t, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)    # (B, C, T, a, H, p, W, q)
         return x.reshape(b, -1, t * a, h * p, w * q)
 
-# %% ../nbs/01_autoencoder.ipynb #cdd39823
+# %% ../nbs/01_autoencoder.ipynb #f4301bf9
 class CausalVideoVAE(Autoencoder):
     """A small causal video VAE: a latent frame stands for 4 frames, a latent place for 8×8 pixels. A linear
     path (`init_pca`) plus `depth` blocks of `width` channels in the encoder and one more in the decoder,
@@ -689,7 +690,7 @@ class CausalVideoVAE(Autoencoder):
         x = self.dec(z) + self.skip_out(z)                                        # (B, 3, 4·t, H, W)
         return x[:, :, 3:] if self.spec.first_alone and not going_on else x
 
-# %% ../nbs/01_autoencoder.ipynb #c255a74d
+# %% ../nbs/01_autoencoder.ipynb #73aa6e22
 class Past:
     """What the causal convolutions of a net remember between two pieces of a clip: `with past:` they go on
     from it."""
@@ -726,7 +727,7 @@ def decode_pieces(ae, z, latents=4):
         with past: x = ae._decode(piece, going_on=k > 0)
         yield x
 
-# %% ../nbs/01_autoencoder.ipynb #29ef997d
+# %% ../nbs/01_autoencoder.ipynb #d5fc887a
 def tile_ramp(start, tile, size, overlap, margin):
     """Weight (tile,) of a tile along one axis: 1 inside, rising over its `overlap` with a neighbour, 0 for
     the outermost `margin`, which lacks its surroundings; at the edge of the whole, 1."""
@@ -768,7 +769,7 @@ def tiled_decode(ae, z, tile=24, overlap=8, margin=2):
             total[place] += weight
     return out.div_(total)
 
-# %% ../nbs/01_autoencoder.ipynb #888cc1b4
+# %% ../nbs/01_autoencoder.ipynb #4bf9b09e
 def spoilt(f, kind):
     "Frames (B, 3, H, W), each spoilt in the way `kind` (B,) says: 0 not at all, blurred, in blocks, dimmed."
     small = lambda k, mode: F.interpolate(F.avg_pool2d(f, k), f.shape[2:], mode=mode)
@@ -822,7 +823,7 @@ def train_eyes(windows, n, steps=300, batch=48, lr=5e-3, seed=0, progress=False)
         right.append([(clip.argmax(1) == which).float().mean(), (way.argmax(1) == kind).float().mean()])
     return eyes.eval().requires_grad_(False), torch.tensor(right[-30:]).mean(0).tolist()
 
-# %% ../nbs/01_autoencoder.ipynb #42a69609
+# %% ../nbs/01_autoencoder.ipynb #5aec992f
 class Critic(nn.Sequential):
     "A PatchGAN with a time axis: clips (B, 3, T, H, W) -> a score a patch, high for what looks real."
     def __init__(self, width=32, seed=0):
@@ -858,7 +859,7 @@ class VideoLoss:
         if critic is not None: terms['adversarial'] = -critic(y).mean()
         return sum(getattr(self, k) * v for k, v in terms.items()), terms, y
 
-# %% ../nbs/01_autoencoder.ipynb #913820c3
+# %% ../nbs/01_autoencoder.ipynb #2b175e5d
 def busy_window(clip, frames, crop, generator, calm=.5):
     """`frames` consecutive frames and at most `crop`×`crop` pixels of a uint8 clip (3, T, H, W), flipped
     half of the time. The place is likelier where pixels change over time; `calm` is the weight of a place
@@ -910,13 +911,22 @@ def load_state(path, ae, optimisers, generator):
     generator.set_state(held['generator'])
     return int(about['step']), float(about['seconds'])
 
-# %% ../nbs/01_autoencoder.ipynb #1dc5bb31
+# %% ../nbs/01_autoencoder.ipynb #7040e407
+def recoloured(x, generator):
+    """Clips (B, 3, T, H, W) in [-1, 1], each with its colours exchanged and dimmed by 0 to 40 %, each in its
+    own way; black stays black."""
+    swap = torch.rand(len(x), 3, generator=generator).argsort(1).to(x.device)                 # (B, 3)
+    gain = (.6 + .4 * torch.rand(len(x), 3, generator=generator)).to(x).view(-1, 3, 1, 1, 1)
+    return (x[torch.arange(len(x), device=x.device)[:, None], swap] + 1) * gain - 1
+
+
 class Windows:
     """Batches from several sources of uint8 clips, a list of (clips (N, 3, T, H, W), share): a batch of
-    windows of `frames` frames, `crop`×`crop` pixels, each from a source drawn by its share. `draw` gives
-    (windows in [-1, 1], clip numbers counted over all sources)."""
-    def __init__(self, sources, frames=13, crop=48):
-        self.clips, share = zip(*sources)
+    windows of `frames` frames, `crop`×`crop` pixels, each from a source drawn by its share; a share
+    `recolour` of them is `recoloured`. `draw` gives (windows in [-1, 1], clip numbers counted over all
+    sources)."""
+    def __init__(self, sources, frames=13, crop=48, recolour=0.):
+        (self.clips, share), self.recolour = zip(*sources), recolour
         for c in self.clips:
             if c.dtype != torch.uint8 or c.ndim != 5:
                 raise ValueError(f'clips to train on must be uint8 (N, 3, T, H, W), not {c.dtype} '
@@ -931,7 +941,11 @@ class Windows:
         source = torch.multinomial(self.share, n, True, generator=generator).tolist()
         which = [int(torch.randint(len(self.clips[s]), (), generator=generator)) for s in source]
         x = [busy_window(self.clips[s][i], self.frames, self.crop, generator) for s, i in zip(source, which)]
-        return to_float(torch.stack(x)), torch.tensor([self.first[s] + i for s, i in zip(source, which)])
+        x = to_float(torch.stack(x))
+        if self.recolour:
+            some = torch.rand(n, generator=generator) < self.recolour
+            x[some] = recoloured(x[some], generator)
+        return x, torch.tensor([self.first[s] + i for s, i in zip(source, which)])
 
     def frame(self, n, generator):
         "One frame of each window, for `train_eyes`."
@@ -940,8 +954,9 @@ class Windows:
 
 
 def train_video_vae(ae, windows, seconds=None, steps=None, batch=6, lr=2e-3, loss=VideoLoss(), eyes=None,
-                    state=None, every=100, seed=0, device=None, progress=False, report=None):
-    """Train a video autoencoder on `Windows` for `steps` or `seconds`. `state`: a file that holds the run;
+                    pca=True, state=None, every=100, seed=0, device=None, progress=False, report=None):
+    """Train a video autoencoder on `Windows` for `steps` or `seconds`, from its `init_pca` or, with
+    pca=False, from where it stands. `state`: a file that holds the run;
     where it exists, the run goes on from it, to the bit as if it had never stopped (with `steps`).
     `report(step, done, terms)` is called with the means of the last `every` steps. Returns dict(steps,
     seconds, and each term)."""
@@ -952,7 +967,7 @@ def train_video_vae(ae, windows, seconds=None, steps=None, batch=6, lr=2e-3, los
     opts = [torch.optim.AdamW(n.parameters(), lr, betas=(.9, .99), weight_decay=0.) for n in nets]
     since = (0, 0.)
     if state and Path(state).is_file(): since = load_state(state, ae, opts, g)
-    else: ae.init_pca(windows.draw(256, g)[0].to(device))
+    elif pca: ae.init_pca(windows.draw(256, g)[0].to(device))
     start, log = time.perf_counter() - since[1], []
     ae.train()
     for step, done in countdown(steps, seconds, progress, 'video autoencoder', since):
@@ -980,7 +995,7 @@ def video_step(ae, critic, optimisers, x, generator, loss, eyes):
         descend(value, optimiser, net.parameters())
     return {k: v.item() for k, v in terms.items()}
 
-# %% ../nbs/01_autoencoder.ipynb #4d7db19f
+# %% ../nbs/01_autoencoder.ipynb #3fd3a2f7
 KINDS = {'ImageVAE': ImageVAE, 'CausalVideoVAE': CausalVideoVAE}
 
 
