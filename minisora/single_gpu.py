@@ -134,8 +134,7 @@ def leading(counts, frames, like):
 # %% ../nbs/16_single_gpu.ipynb #0a1a68f8
 class Given:
     """A model trained with `Continuation`, as samplers know models: it always sees its first frames as
-    `latents`
-    (B, C, k, h, w); None: nothing is given. Guidance's doubled batch is understood."""
+    `latents` (B, C, k, h, w); None: nothing is given. Guidance's doubled batch is understood."""
     def __init__(self, model, latents=None): self.model, self.latents = model, latents
 
     @property
@@ -203,8 +202,7 @@ def chain(model, objective, ae, conditions, overlap=1, mean=0., std=1., start=No
 
 def seams(film, joints):
     """How hard a film (3, T, H, W) cuts at its joints, frame numbers: the change from the frame before to
-    each of
-    them, over the largest other change. Below 1: no harder than the film moves anyway."""
+    each of them, over the largest other change. Below 1: no harder than the film moves anyway."""
     change = film.diff(dim=1).square().mean((0, 2, 3)).sqrt()                            # (T − 1,)
     at = [j - 1 for j in joints]
     rest = change[[i for i in range(len(change)) if i not in at]].max().clamp(min=1e-9)
