@@ -25,7 +25,8 @@ setup(
     packages=find_packages(include=["minisora", "minisora.*"]),
     include_package_data=True,
     install_requires=cfg["requirements"].split(),
-    extras_require={k.removesuffix("_requirements"): cfg[k].split() for k in cfg if k.endswith("_requirements")},
+    extras_require={k.removesuffix("_requirements"): cfg[k].split()
+                    for k in cfg if k.endswith("_requirements")},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

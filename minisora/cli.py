@@ -112,7 +112,8 @@ def parser():
         if name in ('convert', 'verify'):                                # these have no run, only a cache
             if name == 'convert':
                 p.add_argument('folder', help='holds folders of .npy files, one a sample')
-                p.add_argument('--dtype', default='float16', help='of the latents: float16, bfloat16, float32 or int8 (%(default)s)')
+                p.add_argument('--dtype', default='float16',
+                               help='of the latents: float16, bfloat16, float32 or int8 (%(default)s)')
                 p.add_argument('--made-by', default='', help='the autoencoder that the latents are of')
             p.add_argument('cache', help='the folder of the latent cache')
             continue
