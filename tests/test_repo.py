@@ -220,13 +220,3 @@ def test_version_stands_once():
 def test_make_help_names_the_commands():
     text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
     for target in ("video", "test", "lab", "docs", "readme", "clean"): assert f"make {target}" in text
-
-
-@pytest.mark.parametrize("page", ["README.md", "README_zh-CN.md", *(f"nbs/{p.name}" for p in NOTEBOOKS)])
-def test_linked_files_exist(page):
-    "Pictures and pages that a page links to are in the repository."
-    text = (ROOT / page).read_text(encoding="utf-8")
-    if page.endswith(".ipynb"):
-        text = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
-    for link in re.findall(r"\]\(([^)#:\s]+\.\w+)(?:#[^)]*)?\)", text):
-        assert ((ROOT / page).parent / link).exists(), f"{page} links to {link}, which is not there"
