@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INCEPTION', 'pixels', 'some', 'pairs', 'foreground', 'traces', 'centroid_and_mass', 'empty_frames',
            'bootstrap_interval', 'binomial_interval', 'second_difference', 'motion_of', 'jerk_px', 'area_flicker',
-           'motion_measures', 'ideal_shapes', 'shape_overlap', 'shape_right', 'decibels', 'psnr', 'foreground_mask',
+           'motion_measures', 'ideal_shapes', 'shape_overlap', 'shape_measures', 'decibels', 'psnr', 'foreground_mask',
            'foreground_psnr', 'object_boxes', 'glances', 'layer', 'Judge', 'attribute_values', 'class_ids', 'spoil',
            'reconstructions', 'train_judge', 'judge_clips', 'confusion', 'checked_features', 'two_sets',
            'mean_and_covariance', 'gaussian_distance', 'mean_and_root', 'frechet_distance', 'FeatureNetwork',
@@ -188,13 +188,15 @@ def shape_overlap(clips, frames=4, side=32, reach=1.6):
     return torch.stack(fit).unflatten(0, (-1, frames)).mean(1)
 
 
-def shape_right(clips, objects):
-    "Share of clips whose best fitting ideal object is the one named in `objects`; see `shape_overlap`."
+def shape_measures(clips, objects):
+    """shape_right, the share of clips whose best fitting ideal object is the one named in `objects`, and
+    shape_overlap, how well that one fits on average; see `shape_overlap`."""
     if len(objects) != len(clips): raise ValueError(f'{len(clips)} clips, but {len(objects)} objects')
     unknown = [o for o in objects if o not in OBJECTS]
     if unknown: raise ValueError(f'unknown object {unknown[0]!r}; known: {", ".join(OBJECTS)}')
-    best = shape_overlap(clips).argmax(1).tolist()
-    return sum(OBJECTS[b] == o for b, o in zip(best, objects)) / len(objects)
+    fit, asked = shape_overlap(clips), torch.tensor([OBJECTS.index(o) for o in objects])
+    return dict(shape_right=(fit.argmax(1) == asked).double().mean().item(),
+                shape_overlap=fit[range(len(fit)), asked].mean().item())
 
 # %% ../nbs/09_metrics.ipynb #4712ce4a
 def decibels(error):

@@ -18,12 +18,12 @@ import torch
 
 from . import viz
 from .autoencoder import ImageVAE, train_autoencoder, tune_decoder
-from .clips import (OBJECTS, SIMPLE_MOTIONS, DigitClips, FolderClips, SceneClips, Vocabulary,
-                            load_digits, scene_caption, stack, to_float, to_uint8, write_video)
+from .clips import (SIMPLE_MOTIONS, DigitClips, FolderClips, SceneClips, Vocabulary, load_digits,
+                            scene_caption, stack, to_float, to_uint8, write_video)
 from .interpolants import Interpolant
 from .latent_cache import LatentCache, write_cache, write_json
-from .metrics import (Judge, area_flicker, judge_clips, jerk_px, nearest_clip, shape_overlap,
-                              shape_right, train_judge)
+from .metrics import (Judge, area_flicker, judge_clips, jerk_px, nearest_clip, shape_measures,
+                              train_judge)
 from .sampling import sample, settle
 from .temporal import VideoDiT, VideoDiTConfig
 from .train import fit
@@ -343,9 +343,7 @@ class Run:
             found = dict(judge_clips(self.judge, x, wanted, read), jerk_px=jerk_px(x),
                          area_flicker=area_flicker(x))
             if self.recipe.kind == 'digits': return found
-            objects = [w['object'] for w in wanted]
-            overlap = shape_overlap(x)[range(len(x)), [OBJECTS.index(o) for o in objects]]
-            return dict(found, shape_right=shape_right(x, objects), shape_overlap=overlap.mean().item())
+            return found | shape_measures(x, [w['object'] for w in wanted])
         read = self.judge.predict(clips)
         by_motion = [self._one_motion(k, clips, frames, wanted, read) for k in self.recipe.motions]
         return dict(scores(clips, read), real=scores(frames), reconstructions=scores(rec),
