@@ -899,4 +899,5 @@ d = { 'settings': { 'branch': 'main',
                               'minisora.viz.show_images': ('viz.html#show_images', 'minisora/viz.py'),
                               'minisora.viz.style': ('viz.html#style', 'minisora/viz.py'),
                               'minisora.viz.styled': ('viz.html#styled', 'minisora/viz.py'),
+                              'minisora.viz.table': ('viz.html#table', 'minisora/viz.py'),
                               'minisora.viz.trajectories': ('viz.html#trajectories', 'minisora/viz.py')}}}
