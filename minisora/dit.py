@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'check_fields', 'one_of', 'DiTConfig', 'dit_presets', 'patchify', 'unpatchify', 'PatchEmbed', 'sincos_1d',
            'places', 'sincos_2d', 'rotary', 'rotate', 'neighbours', 'RelativeBias', 'TimestepEmbedder', 'LabelEmbedder',
-           'Attention', 'Mlp', 'gated_width', 'SwiGLU', 'modulate', 'token_norm', 'DiTBlock', 'FinalLayer',
+           'attend', 'Attention', 'Mlp', 'gated_width', 'SwiGLU', 'modulate', 'token_norm', 'DiTBlock', 'FinalLayer',
            'path_variance', 'velocity_from_rest', 'velocity_from_data', 'initialise', 'config_from_dict', 'load_state',
            'written_whole', 'Pretrained', 'fixed_positions', 'DiT', 'resize', 'read_tensors', 'load_official_state',
            'official_state', 'save_official_state', 'diffusers_layout', 'to_diffusers', 'from_diffusers',
@@ -260,6 +260,14 @@ class LabelEmbedder(nn.Module):
             raise ValueError(f'condition id {int(bad[0])} is not in 0 … {rows - 1} (null id: {self.null_id})')
 
 # %% ../nbs/03_dit.ipynb #255300a5
+def attend(q, k, v, bias=None):
+    """softmax(q kᵀ / √d + bias) v over the last two axes (…, N, d). A learned bias has no fused kernel on a
+    CPU, and PyTorch's general one also looks for rows that are masked whole: there it is written out."""
+    if bias is None or q.device.type != 'cpu':
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return ((q * q.shape[-1] ** -.5) @ k.mT + bias).softmax(-1) @ v
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over the last axis but one: (…, N, D) -> (…, N, D).
 
@@ -276,7 +284,7 @@ class Attention(nn.Module):
         qkv = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)     # (3, B', heads, N, d)
         q, k, v = self.q_norm(qkv[0]), self.k_norm(qkv[1]), qkv[2]                  # 3 × (B', heads, N, d)
         if rope is not None: q, k = rotate(q, rope), rotate(k, rope)                # 2 × (B', heads, N, d)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)                 # (B', heads, N, d)
+        h = attend(q, k, v, bias)                                                   # (B', heads, N, d)
         return self.proj(h.transpose(1, 2).reshape(x.shape))
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['euler', 'heun', 'midpoint', 'rk4', 'ode_solver', 'grid', 'guided_channels', 'guide', 'velocity_of', 'ode_iter',
-           'adaptive', 'adaptive_iter', 'diffusion_strength', 'sde_grid', 'sde_terms', 'sde_iter', 'latent_shape',
-           'home', 'Counted', 'sample_iter', 'states_of', 'indices', 'sample', 'settle', 'invert', 'Likelihood',
-           'bits_per_dimension', 'trace_probes', 'divergence', 'log_likelihood', 'with_divergence']
+           'adaptive', 'adaptive_iter', 'diffusion_strength', 'sde_grid', 'sde_terms', 'sde_iter', 'ddim_iter',
+           'latent_shape', 'home', 'Counted', 'sample_iter', 'states_of', 'indices', 'sample', 'settle', 'invert',
+           'Likelihood', 'bits_per_dimension', 'trace_probes', 'divergence', 'log_likelihood', 'with_divergence']
 
 # %% ../nbs/06_sampling.ipynb #6678654c
 import math
@@ -225,6 +225,27 @@ def sde_iter(model, objective, x, condition=None, steps=250, shift=1., form='sig
         x = {'tweedie': data, 'euler': x + h * v}.get(last, new) if end else new
     yield 1., x, x
 
+# %% ../nbs/06_sampling.ipynb #64aea123
+@torch.no_grad()
+def ddim_iter(model, objective, x, condition=None, steps=50, shift=1., eta=0., seed=0, index=None):
+    """From noise x (B, …) to data on the path of an `Interpolant`; yields (t, x, predicted data).
+
+    Each step keeps the noise that the model sees but for the share eta² · (1 − (k_b / k_a)²) of its variance,
+    k = sigma / alpha, which `draw(seed, step, index)` gives anew (Song et al. 2021, DDIM, eq. 12 and 16). On
+    the linear path `eta` 0 is Euler; 1 is DDPM's ancestral sampling."""
+    if not 0 <= eta <= 1: raise ValueError(f'eta must be from 0 to 1; it is {eta}')
+    index = range(len(x)) if index is None else index
+    times = grid(steps, shift, objective.interval)
+    for i, (a, b) in enumerate(zip(times[:-1], times[1:])):
+        at = torch.full((len(x),), a, device=x.device)
+        data, noise = objective.split(objective.output(model, x, at, condition), x, at)
+        yield a, x, data
+        (alpha, sigma), (alpha_b, sigma_b) = (objective.coefficients(torch.tensor(t))[:2] for t in (a, b))
+        share = float(eta ** 2 * (1 - (sigma_b * alpha / (sigma * alpha_b)) ** 2))
+        fresh = draw(seed, i + 1, index, x.shape[1:], x.device)[0] if share else noise
+        x = alpha_b * data + sigma_b * ((1 - share) ** .5 * noise + share ** .5 * fresh)
+    yield 1., x, x
+
 # %% ../nbs/06_sampling.ipynb #6ca49920
 def latent_shape(model):
     "(C, T, H, W) of one sample, from `model.latent_shape` or the channels and size in `model.config`."
@@ -285,6 +306,7 @@ def states_of(solver, model, objective, x, condition, steps, shift, seed, index,
         return ode_iter(model, objective, x, condition, steps, solver, shift, **options)
     if isinstance(objective, Diffusion):
         return objective.sample_iter(model, x, condition, solver=solver, **random)
+    if solver == 'ddim': return ddim_iter(model, objective, x, condition, shift=shift, **random)
     raise ValueError(f'solver {solver!r} is for a Diffusion; the objective is {type(objective).__name__}')
 
 
@@ -304,7 +326,7 @@ def sample(model, objective, condition=None, n=None, shape=None, steps=50, solve
            progress=False, device=None, **options):
     """Latents (B, C, T, H, W), one for each row of `condition` (B, …), or `n` of an unconditional model.
 
-    `solver`: euler, heun, midpoint, rk4, dopri5 or sde; for a Diffusion also ancestral or ddim. `guidance` 1:
+    `solver`: euler, heun, midpoint, rk4, dopri5, sde or ddim; for a Diffusion also ancestral. `guidance` 1:
     none; `guidance_channels`: 'all', or 'dit' for the first three as DiT's own code. `shift` > 1: more steps
     near the noise. Sample i starts from draw(seed, 0, i), or from `noise` (B, C, …), and is the same on any
     `batch_size`. `index`: the i's, 0 … B−1 if left out. Errors name the argument."""

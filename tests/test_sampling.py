@@ -441,7 +441,7 @@ def test_shape_comes_from_the_config():
 
 @pytest.mark.parametrize("options,word", [
     (dict(solver="rk5"), "solver"), (dict(steps=0), "steps"), (dict(steps=2.5), "steps"), (dict(shift=0), "shift"),
-    (dict(solver="ddim"), "Diffusion"), (dict(batch_size=-1), "batch_size"), (dict(index=[1, 2]), "condition"),
+    (dict(solver="ancestral"), "Diffusion"), (dict(solver="ddim", eta=2), "eta"), (dict(batch_size=-1), "batch_size"), (dict(index=[1, 2]), "condition"),
     (dict(noise=torch.zeros(2, 4, 2, 3, 3)), "noise"), (dict(seed=-1), "seed"),
 ])
 def test_errors_name_the_argument(options, word):
