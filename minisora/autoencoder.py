@@ -11,7 +11,7 @@ __all__ = ['FAMILIES', 'KINDS', 'Moments', 'Spec', 'check_clips', 'check_latents
            'per_channel', 'find_config', 'read_config', 'load_diffusers', 'DiffusersVAE', 'CausalConv3d', 'FrameNorm',
            'CausalBlock', 'Unfold3d', 'CausalVideoVAE', 'Past', 'encode_pieces', 'decode_pieces', 'tile_ramp',
            'tile_starts', 'tiled_decode', 'spoilt', 'Eyes', 'train_eyes', 'Critic', 'VideoLoss', 'busy_window',
-           'save_state', 'load_state', 'recoloured', 'Windows', 'train_video_vae', 'mean_terms', 'video_step',
+           'save_state', 'load_state', 'recoloured', 'mixed', 'Windows', 'train_video_vae', 'mean_terms', 'video_step',
            'autoencoder_by_name']
 
 # %% ../nbs/01_autoencoder.ipynb #8df9817e
@@ -920,13 +920,19 @@ def recoloured(x, generator):
     return (x[torch.arange(len(x), device=x.device)[:, None], swap] + 1) * gain - 1
 
 
+def mixed(x, generator):
+    "Clips (B, 3, T, H, W), up to half of the one before laid over each: pictures that no source has."
+    share = torch.rand(len(x), generator=generator).to(x).view(-1, 1, 1, 1, 1) / 2
+    return torch.lerp(x, x.roll(1, 0), share)
+
+
 class Windows:
     """Batches from several sources of uint8 clips, a list of (clips (N, 3, T, H, W), share): a batch of
     windows of `frames` frames, `crop`×`crop` pixels, each from a source drawn by its share; a share
-    `recolour` of them is `recoloured`. `draw` gives (windows in [-1, 1], clip numbers counted over all
-    sources)."""
-    def __init__(self, sources, frames=13, crop=48, recolour=0.):
-        (self.clips, share), self.recolour = zip(*sources), recolour
+    `recolour` of them is `recoloured`, a share `mix` is `mixed`. `draw` gives (windows in [-1, 1], clip
+    numbers counted over all sources)."""
+    def __init__(self, sources, frames=13, crop=48, recolour=0., mix=0.):
+        (self.clips, share), self.recolour, self.mix = zip(*sources), recolour, mix
         for c in self.clips:
             if c.dtype != torch.uint8 or c.ndim != 5:
                 raise ValueError(f'clips to train on must be uint8 (N, 3, T, H, W), not {c.dtype} '
@@ -945,6 +951,9 @@ class Windows:
         if self.recolour:
             some = torch.rand(n, generator=generator) < self.recolour
             x[some] = recoloured(x[some], generator)
+        if self.mix:
+            some = torch.rand(n, generator=generator) < self.mix
+            x[some] = mixed(x, generator)[some]
         return x, torch.tensor([self.first[s] + i for s, i in zip(source, which)])
 
     def frame(self, n, generator):

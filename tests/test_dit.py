@@ -220,6 +220,15 @@ def test_every_weight_learns():
     assert [k for k, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_attention_with_a_bias_is_pytorchs():
+    q, k, v, bias = (torch.randn(*s, requires_grad=True) for s in [(2, 3, 9, 8)] * 3 + [(3, 9, 9)])
+    ends = []
+    for f in (D.attend, lambda q, k, v, b: nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=b)):
+        out = f(q, k, v, bias)
+        ends.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v, bias))])
+    for a, b in zip(*ends): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_qk_norm_bounds_the_logits():
     x, grown = torch.randn(2, 9, 32), {}
     for norm in (False, True):

@@ -8,7 +8,7 @@ import torch
 
 from minisora.diffusion import Diffusion, draw, fit_toy, toy_points
 from minisora.interpolants import Interpolant, path_coefficients
-from minisora.sampling import (Counted, grid, guide, guided_channels, invert, latent_shape, ode_iter, ode_solver, sample, sample_iter,
+from minisora.sampling import (Counted, ddim_iter, grid, guide, guided_channels, invert, latent_shape, ode_iter, ode_solver, sample, sample_iter,
                                sde_grid, sde_iter)
 
 PATHS, PREDICTIONS = ("linear", "gvp", "vp"), ("velocity", "score", "noise", "data")
@@ -153,6 +153,21 @@ def test_ddpm_walks_the_same_mixture_with_every_sampler():
     o = Diffusion()
     for solver in ("euler", "heun", "ancestral", "ddim"):
         check_mixture(sample(mixture(o), o, n=1, shape=(2, 1, 1, 3000), steps=100, solver=solver), 0.12)
+
+
+@pytest.mark.parametrize("path,prediction,eta", list(itertools.product(PATHS, ("velocity", "data"), (0., 0.6, 1.))))
+def test_ddim_finds_the_mixture_on_every_path(path, prediction, eta):
+    o = Interpolant(path, prediction)
+    check_mixture(last(ddim_iter(mixture(o), o, crowd(), None, 200, shift=3., eta=eta)), 0.1)
+
+
+def test_ddim_without_noise_is_euler_and_one_step_is_the_formula():
+    o, x = Interpolant(), crowd(n=200).double()
+    torch.testing.assert_close(last(ddim_iter(mixture(o), o, x, None, 20)), last(ode_iter(mixture(o), o, x, None, 20)), rtol=1e-5, atol=1e-5)
+    (a, x, data), (b, new, _) = itertools.islice(ddim_iter(mixture(o), o, crowd(n=50), None, 4, eta=0.8, seed=3), 1, 3)
+    noise, share = (x - a * data) / (1 - a), 0.64 * (1 - ((1 - b) * a / ((1 - a) * b)) ** 2)
+    fresh = draw(3, 2, [0], (2, 1, 1, 50))[0]
+    torch.testing.assert_close(new, b * data + (1 - b) * ((1 - share) ** 0.5 * noise + share**0.5 * fresh), rtol=1e-4, atol=1e-5)
 
 
 def test_the_sde_adds_noise_and_the_ode_does_not():
@@ -389,6 +404,7 @@ def test_no_null_or_no_condition_means_no_guidance():
 
 FAMILIES = [(Interpolant(), "euler", {}), (Interpolant("gvp"), "heun", {}), (Interpolant(), "midpoint", {}), (Interpolant("vp"), "rk4", {}),
             (Interpolant(), "dopri5", {}), (Interpolant(), "sde", {}), (Interpolant("gvp", "noise"), "sde", dict(method="heun", last="none")),
+            (Interpolant("gvp"), "ddim", dict(eta=1.)),
             (Diffusion(), "ancestral", {}), (Diffusion(), "ddim", {}), (Diffusion(), "ddim", dict(eta=1.)), (Diffusion(), "euler", {})]
 
 
