@@ -53,6 +53,7 @@ class VideoDiTConfig:
     route: float = 0.0                # share of tokens that skip blocks in training (TREAD); 0: none
     route_blocks: tuple = (2, 4)      # first block that is skipped, first one that is not
     trained: tuple = ()               # the size over which positions are spread; (): as they are
+    smaller: bool = False             # clips may also be smaller than `size`, on any axis: data in buckets
 
     def __post_init__(self):
         if isinstance(self.precondition, bool):                   # True is short for 'edm'
@@ -93,6 +94,7 @@ def video_problems(c):
         yield 'images', ': need factorised attention, patches of one frame, and context=False'
     if c.images and c.positions in ('sincos', 'inflated'):
         yield 'images', f': have no place in time, and positions={c.positions!r} gives one to all tokens'
+    if c.smaller and c.images: yield 'smaller', ': a shorter clip and images behind frames are not told apart'
     if c.trained and (len(c.trained) != 3 or any(type(n) is not int or n < 1 or n % p
                                                  for n, p in zip(c.trained, c.patch))):
         yield 'trained', f': {c.trained} is no size (frames, height, width) of whole patches'
@@ -211,34 +213,47 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
         one slot -> velocity (B, C, T, H, W), or 2 C channels with learn_sigma. y=None: the null condition.
 
         With config.images = n, x may have n single images behind its T frames, and then y is
-        (B, (1 + n) · slots): the ids of the clip, then those of each image. As many come out."""
-        c, images = self.config, self.images_in(x)
+        (B, (1 + n) · slots): the ids of the clip, then those of each image. As many come out. With
+        config.smaller, T, H and W may be below config.size: tokens stand at the first places of its grid."""
+        c, (images, grid) = self.config, self.shape_of(x)
         t = t.expand(len(x))
-        h = self.tokens(x if c.precondition == 'none' else (x / path_variance(t).sqrt()).to(x.dtype))
+        h = self.tokens(x if c.precondition == 'none' else (x / path_variance(t).sqrt()).to(x.dtype), grid)
         e, words = self.condition(t, y, images)                       # (B, D) or (B · F, D), (B, slots, D)
-        h = self.through(self.join(h, words), e)[..., self.extra:, :]            # (B, N, D) or (B, F, S, D)
+        h = self.through(self.join(h, words, grid), e, grid)[..., self.extra:, :]  # (B, N, D) or (B, F, S, D)
         out = self.final_layer(h.reshape(len(e), -1, c.width), e)                # (B, N, o) or (B · F, S, o)
-        frames = self.grid[0] + images
-        out = unpatchify(out.reshape(len(x), -1, out.shape[-1]), (frames, *self.grid[1:]), c.patch)
+        out = unpatchify(out.reshape(len(x), -1, out.shape[-1]), (grid[0] + images, *grid[1:]), c.patch)
         if c.precondition == 'edm': return velocity_from_rest(x, out, t)
         return velocity_from_data(x, out, t, c.t_clip) if c.precondition == 'x' else out
 
-    def images_in(self, x):
-        "How many images stand behind the frames of x: config.images or 0. ValueError for another shape."
+    def shape_of(self, x):
+        """How many images stand behind the frames of x, config.images or 0, and the clip's grid of tokens.
+        ValueError for another shape."""
         c = self.config
         T, *rest = c.size
         if x.ndim == 5 and x.shape[1:] in ((c.channels, T, *rest), (c.channels, T + c.images, *rest)):
-            return x.shape[2] - T
+            return x.shape[2] - T, self.grid
+        if c.smaller and x.ndim == 5 and x.shape[1] == c.channels:
+            if all(0 < n <= s and n % p == 0 for n, s, p in zip(x.shape[2:], c.size, c.patch)):
+                return 0, tuple(n // p for n, p in zip(x.shape[2:], c.patch))
         more = f' or {T + c.images} frames' if c.images else ''
+        more += f' or smaller, in whole patches {c.patch}' if c.smaller else ''
         shape = ', '.join(map(str, (c.channels, *c.size)))
         raise ValueError(f'x must be (B, {shape}){more}, not {tuple(x.shape)}')
 
-    def tokens(self, x):
+    def first(self, grid):
+        "Where in the whole grid (or in a frame of it) the tokens of a smaller one stand: indices (n,)."
+        whole = self.grid[-len(grid):]
+        if grid == whole: return slice(None)
+        return torch.arange(math.prod(whole)).view(whole)[tuple(map(slice, grid))].flatten()
+
+    def tokens(self, x, grid):
         "Latents (B, C, F, H, W) -> tokens (B, N, D) with the positions that hold from the start."
         c, h = self.config, self.x_embedder(patchify(x, self.config.patch))
         if c.positions in ('rope', 'none'): return h
-        if c.positions == 'inflated': h = h + self.time_gate * self.time_embed
-        return h + self.pos_embed.repeat(1, h.shape[1] // self.pos_embed.shape[1], 1)
+        at = self.first(grid[1:] if c.positions == 'latte' else grid)
+        if c.positions == 'inflated': h = h + self.time_gate * self.time_embed[:, at]
+        places = self.pos_embed[:, at]
+        return h + places.repeat(1, h.shape[1] // places.shape[1], 1)
 
     def condition(self, t, y, images=0):
         """Times (B,), ids (B, slots) -> their sum (B, D) for adaLN, and a token a slot (B, slots, D) or None.
@@ -257,39 +272,44 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
         frames = torch.tensor([0] * self.grid[0] + list(range(1, k)), device=e.device)
         return e[:, frames].flatten(0, 1), None
 
-    def join(self, h, words):
+    def join(self, h, words, grid):
         "Tokens (B, N, D) -> for factorised attention (B, F, S, D); the condition's tokens in front."
-        if self.config.attention == 'factorised': h = h.unflatten(1, (-1, math.prod(self.grid[1:])))
+        if self.config.attention == 'factorised': h = h.unflatten(1, (-1, math.prod(grid[1:])))
         if words is None: return h
         if h.ndim == 4: words = words[:, None].expand(-1, h.shape[1], -1, -1)           # in every frame
         return torch.cat([words, h], -2)
 
-    def through(self, h, e):
+    def through(self, h, e, grid):
         """All blocks, (B, …, N, D) -> as h. In training, `route` of the tokens, drawn for each sample, go
         around the blocks `route_blocks` and rejoin the others behind them (TREAD, Krause et al. 2025).
 
         With factorised attention a token is a place, in all frames, so that time stays whole."""
         c, extra = self.config, self.extra
-        if not (self.training and c.route): return self.run(h, e, 0, c.depth)
+        if not (self.training and c.route): return self.run(h, e, grid, 0, c.depth)
         start, end = c.route_blocks
-        h = self.run(h, e, 0, start)
+        h = self.run(h, e, grid, 0, start)
         kept = routed_tokens(len(h), h.shape[-2] - extra, c.route, device=h.device) + extra
         front = torch.arange(extra, device=h.device).expand(len(h), -1)                 # always taken
         kept = torch.cat([front, kept], 1)                                              # (B, n)
         index = rows_of(h, kept)
-        part = self.run(h.gather(-2, index), e, start, end, kept)                       # (B, …, n, D)
-        return self.run(h.scatter(-2, index, part), e, end, c.depth)
+        part = self.run(h.gather(-2, index), e, grid, start, end, kept)                 # (B, …, n, D)
+        return self.run(h.scatter(-2, index, part), e, grid, end, c.depth)
 
-    def run(self, h, e, start, end, kept=None):
+    def run(self, h, e, grid, start, end, kept=None):
         "Blocks start … end − 1, (B, …, N, D) -> as h; `kept` (B, N): which tokens these are, if not all."
         for i in range(start, end):
             in_time = self.config.attention == 'factorised' and i % 2
-            h = self.along_time(i, h, e) if in_time else self.in_space(i, h, e, kept)
+            h = self.along_time(i, h, e, grid) if in_time else self.in_space(i, h, e, grid, kept)
         return h
 
-    def in_space(self, i, h, e, kept=None):
+    def in_space(self, i, h, e, grid, kept=None):
         "Block i on the last axis but one: within each frame, or on all tokens: (B, …, N, D) -> as h."
         bias, rope = self.bias_of(i), getattr(self, 'turns', None)
+        at = self.first(grid[1:] if self.config.attention == 'factorised' else grid)
+        if isinstance(at, torch.Tensor):                                                # a smaller clip
+            at = torch.cat([torch.arange(self.extra), at + self.extra])
+            if bias is not None: bias = bias[:, at[:, None], at]
+            if rope is not None: rope = rope[:, at]
         if kept is not None:
             frames = h.shape[1] if h.ndim == 4 else 1
             pairs = kept.repeat_interleave(frames, 0)                                   # (B · F, n)
@@ -297,14 +317,15 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
             if rope is not None: rope = rope[:, pairs][:, :, None]                     # (2, B · F, 1, n, d/2)
         return self.block(i, h.reshape(len(e), -1, *h.shape[-2:]), e, bias, rope).reshape(h.shape)
 
-    def along_time(self, i, h, e):
+    def along_time(self, i, h, e, grid):
         "Block i along the frames at each place, (B, F, S, D) -> as h; images pass by."
-        T = self.grid[0]
+        T, bias, rope = grid[0], self.bias_of(i), getattr(self, 'time_turns', None)     # (2, T, d/2)
+        if bias is not None: bias = bias[:, :T, :T]
+        if rope is not None: rope = rope[:, :T]
         if len(e) > len(h): e = e.view(len(h), -1, e.shape[-1])[:, 0]                  # the clip's (B, D)
         frames, images = h[:, :T], h[:, T:]
-        if i == 1 and self.config.positions == 'latte': frames = frames + self.temp_embed[:, :, None]
-        rope = getattr(self, 'time_turns', None)                                        # (2, T, d/2)
-        frames = self.block(i, frames.transpose(1, 2), e, self.bias_of(i), rope).transpose(1, 2)
+        if i == 1 and self.config.positions == 'latte': frames = frames + self.temp_embed[:, :T, None]
+        frames = self.block(i, frames.transpose(1, 2), e, bias, rope).transpose(1, 2)
         return torch.cat([frames, images], 1) if images.shape[1] else frames
 
     def block(self, i, h, e, bias, rope):
@@ -447,8 +468,8 @@ def video_presets():
     small = dict(size=(16, 8, 8), patch=(4, 2, 2), width=144, depth=6, heads=6)
     large = dict(size=(16, 32, 32), patch=(1, 2, 2), attention='factorised')
     return {
-        'first-video': VideoDiTConfig(**small, relative_bias=True, precondition='x', context=True,
-                                      label_std=0.5),
+        'first-video': VideoDiTConfig(**small, channels=8, relative_bias=True, context=True, label_std=0.5,
+                                      norm='rms', mlp='swiglu', qk_norm=True),
         'plain': VideoDiTConfig(**small),
         'factorised': VideoDiTConfig(**small, attention='factorised'),
         'VideoDiT-S/2': VideoDiTConfig(**large, width=384, depth=12, heads=6),

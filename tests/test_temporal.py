@@ -1,5 +1,6 @@
 """The video DiT: what attends to what, what the options change, and that inflation changes nothing at first."""
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,8 +198,9 @@ def test_inflation_needs_a_null_row():
 # ---------------------------------------------------------------- presets, errors
 
 def test_presets():
-    first = dataclasses.replace(VIDEO_PRESETS['first-video'], vocab=15, slots=3)
-    assert first.grid == (4, 4, 4) and (first.relative_bias, first.precondition, first.context) == (True, 'x', True)
+    first = dataclasses.replace(VIDEO_PRESETS['first-video'], vocab=18, slots=3)
+    assert first.grid == (4, 4, 4) and (first.relative_bias, first.mlp, first.context) == (True, 'swiglu', True)
+    assert first == VideoDiT.from_pretrained(Path(__file__).parents[1] / 'data' / 'first-video' / 'model').config, 'the model of lesson 10'
     plain = VIDEO_PRESETS['plain']
     assert VideoDiTConfig() == plain and plain.precondition == 'none' and not (plain.relative_bias or plain.context)
     assert sum(p.numel() for p in VideoDiT(first).parameters()) == pytest.approx(2.4e6, rel=.02)

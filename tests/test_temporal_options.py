@@ -4,13 +4,14 @@ import dataclasses
 import pytest
 import torch
 from test_dit import awake, close
+from test_train_buckets import Part
 from torch.utils.flop_counter import FlopCounterMode
 
 from minisora import temporal as V
 from minisora.dit import rotate
 from minisora.interpolants import Interpolant
 from minisora.temporal import VideoDiT, VideoDiTConfig, resize_video
-from minisora.train import fit
+from minisora.train import Buckets, fit
 
 TINY = VideoDiTConfig(size=(4, 4, 6), patch=(1, 2, 2), width=48, depth=4, heads=2, vocab=7, slots=2)
 BOTH = ('joint', 'factorised')
@@ -92,6 +93,52 @@ def test_every_kind_of_positions_takes_other_sizes(options, size, tmp_path):
         assert torch.equal(VideoDiT.from_pretrained(tmp_path / 'm')(*inputs), other.eval()(*inputs))
         if options['relative_bias'] and any(a < b for a, b in zip(size, TINY.size)): continue     # offsets were dropped
         close(resize_video(other, TINY.size, spread)(*batch()), model.eval()(*batch()), rel=1e-4)    # and back
+
+
+SMALLER = [dict(attention=a, positions=p) for a in BOTH for p in ('sincos', 'rope', 'inflated', 'none')] + [
+    dict(attention='factorised', positions='latte'), dict(attention='factorised', positions='latte', learned_time=True),
+    *[dict(attention=a, relative_bias=True, context=True) for a in BOTH], *[dict(attention=a, positions='rope', context=True) for a in BOTH],
+    dict(precondition='edm')]
+
+
+@pytest.mark.parametrize('options', SMALLER, ids=str)
+@pytest.mark.parametrize('size', [(2, 4, 6), (4, 2, 4), (1, 4, 2)])
+def test_a_smaller_clip_stands_at_the_first_places(options, size):
+    "… which is what `resize_video` makes of the model, step by step."
+    c = dataclasses.replace(TINY, smaller=True, **options)
+    model = awake(VideoDiT(c))
+    with torch.no_grad():
+        for k, p in model.named_parameters():
+            if 'bias.' in k and 'table' in k or k in ('temp_embed', 'time_gate'): p.copy_(torch.randn(p.shape))
+    x, t, y = batch(dataclasses.replace(c, size=size, trained=()))
+    whole = dataclasses.replace(c, smaller=False)
+    close(model(x, t, y), resize_video(model, size, spread='')(x, t, y))
+    with pytest.raises(ValueError, match='x must be'): VideoDiT(whole)(x, t, y)
+
+
+def test_a_smaller_clip_may_be_routed_and_is_whole_patches():
+    c = dataclasses.replace(TINY, smaller=True, route=.5, route_blocks=(1, 3), relative_bias=True, positions='rope', context=True)
+    model = awake(VideoDiT(c)).train()
+    x, t, y = batch(dataclasses.replace(c, size=(2, 4, 4)))
+    assert model(x, t, y).shape == x.shape
+    for shape in ((4, 3, 6), (5, 4, 6), (4, 4, 8)):
+        with pytest.raises(ValueError, match=r'x must be .* or smaller, in whole patches \(1, 2, 2\)'):
+            model(torch.zeros(3, c.channels, *shape), t, y)
+    with pytest.raises(ValueError, match='smaller'):
+        dataclasses.replace(TINY, smaller=True, images=2, attention='factorised', positions='latte')
+
+
+@pytest.mark.parametrize('attention', BOTH)
+def test_fit_trains_one_model_on_buckets_of_several_sizes(attention, tmp_path):
+    c = dataclasses.replace(TINY, smaller=True, attention=attention, relative_bias=True, slots=1)
+    data = Buckets(dict(long=Part((4, 4, 4, 4), 12, 0), wide=Part((4, 2, 4, 6), 12, 1), still=Part((4, 1, 4, 4), 12, 2)))
+    options = dict(steps=9, batch_size=dict(long=2, wide=3, still=6), lr=1e-3, progress=False, save_every=3)
+    whole = fit(VideoDiT(c), data, Interpolant(), out=tmp_path / 'a', **options)
+    fit(VideoDiT(c), data, Interpolant(), out=tmp_path / 'b', stop_at=4, **options)
+    again = fit(VideoDiT(c), data, Interpolant(), out=tmp_path / 'b', **options)
+    for a, b in zip(whole.model.parameters(), again.model.parameters()): assert torch.equal(a, b)
+    moved = [k for k, p in VideoDiT(c).named_parameters() if not torch.equal(p, dict(whole.model.named_parameters())[k])]
+    assert any('bias.0.table' in k for k in moved) and 'x_embedder.weight' in moved
 
 
 def test_positions_go_on_or_are_spread():
