@@ -208,7 +208,7 @@ class Run:
         return self._timed('training', lambda: fit(
             model, cache, self.objective, steps=r.steps, batch_size=r.batch_size, lr=r.lr, warmup=150,
             schedule='linear', weight_decay=.01, betas=(.9, .95), ema=r.ema, seed=r.seed, device=self.device,
-            out=self.out / 'training', sample_every=max(r.steps // 5, 1), on_sample=self._preview,
+            out=self.out / 'training', sample_every=max(r.steps // 32, 1), on_sample=self._preview,
             progress=self.progress))
 
     @property
@@ -287,8 +287,11 @@ class Run:
         return [clips[i].caption for i in range(n)]
 
     def _preview(self, step, model):
-        "A sheet of six prompts, drawn while training, always from the same noise."
-        prompts = self.prompts(6)
+        """A sheet of six prompts, drawn while training, always from the same noise: after 1/32 of the steps,
+        1/16, 1/8, … and all of them."""
+        part = step // max(self.recipe.steps // 32, 1)
+        if step < self.recipe.steps and part not in (1, 2, 4, 8, 16): return
+        prompts = self.prompts(24)[::4]
         sheet = viz.contact_sheet(self.sample(prompts, model=model, steps=20), prompts, frames=4)
         sheet.save(self.out / f'preview-{step:06d}.png')
 
@@ -322,7 +325,7 @@ class Run:
         self.decoder                                   # a stage of its own, and part of the training
         prompts = self.prompts(r.eval_clips)
         clips = self._timed('sampling', lambda: self.sample(prompts, seed=r.seed + 1, progress=self.progress))
-        viz.contact_sheet(clips[:12], prompts[:12]).save(self.out / 'contact_sheet.png')
+        viz.contact_sheet(clips[:24:2], prompts[:24:2]).save(self.out / 'contact_sheet.png')
         # its training is timed as a stage of its own
         if r.kind != 'folder': self.judge
         score = self._nearest if r.kind == 'folder' else self._judged
