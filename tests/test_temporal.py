@@ -198,7 +198,7 @@ def test_inflation_needs_a_null_row():
 # ---------------------------------------------------------------- presets, errors
 
 def test_presets():
-    first = dataclasses.replace(VIDEO_PRESETS['first-video'], vocab=18, slots=3)
+    first = dataclasses.replace(VIDEO_PRESETS['first-video'], vocab=19, slots=3)
     assert first.grid == (4, 4, 4) and (first.relative_bias, first.mlp, first.context) == (True, 'swiglu', True)
     assert first == VideoDiT.from_pretrained(Path(__file__).parents[1] / 'data' / 'first-video' / 'model').config, 'the model of lesson 10'
     plain = VIDEO_PRESETS['plain']
