@@ -140,6 +140,18 @@ def windows(frames=5, crop=16):
     return A.Windows([(scenes(8), 3.0), (scenes(5, size=40, frames=9), 1.0)], frames, crop)
 
 
+def test_mixed_clips_lie_between_two_and_recoloured_ones_keep_black():
+    x = torch.rand(64, 3, 1, 2, 2, generator=generator()) * 2 - 1
+    share = (A.mixed(x, generator()) - x) / (x.roll(1, 0) - x)
+    assert (share - share[:, :1, :1, :1, :1]).abs().max() < 1e-3 and share.min() > -1e-3
+    assert 0.4 < share.max() < 0.501
+    black = -torch.ones(2, 3, 1, 2, 2)
+    assert torch.equal(A.recoloured(black, generator()), black)
+    plain, some = (A.Windows([(scenes(8), 1.0)], 5, 16, mix=m).draw(40, generator())[0] for m in (0., .4))
+    changed = (plain != some).flatten(1).any(1).float().mean()
+    assert 0.15 < changed < 0.65, "about mix of the windows, and no others"
+
+
 def test_eyes_learn_and_see_a_blur():
     texture = (torch.rand(6, 3, 1, 24, 24, generator=generator()) * 255).byte().expand(-1, -1, 5, -1, -1)
     w = A.Windows([(texture, 1.0)], 5, 16)
