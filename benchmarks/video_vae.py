@@ -222,15 +222,15 @@ def main(a):
         print(f"step {step}, {done:.0%}, {cpu(a.out):.0f} s of a core:", {k: round(v, 5) for k, v in terms.items()}, flush=True)
 
     cpu(a.out, start=True)
-    how = dict(batch=a.batch, loss=VideoLoss(perceptual=a.perceptual), eyes=eyes, every=50, report=report)
-    train_video_vae(ae, windows, steps=a.steps, lr=a.lr, state=a.out / "state.safetensors", **how)
+    first_loss = VideoLoss(perceptual=a.perceptual)
     colourful = Windows(train, a.frames, a.crop, recolour=.5)
-    train_video_vae(ae, colourful, steps=a.colour_steps, lr=a.lr / 2, pca=False, seed=1,
-                    state=a.out / "state-colour.safetensors", **how)
     last = Windows([(c, share) for (c, _), share in zip(train, LAST_SHARES)], a.frames, a.crop, recolour=.5, mix=.4)
-    log = train_video_vae(ae, last, steps=a.last_steps, lr=a.lr, pca=False, seed=2, state=a.out / "state-last.safetensors",
-                          **how | dict(loss=LAST_LOSS))
-    log["steps"] += a.steps + a.colour_steps
+    stages = [("state", windows, a.steps, a.lr, first_loss), ("state-colour", colourful, a.colour_steps, a.lr / 2, first_loss),
+              ("state-last", last, a.last_steps, a.lr, LAST_LOSS)]
+    for k, (name, some, steps, lr, loss) in enumerate(stages):
+        log = train_video_vae(ae, some, steps=steps, lr=lr, loss=loss, pca=k == 0, seed=k, batch=a.batch, eyes=eyes, every=50,
+                              report=report, state=a.out / f"{name}.safetensors")
+    log["steps"] = a.steps + a.colour_steps + a.last_steps
     log["cpu_seconds"] = cpu(a.out)
     ae = ae.half().float().eval()                                      # what is shipped is what is measured
     ae.save_pretrained(a.out / "model")

@@ -208,7 +208,7 @@ class Run:
         return self._timed('training', lambda: fit(
             model, cache, self.objective, steps=r.steps, batch_size=r.batch_size, lr=r.lr, warmup=150,
             schedule='linear', weight_decay=.01, betas=(.9, .95), ema=r.ema, seed=r.seed, device=self.device,
-            out=self.out / 'training', sample_every=max(r.steps // 32, 1), on_sample=self._preview,
+            out=self.out / 'training', sample_every=self._preview_every, on_sample=self._preview,
             progress=self.progress))
 
     @property
@@ -286,11 +286,13 @@ class Run:
         clips = self.clips('heldout', n, seed=self.recipe.seed + 1)
         return [clips[i].caption for i in range(n)]
 
+    @property
+    def _preview_every(self): return max(self.recipe.steps // 32, 1)
+
     def _preview(self, step, model):
         """A sheet of six prompts, drawn while training, always from the same noise: after 1/32 of the steps,
         1/16, 1/8, … and all of them."""
-        part = step // max(self.recipe.steps // 32, 1)
-        if step < self.recipe.steps and part not in (1, 2, 4, 8, 16): return
+        if step < self.recipe.steps and step // self._preview_every not in (1, 2, 4, 8, 16): return
         prompts = self.prompts(24)[::4]
         sheet = viz.contact_sheet(self.sample(prompts, model=model, steps=20), prompts, frames=4)
         sheet.save(self.out / f'preview-{step:06d}.png')

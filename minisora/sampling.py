@@ -243,7 +243,8 @@ def ddim_iter(model, objective, x, condition=None, steps=50, shift=1., eta=0., s
         (alpha, sigma), (alpha_b, sigma_b) = (objective.coefficients(torch.tensor(t))[:2] for t in (a, b))
         share = float(eta ** 2 * (1 - (sigma_b * alpha / (sigma * alpha_b)) ** 2))
         fresh = draw(seed, i + 1, index, x.shape[1:], x.device)[0] if share else noise
-        x = alpha_b * data + sigma_b * ((1 - share) ** .5 * noise + share ** .5 * fresh)
+        noise = (1 - share) ** .5 * noise + share ** .5 * fresh
+        x = objective.mix(data, noise, torch.full_like(at, b))
     yield 1., x, x
 
 # %% ../nbs/06_sampling.ipynb #6ca49920

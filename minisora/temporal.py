@@ -244,7 +244,8 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
         "Where in the whole grid (or in a frame of it) the tokens of a smaller one stand: indices (n,)."
         whole = self.grid[-len(grid):]
         if grid == whole: return slice(None)
-        return torch.arange(math.prod(whole)).view(whole)[tuple(map(slice, grid))].flatten()
+        every = torch.arange(math.prod(whole), device=self.x_embedder.weight.device).view(whole)
+        return every[tuple(map(slice, grid))].flatten()
 
     def tokens(self, x, grid):
         "Latents (B, C, F, H, W) -> tokens (B, N, D) with the positions that hold from the start."
@@ -307,7 +308,7 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
         bias, rope = self.bias_of(i), getattr(self, 'turns', None)
         at = self.first(grid[1:] if self.config.attention == 'factorised' else grid)
         if isinstance(at, torch.Tensor):                                                # a smaller clip
-            at = torch.cat([torch.arange(self.extra), at + self.extra])
+            at = torch.cat([torch.arange(self.extra, device=at.device), at + self.extra])
             if bias is not None: bias = bias[:, at[:, None], at]
             if rope is not None: rope = rope[:, at]
         if kept is not None:
