@@ -154,7 +154,7 @@ def motion_measures(clips, batch=64):
     low, high = binomial_interval(gone, n)
     return dict(n=n, jerk_px=jerk.median().item(), jerk_px_interval=bootstrap_interval(jerk, 'median'),
                 area_flicker=flicker.mean().item(), area_flicker_interval=bootstrap_interval(flicker),
-                empty=gone, empty_interval=(low * n, high * n))
+                empty=gone, empty_interval=(low * n if gone else 0., high * n))
 
 # %% ../nbs/09_metrics.ipynb #shape001
 @lru_cache(maxsize=1)
