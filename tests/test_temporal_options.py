@@ -329,7 +329,7 @@ def test_a_batch_of_eight_may_go_in_parts(parts, options):
     c = dataclasses.replace(routed(), width=16, heads=2, size=(2, 4, 4), slots=1, qk_norm=True, **options)
     g = torch.Generator().manual_seed(0)
     data = torch.randn(40, 4, 2, 4, 4, generator=g), torch.randint(0, 7, (40, 1), generator=g)
-    train = lambda n: fit(awake(VideoDiT(c)), data, Interpolant(), steps=6, batch_size=8 // n, accumulate=n, progress=False, lr=1e-2, log_every=1)
+    train = lambda n: fit(awake(VideoDiT(c)), data, Interpolant(), steps=6, batch_size=8 // n, accumulate=n, progress=False, lr=1e-3, log_every=1)
     whole, split = train(1), train(parts)
     assert [r['loss'] for r in split.log] == pytest.approx([r['loss'] for r in whole.log], rel=1e-5) and len(whole.log) == 6
     for a, b in ((whole.model, split.model), (whole.ema, split.ema)):

@@ -207,7 +207,7 @@ def test_routed_tokens_belong_to_the_sample(shard, options, tmp_path):
     def run(out, config=c):
         x, y = clips()
         data = Buckets(dict(long=(x[:18], y[:18]), short=(x[18:, :, :2], y[18:]))) if c.smaller else (x, y)
-        fit(awake(config), data, Interpolant(), out=out, steps=6, batch_size=8, lr=1e-2, log_every=1, progress=False,
+        fit(awake(config), data, Interpolant(), out=out, steps=6, batch_size=8, lr=1e-3, log_every=1, progress=False,
             shard=shard)
     run(tmp_path / "alone")
     assert together(lambda rank: run(tmp_path / "two"), tmp_path) == ["", ""]
