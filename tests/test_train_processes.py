@@ -13,11 +13,13 @@ import pytest
 import torch
 import torch._dynamo
 import torch.distributed.tensor
+from test_dit import awake
 from test_train import Data, Net, forked, go, interruptible, log_of, wait_until  # noqa: F401
-from test_train_precision import TINY, awake, clips
+from test_train_precision import TINY, clips
 
 from minisora import train
 from minisora.interpolants import Interpolant
+from minisora.temporal import VideoDiT
 from minisora.train import Buckets, batch_indices, fit, latest_checkpoint, load_checkpoint, validate
 
 FULL = dict(accumulate=2, clip=.5, schedule="linear", weight_decay=.1)
@@ -207,7 +209,7 @@ def test_routed_tokens_belong_to_the_sample(shard, options, tmp_path):
     def run(out, config=c):
         x, y = clips()
         data = Buckets(dict(long=(x[:18], y[:18]), short=(x[18:, :, :2], y[18:]))) if c.smaller else (x, y)
-        fit(awake(config), data, Interpolant(), out=out, steps=6, batch_size=8, lr=1e-3, log_every=1, progress=False,
+        fit(awake(VideoDiT(config)), data, Interpolant(), out=out, steps=6, batch_size=8, lr=1e-3, log_every=1, progress=False,
             shard=shard)
     run(tmp_path / "alone")
     assert together(lambda rank: run(tmp_path / "two"), tmp_path) == ["", ""]
