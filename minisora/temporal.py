@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['VIDEO_PRESETS', 'VideoDiTConfig', 'video_problems', 'sincos_3d', 'rope_split', 'rotary_3d', 'video_positions',
-           'routed_tokens', 'rows_of', 'VideoDiT', 'latte_state', 'load_latte_state', 'inflate', 'load_image_weights',
-           'resize_video', 'bias_grid', 'stretched_table', 'stretched_time', 'video_presets', 'latte_presets']
+           'hashed', 'routed_tokens', 'rows_of', 'VideoDiT', 'latte_state', 'load_latte_state', 'inflate',
+           'load_image_weights', 'resize_video', 'bias_grid', 'stretched_table', 'stretched_time', 'video_presets',
+           'latte_presets']
 
 # %% ../nbs/07_temporal.ipynb #90b90bac
 import math
@@ -148,14 +149,22 @@ def video_positions(config):
     return {'turns': still(rotary(space, head)), 'time_turns': torch.stack(rotary(moment, head))}
 
 # %% ../nbs/07_temporal.ipynb #f6849a66
-def routed_tokens(batch, tokens, route, generator=None, device=None):
-    """The tokens that are *not* routed around, for each sample: indices (batch, kept), ascending.
+def hashed(n):
+    "Whole numbers below 2³², int64 of any shape -> such numbers as if drawn: Mueller's hash, one to one."
+    for _ in range(2): n = (n ^ n >> 16) * 0x45d9f3b & 0xffffffff
+    return n ^ n >> 16
 
-    Uniform without repetition; `route`, the share that goes around, is rounded down to whole tokens. Random
-    numbers come from `generator`, or else from torch's own, which `minisora.train.fit` seeds every step."""
-    kept = tokens - int(route * tokens)
-    order = torch.rand(batch, tokens, generator=generator, device=device).argsort(1)
-    return order[:, :kept].sort(1).values
+
+def routed_tokens(x, tokens, route):
+    """The tokens that are *not* routed around, for each sample of x (B, …): indices (B, kept), ascending.
+
+    Uniform without repetition; `route`, the share that goes around, is rounded down to whole tokens. No
+    generator is asked: a hash of the sample's own bits orders its tokens. As its noise is a function of
+    (seed, step, sample index), so is its route, whatever batch, part of a batch or process it stands in."""
+    bits = x.detach().float().view(torch.int32).flatten(1).sum(1)                   # (B,) int64, exact
+    seeds = hashed((bits ^ bits >> 32) & 0xffffffff)
+    order = hashed(seeds[:, None] ^ hashed(torch.arange(tokens, device=x.device)))  # (B, tokens), no ties
+    return order.argsort(1)[:, :tokens - int(route * tokens)].sort(1).values
 
 
 def rows_of(h, rows):
@@ -219,7 +228,7 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
         t = t.expand(len(x))
         h = self.tokens(x if c.precondition == 'none' else (x / path_variance(t).sqrt()).to(x.dtype), grid)
         e, words = self.condition(t, y, images)                       # (B, D) or (B · F, D), (B, slots, D)
-        h = self.through(self.join(h, words, grid), e, grid)[..., self.extra:, :]  # (B, N, D) or (B, F, S, D)
+        h = self.through(self.join(h, words, grid), e, grid, x)[..., self.extra:, :]   # (B, …, N, D)
         out = self.final_layer(h.reshape(len(e), -1, c.width), e)                # (B, N, o) or (B · F, S, o)
         out = unpatchify(out.reshape(len(x), -1, out.shape[-1]), (grid[0] + images, *grid[1:]), c.patch)
         if c.precondition == 'edm': return velocity_from_rest(x, out, t)
@@ -280,16 +289,17 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
         if h.ndim == 4: words = words[:, None].expand(-1, h.shape[1], -1, -1)           # in every frame
         return torch.cat([words, h], -2)
 
-    def through(self, h, e, grid):
-        """All blocks, (B, …, N, D) -> as h. In training, `route` of the tokens, drawn for each sample, go
-        around the blocks `route_blocks` and rejoin the others behind them (TREAD, Krause et al. 2025).
+    def through(self, h, e, grid, x):
+        """All blocks, (B, …, N, D) -> as h. In training, `route` of the tokens, drawn for each sample of the
+        latents x (see `routed_tokens`), go around the blocks `route_blocks` and rejoin the others behind them
+        (TREAD, Krause et al. 2025).
 
         With factorised attention a token is a place, in all frames, so that time stays whole."""
         c, extra = self.config, self.extra
         if not (self.training and c.route): return self.run(h, e, grid, 0, c.depth)
         start, end = c.route_blocks
         h = self.run(h, e, grid, 0, start)
-        kept = routed_tokens(len(h), h.shape[-2] - extra, c.route, device=h.device) + extra
+        kept = routed_tokens(x, h.shape[-2] - extra, c.route) + extra
         front = torch.arange(extra, device=h.device).expand(len(h), -1)                 # always taken
         kept = torch.cat([front, kept], 1)                                              # (B, n)
         index = rows_of(h, kept)

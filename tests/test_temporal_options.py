@@ -1,6 +1,9 @@
 """The video DiT beyond its paper: rotary positions in three axes, other lengths and shapes, and tokens routed around blocks."""
 import dataclasses
+import random
+from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from test_dit import awake, close
@@ -198,20 +201,40 @@ def routed(share=.5, **options):
     return dataclasses.replace(TINY, depth=6, route=share, route_blocks=(2, 4), **options)
 
 
-def seeded(model, *inputs, seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return model(*inputs)
+def test_drawn_tokens_are_uniform():
+    "Each token, each pair and each triple as often as the others, of samples that are all but alike."
+    x = torch.ones(6000, 1, 2, 2, 2)
+    x[:, 0, 1, 1, 1] += torch.arange(6000) * 2.**-20
+    kept = V.routed_tokens(x, 10, .7)
+    assert kept.shape == (6000, 3) and (kept.diff(dim=1) > 0).all() and kept.min() == 0 and kept.max() == 9
+    for n, kinds in ((1, 10), (2, 45), (3, 120)):
+        sets = torch.stack([sum(10 ** k * c for k, c in enumerate(rows)) for rows in combinations(kept.unbind(1), n)])
+        counts = torch.unique(sets, return_counts=True)[1]
+        mean = sets.numel() / kinds                                         # chi² has kinds − 1 ± √(2 kinds)
+        assert len(counts) == kinds and (counts - mean).square().sum() / mean < kinds + 4 * (2 * kinds) ** .5
+    both = (V.routed_tokens(x, 64, .5)[1:, :, None] == V.routed_tokens(x, 64, .5)[:-1, None]).sum((1, 2)).float()
+    assert 15.8 < both.mean() < 16.2 and 1.8 < both.std() < 2.2             # neighbours: hypergeometric, 16 ± 2
+    assert torch.equal(V.routed_tokens(x[:2], 4, .2), torch.arange(4).expand(2, 4))     # less than a token: none
 
 
-def test_drawn_tokens():
-    g = lambda s: torch.Generator().manual_seed(s)
-    kept = V.routed_tokens(400, 10, .75, g(0))
-    assert kept.shape == (400, 3) and (kept.diff(dim=1) > 0).all() and torch.equal(kept, V.routed_tokens(400, 10, .75, g(0)))
-    assert not torch.equal(kept, V.routed_tokens(400, 10, .75, g(1)))
-    share = torch.bincount(kept.flatten(), minlength=10) / 400
-    assert ((share - .3).abs() < .1).all()                                  # uniform: standard deviation .023
-    assert torch.equal(V.routed_tokens(2, 4, .2), torch.arange(4).expand(2, 4))         # less than a token: none
+def test_a_sample_alone_takes_the_way_it_takes_in_any_batch():
+    x = torch.randn(8, 4, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+    kept, order = V.routed_tokens(x, 24, .5), [5, 2, 7]
+    assert torch.equal(V.routed_tokens(x[order], 24, .5), kept[order]) and len(kept.unique(dim=0)) == 8
+    assert torch.equal(V.routed_tokens(x.transpose(1, 4).contiguous().transpose(1, 4), 24, .5), kept)   # in any layout
+    torch.rand(3); assert torch.equal(V.routed_tokens(x.clone().requires_grad_(), 24, .5), kept)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert len(V.routed_tokens(x.to(dtype), 24, .5).unique(dim=0)) == 8
+
+
+@pytest.mark.parametrize('checkpoint', (False, True))
+def test_no_global_generator_is_touched(checkpoint):
+    model, states = awake(VideoDiT(routed(checkpoint=checkpoint))), lambda: (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()))
+    before, (x, t, y) = states(), batch()
+    model(x, t, y).square().mean().backward()
+    assert states() == before
+    fit(model, (x, y), Interpolant(), steps=1, batch_size=3, progress=False)
+    assert states() == before
 
 
 @pytest.mark.parametrize('options', ROUTES, ids=str)
@@ -220,7 +243,7 @@ def test_routing_is_off_in_eval_and_reaches_every_token_in_training(options):
     model, plain, (x, t, y) = awake(VideoDiT(c)), awake(VideoDiT(dataclasses.replace(c, route=0.))), batch(c)
     assert torch.equal(model.eval()(x, t, y), plain(x, t, y))
     model.train(); x.requires_grad_()
-    a, b, other = [seeded(model, x, t, y, seed=s) for s in (0, 0, 1)]
+    a, b, other = model(x, t, y), model(x, t, y), model(x * (1 + 1e-6), t, y)
     assert torch.equal(a, b) and not torch.allclose(a, other, atol=1e-4) and not torch.allclose(a, plain(x, t, y), atol=1e-4)
     a.square().mean().backward()
     by_token = V.patchify(x.grad, c.patch).abs().amax(-1)
@@ -229,38 +252,31 @@ def test_routing_is_off_in_eval_and_reaches_every_token_in_training(options):
 
 
 @pytest.mark.parametrize('attention', BOTH)
-def test_routed_tokens_skip_exactly_their_blocks(attention):
+def test_routed_tokens_skip_exactly_their_blocks(attention, monkeypatch):
     "With all other blocks silent, routed tokens come out as they went in, and kept ones see only one another."
     c = routed(attention=attention, vocab=0, slots=1)
     model, (x, t, _) = awake(VideoDiT(c)), batch(c)
     for i in (0, 1, 4, 5): model.blocks[i].adaLN_modulation[1].weight.data.zero_(); model.blocks[i].adaLN_modulation[1].bias.data.zero_()
     silent = awake(VideoDiT(c)); [(b.adaLN_modulation[1].weight.data.zero_(), b.adaLN_modulation[1].bias.data.zero_()) for b in silent.blocks]
     S = 6 if attention == 'factorised' else 24
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        kept = V.routed_tokens(3, S, .5)
-    kept = torch.zeros(3, S).scatter(1, kept, 1.).bool()
+    rows = V.routed_tokens(x, S, .5)
+    kept = torch.zeros(3, S).scatter(1, rows, 1.).bool()
     if attention == 'factorised': kept = kept.repeat(1, 4)                   # the same places in every frame
     tokens = lambda z: V.patchify(z, c.patch)
-    out, still = tokens(seeded(model, x, t)), tokens(silent.eval()(x, t))
+    out, still = tokens(model(x, t)), tokens(silent.eval()(x, t))
     close(out[~kept], still[~kept])
     assert (out[kept] - still[kept]).abs().amax(-1).min() > 1e-4
     noisy = x + (~kept).float().view(3, 1, 4, 2, 3).repeat_interleave(2, 3).repeat_interleave(2, 4)   # change the routed only
-    close(tokens(seeded(model, noisy, t))[kept], out[kept])
+    monkeypatch.setattr(V, 'routed_tokens', lambda *_: rows)                # other bits, the same way
+    close(tokens(model(noisy, t))[kept], out[kept])
 
 
 @pytest.mark.parametrize('attention', BOTH)
-def test_each_sample_has_its_own_places(attention, monkeypatch):
+def test_each_sample_has_its_own_places(attention):
     "A batch is its samples one by one, each with its own route, turns and biases."
     c = routed(attention=attention, positions='rope', relative_bias=True, context=True)
     model, (x, t, y) = awake(VideoDiT(c)), batch(c)
-    rows = V.routed_tokens(3, 6 if attention == 'factorised' else 24, .5, torch.Generator().manual_seed(0))
-    drawn = lambda of: monkeypatch.setattr(V, 'routed_tokens', lambda *args, **kwargs: rows[of])
-    drawn(slice(3))
-    together, alone = model(x, t, y), []
-    for i in range(3):
-        drawn([i]); alone.append(model(x[[i]], t[[i]], y[[i]]))
-    close(together, torch.cat(alone))
+    close(model(x, t, y), torch.cat([model(x[[i]], t[[i]], y[[i]]) for i in range(3)]))
 
 
 @pytest.mark.parametrize('attention', BOTH)
@@ -293,7 +309,7 @@ def test_bad_routes(field, options):
 
 
 def test_fit_with_routing_resumes_bit_equal(tmp_path):
-    "The tokens are drawn from torch's generator, which fit seeds from (seed, step): stopping changes nothing."
+    "The noise of (seed, step, sample index) draws the tokens: stopping changes nothing."
     c = dataclasses.replace(routed(), width=16, heads=2, size=(2, 4, 4), slots=1, checkpoint=True)
     g = torch.Generator().manual_seed(0)
     data = torch.randn(40, 4, 2, 4, 4, generator=g), torch.randint(0, 7, (40, 1), generator=g)
@@ -308,6 +324,18 @@ def test_fit_with_routing_resumes_bit_equal(tmp_path):
     assert not torch.equal(plain.model.final_layer.linear.weight, whole.model.final_layer.linear.weight)
 
 
+@pytest.mark.parametrize('parts, options', [(2, dict(attention='joint')), (4, dict(attention='factorised', context=True, checkpoint=True))], ids=str)
+def test_a_batch_of_eight_may_go_in_parts(parts, options):
+    c = dataclasses.replace(routed(), width=16, heads=2, size=(2, 4, 4), slots=1, qk_norm=True, **options)
+    g = torch.Generator().manual_seed(0)
+    data = torch.randn(40, 4, 2, 4, 4, generator=g), torch.randint(0, 7, (40, 1), generator=g)
+    train = lambda n: fit(awake(VideoDiT(c)), data, Interpolant(), steps=6, batch_size=8 // n, accumulate=n, progress=False, lr=1e-3, log_every=1)
+    whole, split = train(1), train(parts)
+    assert [r['loss'] for r in split.log] == pytest.approx([r['loss'] for r in whole.log], rel=1e-5) and len(whole.log) == 6
+    for a, b in ((whole.model, split.model), (whole.ema, split.ema)):
+        for k, v in a.state_dict().items(): assert torch.allclose(v, b.state_dict()[k], rtol=1e-5, atol=1e-5), k
+
+
 # ---------------------------------------------------------------- checkpointing
 
 @pytest.mark.parametrize('attention', BOTH)
@@ -318,7 +346,7 @@ def test_checkpointing_changes_memory_only(attention):
         "Numbers kept for the backward pass, and gradients."
         model, saved = awake(VideoDiT(dataclasses.replace(c, checkpoint=checkpoint))), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-            loss = seeded(model, *batch(c)).square().mean()
+            loss = model(*batch(c)).square().mean()
         loss.backward()
         return sum(saved), [p.grad for p in model.parameters()]
     (much, want), (little, grads) = train(False), train(True)

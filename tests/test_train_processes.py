@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import accelerate  # imported here, before the forks, so that each need not: DDP imports the next two
@@ -12,11 +13,14 @@ import pytest
 import torch
 import torch._dynamo
 import torch.distributed.tensor
+from test_dit import awake
 from test_train import Data, Net, forked, go, interruptible, log_of, wait_until  # noqa: F401
+from test_train_precision import TINY, clips
 
 from minisora import train
 from minisora.interpolants import Interpolant
-from minisora.train import batch_indices, latest_checkpoint, load_checkpoint, validate
+from minisora.temporal import VideoDiT
+from minisora.train import Buckets, batch_indices, fit, latest_checkpoint, load_checkpoint, validate
 
 FULL = dict(accumulate=2, clip=.5, schedule="linear", weight_decay=.1)
 
@@ -194,3 +198,21 @@ def test_validation_is_shared(tmp_path):
     (a, n), (b, m) = (json.loads((tmp_path / f"got{rank}").read_text()) for rank in range(2))
     assert a == b and a[0] == pytest.approx(want[0], rel=1e-5) and a[1] == pytest.approx(want[1], rel=1e-5)
     assert n + m == 37 and min(n, m) > 12
+
+
+@pytest.mark.parametrize("shard, options", [(False, dict(relative_bias=True)), (True, dict(relative_bias=True)), (
+    False, dict(attention="factorised", checkpoint=True, smaller=True))], ids=str)
+def test_routed_tokens_belong_to_the_sample(shard, options, tmp_path):
+    "In two processes the tokens of a sample skip the blocks that they would have skipped in one; `smaller`: in buckets."
+    c = replace(TINY, depth=4, route=.5, route_blocks=(2, 4), **options)
+
+    def run(out, config=c):
+        x, y = clips()
+        data = Buckets(dict(long=(x[:18], y[:18]), short=(x[18:, :, :2], y[18:]))) if c.smaller else (x, y)
+        fit(awake(VideoDiT(config)), data, Interpolant(), out=out, steps=6, batch_size=8, lr=1e-3, log_every=1, progress=False,
+            shard=shard)
+    run(tmp_path / "alone")
+    assert together(lambda rank: run(tmp_path / "two"), tmp_path) == ["", ""]
+    equal(tmp_path / "alone", tmp_path / "two")
+    run(tmp_path / "plain", replace(c, route=0.))
+    assert abs(log_of(tmp_path / "plain")[-1]["loss"] - log_of(tmp_path / "two")[-1]["loss"]) > 1e-3
