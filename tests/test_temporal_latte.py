@@ -89,7 +89,7 @@ def test_captions_are_heard_as_in_latte(images):
             for a, s, each in zip(x, t, y)]
     out = model(x, t, y)
     close(out, torch.stack(want).transpose(1, 2), rel=2e-5)
-    assert torch.equal(model(x, t, y.flatten(1)), out)
+    assert torch.equal(model(x, t, y.flatten(1)), out) and torch.equal(model(x, t, y.mT.contiguous().mT), out)
     if not images: assert torch.equal(model(x, t, y[:, 0]), out)                        # (B, 77, 768)
     assert not torch.allclose(model(x, t, y.flip(0)), out, rtol=1e-3)
 
