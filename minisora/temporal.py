@@ -35,6 +35,7 @@ class VideoDiTConfig:
     mlp_ratio: float = 4.0
     vocab: int = 0                    # ids 0 … vocab-1; id vocab is the learned null. 0: unconditional
     slots: int = 1                    # ids of one sample: one for a class, one per word of a caption
+    caption: int = 0                  # numbers of a caption embedding, in place of ids; Latte's: 77 · 768
     attention: str = 'joint'          # 'joint': all tokens with all; 'factorised': space and time take turns
     positions: str = 'sincos'         # 'sincos', 'rope', 'inflated', 'latte', 'none': see `video_positions`
     relative_bias: bool = False       # learned bias per head and offset; heads start at a neighbour (ConViT)
@@ -60,7 +61,7 @@ class VideoDiTConfig:
         if isinstance(self.precondition, bool):                   # True is short for 'edm'
             object.__setattr__(self, 'precondition', 'edm' if self.precondition else 'none')
         trained = vars(self).pop('trained')                       # none or three numbers: not by type
-        check_fields(self, may_be_zero=('vocab', 'images'))
+        check_fields(self, may_be_zero=('vocab', 'images', 'caption'))
         vars(self)['trained'] = tuple(trained)
         for field, choices in dict(
                 precondition=('none', 'edm', 'x'), attention=('joint', 'factorised'), norm=('layer', 'rms'),
@@ -86,6 +87,8 @@ def video_problems(c):
     if c.positions == 'rope' and (head % 2 or head < 8):
         yield 'positions', f": 'rope' needs heads of an even width from 8, not {head}"
     if c.positions == 'latte' and c.attention == 'joint': yield 'positions', ": 'latte' is for factorised"
+    if c.caption and (c.positions, c.vocab, c.slots, c.context) != ('latte', 0, 1, False):
+        yield 'caption', ": needs positions='latte', and no ids: vocab=0, slots=1, context=False"
     if c.learned_time and c.positions != 'latte': yield 'learned_time', ": is for positions='latte'"
     if not 0 <= c.route < 1: yield 'route', f' must be in [0, 1), not {c.route}'
     if c.route and not start < end <= c.depth: yield 'route_blocks', f': {start}, {end} of {c.depth} blocks'
@@ -188,6 +191,8 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
             self.x_embedder = nn.Linear(math.prod(c.patch) * c.channels, c.width)
             self.t_embedder = TimestepEmbedder(c.width, c.time, c.time_scale)
             if c.vocab: self.y_embedder = LabelEmbedder(c.vocab, c.width)
+            if c.caption:                                     # named as in Latte
+                self.text_embedding_projection = nn.Sequential(nn.SiLU(), nn.Linear(c.caption, c.width))
             block = lambda: DiTBlock(c.width, c.heads, c.mlp_ratio, c.qk_norm, c.norm, c.mlp)
             self.blocks = nn.ModuleList(block() for _ in range(c.depth))
             self.final_layer = FinalLayer(c.width, math.prod(c.patch) * self.out_channels, c.norm)
@@ -214,12 +219,14 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
 
     @property
     def null_id(self):
-        "The id that means no condition; None for an unconditional model."
-        return self.config.vocab or None
+        """The id that means no condition; None for an unconditional model. 0 with captions: of an embedding
+        of zeros the projection leaves its bias, the learned null."""
+        return 0 if self.config.caption else self.config.vocab or None
 
     def forward(self, x, t, y=None):
         """Noisy latents x (B, C, T, H, W), times t (B,) in [0, 1] (1 is data), ids y (B, slots), or (B,) for
         one slot -> velocity (B, C, T, H, W), or 2 C channels with learn_sigma. y=None: the null condition.
+        With config.caption, y is an embedding (B, …) of as many numbers: (B, 77, 768), or pooled, (B, 768).
 
         With config.images = n, x may have n single images behind its T frames, and then y is
         (B, (1 + n) · slots): the ids of the clip, then those of each image. As many come out. With
@@ -229,6 +236,7 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
         h = self.tokens(x if c.precondition == 'none' else (x / path_variance(t).sqrt()).to(x.dtype), grid)
         e, words = self.condition(t, y, images)                       # (B, D) or (B · F, D), (B, slots, D)
         h = self.through(self.join(h, words, grid), e, grid, x)[..., self.extra:, :]   # (B, …, N, D)
+        if c.caption: e = self.t_embedder(t).repeat_interleave(len(e) // len(t), 0)  # Latte's last: no text
         out = self.final_layer(h.reshape(len(e), -1, c.width), e)                # (B, N, o) or (B · F, S, o)
         out = unpatchify(out.reshape(len(x), -1, out.shape[-1]), (grid[0] + images, *grid[1:]), c.patch)
         if c.precondition == 'edm': return velocity_from_rest(x, out, t)
@@ -268,13 +276,15 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
     def condition(self, t, y, images=0):
         """Times (B,), ids (B, slots) -> their sum (B, D) for adaLN, and a token a slot (B, slots, D) or None.
 
-        With images: ids (B, (1 + images) · slots) -> a sum for every frame and image, (B · F, D)."""
+        With images: ids (B, (1 + images) · slots) -> a sum for every frame and image, (B · F, D). A caption
+        is one slot, of `config.caption` numbers."""
         c, e, B, k = self.config, self.t_embedder(t), len(t), 1 + images
-        if not c.vocab: return e, None
-        ids = k * c.slots
-        y = torch.full((B, ids), self.null_id, device=t.device) if y is None else y.view(len(y), -1)
-        if y.shape != (B, ids): raise ValueError(f'y must be ({B}, {ids}), not {tuple(y.shape)}')
-        words = self.y_embedder(y).view(B, k, c.slots, c.width)
+        if self.null_id is None: return e, None
+        n = k * (c.caption or c.slots)
+        y = torch.full((B, n), self.null_id, device=t.device) if y is None else y.reshape(len(y), -1)
+        if y.shape != (B, n): raise ValueError(f'y must be ({B}, {n}), not {tuple(y.shape)}')
+        if c.caption: words = self.text_embedding_projection(y.view(B, k, 1, -1).to(e.dtype))
+        else: words = self.y_embedder(y).view(B, k, c.slots, c.width)                   # (B, k, slots, D)
         if not images:
             words = words[:, 0]
             return e + words.sum(1) / c.slots ** 0.5, words + self.slot_embed if c.context else None
@@ -363,6 +373,8 @@ def latte_state(model):
     if c.patch[0] > 1 or c.patch[1] != c.patch[2]:
         raise ValueError(f'VideoDiTConfig.patch: Latte has square patches of one frame, not {c.patch}')
     if c.size[1] != c.size[2]: raise ValueError(f'VideoDiTConfig.size: Latte is square, not {c.size[1:]}')
+    if c.caption not in (0, 77 * 768):
+        raise ValueError(f'VideoDiTConfig.caption: Latte has 77 · 768 = {77 * 768} numbers, not {c.caption}')
     if c.depth % 2: raise ValueError(f'VideoDiTConfig.depth: Latte has pairs of blocks, not {c.depth}')
     state = {k: v.detach().clone() for k, v in model.state_dict().items()}
     kernel = state.pop('x_embedder.weight').unflatten(1, (*c.patch[1:], c.channels))     # (D, p, p, C)

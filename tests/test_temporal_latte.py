@@ -8,13 +8,20 @@ from safetensors.torch import save_file
 from test_dit import awake, close
 
 from minisora.dit import DiT, DiTConfig
+from minisora.diffusion import Diffusion
+from minisora.sampling import guide
 from minisora.temporal import VIDEO_PRESETS, VideoDiT, VideoDiTConfig, inflate, latte_state, load_latte_state
+from minisora.train import fit
 
 LATTE = VideoDiTConfig(size=(3, 8, 8), patch=(1, 2, 2), width=32, depth=4, heads=2, vocab=5, attention='factorised',
                        positions='latte', learn_sigma=True, time='ddpm')
+TEXT = dataclasses.replace(LATTE, vocab=0, caption=77 * 768)
 
 
-def awaken(config=LATTE, seed=1): return awake(VideoDiT(config), seed=seed)
+def awaken(config=LATTE, seed=1):
+    model = awake(VideoDiT(config), seed=seed)
+    if config.caption: model.text_embedding_projection[1].weight.data *= 3 / config.caption ** .5      # a sum of very many
+    return model
 
 
 def inputs(frames=3, n=2, seed=0, classes=5, ids=1):
@@ -23,14 +30,20 @@ def inputs(frames=3, n=2, seed=0, classes=5, ids=1):
             torch.randint(0, classes, (n, ids), generator=g))
 
 
+def captions(n=2, parts=1, numbers=(77, 768)): return torch.randn(n, parts, *numbers, generator=torch.Generator().manual_seed(3))
+
+
 def plain_latte(w, x, step, y, heads, y_images=()):
     """Latte in the plainest way, from a state dict of its names: one sample x (F, C, H, W), its step index, its class,
-    one class for each image behind the frames -> (F, 2 C, H, W). Attention is written out, frame by frame."""
+    one class for each image behind the frames -> (F, 2 C, H, W). Attention is written out, frame by frame.
+    Where the weights have a text projection, captions (77, 768) stand in place of classes."""
     linear = lambda name, h: h @ w[name + '.weight'].T + w[name + '.bias']
     half = torch.exp(-torch.arange(128) / 128 * torch.log(torch.tensor(10000.)))
     wave = torch.cat([(step * half).cos(), (step * half).sin()])
     time = linear('t_embedder.mlp.2', F.silu(linear('t_embedder.mlp.0', wave)))
-    of = lambda label: time + w['y_embedder.embedding_table.weight'][label]
+    text = 'text_embedding_projection.1.weight' in w
+    of = lambda y: time + (linear('text_embedding_projection.1', F.silu(y.flatten())) if text else
+                           w['y_embedder.embedding_table.weight'][y])
     norm = lambda h: (h - h.mean(-1, keepdim=True)) / (h.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
 
     def block(i, h, c):                                                         # (N, D)
@@ -53,7 +66,7 @@ def plain_latte(w, x, step, y, heads, y_images=()):
         h = torch.cat([clip, h[T:]])
     out = []
     for f, c in zip(h, conditions):
-        shift, scale = linear('final_layer.adaLN_modulation.1', F.silu(c)).chunk(2)
+        shift, scale = linear('final_layer.adaLN_modulation.1', F.silu(time if text else c)).chunk(2)    # sic
         patch = linear('final_layer.linear', norm(f) * (1 + scale) + shift).view(4, 4, 2, 2, -1)   # (h, w, p, q, 2 C)
         out.append(patch.permute(4, 0, 2, 1, 3).reshape(-1, 8, 8))
     return torch.stack(out)
@@ -68,6 +81,50 @@ def test_the_function_is_that_of_latte(images):
     close(model(x, t, y), torch.stack(want).transpose(1, 2), rel=2e-5)
 
 
+@pytest.mark.parametrize('images', [0, 2])
+def test_captions_are_heard_as_in_latte(images):
+    model, (x, t, _) = awaken(dataclasses.replace(TEXT, images=images)), inputs(3 + images)
+    y = captions(parts=1 + images)
+    want = [plain_latte(latte_state(model), a.transpose(0, 1), round(1000 * (1 - s.item())), each[0], 2, each[1:])
+            for a, s, each in zip(x, t, y)]
+    out = model(x, t, y)
+    close(out, torch.stack(want).transpose(1, 2), rel=2e-5)
+    assert torch.equal(model(x, t, y.flatten(1)), out) and torch.equal(model(x, t, y.mT.contiguous().mT), out)
+    if not images: assert torch.equal(model(x, t, y[:, 0]), out)                        # (B, 77, 768)
+    assert not torch.allclose(model(x, t, y.flip(0)), out, rtol=1e-3)
+
+
+def test_no_caption_is_a_learned_null():
+    "A caption of zeros leaves the projection's bias, which trains; guidance and training find it by `null_id`."
+    model, (x, t, _) = awaken(dataclasses.replace(TEXT, caption=6)), inputs()
+    y, out = captions(numbers=(6,))[:, 0], model(x, t)
+    assert model.null_id == 0 and torch.equal(out, model(x, t, 0 * y))
+    out.square().mean().backward()
+    weight, bias = model.text_embedding_projection[1].parameters()
+    assert bias.grad.any() and not weight.grad.any()
+    with torch.no_grad(): close(guide(model, 3.)(x, t, y)[:, :4], (3 * model(x, t, y) - 2 * model(x, t))[:, :4])
+
+
+@pytest.mark.parametrize('dropout', [0., .5, 1.])
+def test_fit_trains_on_captions_and_drops_them(dropout):
+    model = awaken(dataclasses.replace(TEXT, caption=6))
+    before = model.text_embedding_projection[1].weight.detach().clone()
+    data = (inputs(n=4)[0], captions(4, numbers=(6,))[:, 0])
+    fit(model, data, Diffusion(variance='learned-range'), steps=3, batch_size=2, warmup=0, condition_dropout=dropout, device='cpu', progress=False)
+    assert torch.equal(model.text_embedding_projection[1].weight, before) == (dropout == 1)     # zeros teach it nothing
+
+
+@pytest.mark.parametrize('shape', [(2, 1), (2, 77, 767), (1, 77, 768), (2, 2, 77, 768)])
+def test_bad_captions(shape):
+    with pytest.raises(ValueError, match=rf'y must be \(2, 59136\), not \({shape[0]}, '):
+        VideoDiT(TEXT)(*inputs()[:2], torch.zeros(shape))
+
+
+@pytest.mark.parametrize('options', [dict(vocab=5), dict(slots=2), dict(context=True), dict(positions='rope'), dict(caption=-1), dict(caption=6.)])
+def test_bad_caption_configs(options):
+    with pytest.raises(ValueError, match=r'VideoDiTConfig\.caption'): dataclasses.replace(TEXT, **options)
+
+
 def test_names_and_shapes_are_those_of_latte():
     with torch.device('meta'): model = VideoDiT(dataclasses.replace(VIDEO_PRESETS['Latte-XL/2'], vocab=101))
     state = {k: v.shape for k, v in model.state_dict().items()}
@@ -77,13 +134,16 @@ def test_names_and_shapes_are_those_of_latte():
     assert {k: v for k, v in want.items() if k not in changed} == {k: v for k, v in state.items() if 'x_embedder' not in k}
     theirs = latte_state(awaken())
     assert theirs['x_embedder.proj.weight'].shape == (32, 4, 2, 2) and changed < set(theirs) and len(theirs) == len(state) - 24 * 10
-    assert [k for k in latte_state(awaken(dataclasses.replace(LATTE, vocab=0))) if 'y_embedder' in k] == []
+    shapes = lambda **options: {k: v.shape for k, v in latte_state(awaken(dataclasses.replace(LATTE, vocab=0, **options))).items()}
+    plain, text = shapes(), 'text_embedding_projection.1'
+    assert [k for k in plain if 'y_embedder' in k] == []
+    assert shapes(caption=59136) == plain | {f'{text}.weight': (32, 77 * 768), f'{text}.bias': (32,)}
 
 
-@pytest.mark.parametrize('vocab', [0, 5])
+@pytest.mark.parametrize('vocab', [0, 5, 'caption'])
 @pytest.mark.parametrize('kind', ['pt', 'ema.pt', 'safetensors', 'dict'])
 def test_round_trip_is_bit_equal(tmp_path, vocab, kind):
-    config = dataclasses.replace(LATTE, vocab=vocab)
+    config = TEXT if vocab == 'caption' else dataclasses.replace(LATTE, vocab=vocab)
     state = {k: torch.randn(v.shape, generator=torch.Generator().manual_seed(i))        # positions too are theirs
              for i, (k, v) in enumerate(latte_state(awaken(config)).items())}
     file = tmp_path / f'w.{kind}'
@@ -114,6 +174,11 @@ def test_foreign_weights_are_refused(tmp_path, change, message):
 def test_what_latte_does_not_have_is_not_saved_as_latte(field, value):
     with pytest.raises(ValueError, match=rf'VideoDiTConfig\.{field}'):
         latte_state(VideoDiT(dataclasses.replace(LATTE, **{field: value})))
+
+
+def test_other_captions_are_not_saved_as_latte():
+    with pytest.raises(ValueError, match=r'VideoDiTConfig\.caption: Latte has 77 · 768 = 59136 numbers, not 768'):
+        latte_state(VideoDiT(dataclasses.replace(TEXT, caption=768)))
 
 
 def test_presets_are_those_of_the_paper():
