@@ -6,8 +6,9 @@ The other side is the dataset that DiT's feature extraction made popular and tha
 each sample one .npy file of features and one of its label, `np.load` twice in `__getitem__`, a `DataLoader`.
 Both sides hold the same latents, freshly written, read warm (the files are in the page cache), in one process, one
 thread. Rates are per second of CPU time, so that other programs on the machine count little. They do count, by emptying
-the processor's caches: so the two sides take turns, some milliseconds each, and of each its fastest stretch counts. Writing is also timed by the clock, twice for the files: as everybody does it, when much is still in memory at
-the end, and with an fsync for each file, which is what the cache does for each shard and what a power cut asks for.
+the processor's caches: so the two sides take turns, some milliseconds each, and of each its fastest stretch counts.
+Writing is also timed by the clock, twice for the files: as everybody does it, when much is still in memory at the end,
+and with an fsync for each file, which is what the cache does for each shard and what a power cut asks for.
 Beside it stands the least that writing a cache can cost: sha256 and write(2) of the same bytes, and nothing else."""
 
 import argparse
@@ -93,7 +94,8 @@ class Replay:
 
 
 def stretch(batches, seconds):
-    "Batches a second of CPU time, over at least `seconds` of it."
+    "Batches a second of CPU time, over at least `seconds` of it, after one to fill the processor's caches again."
+    next(batches)
     n, t = 0, time.process_time()
     while (spent := time.process_time() - t) < seconds or not n:
         next(batches)
@@ -114,7 +116,7 @@ def reading_rates(ways, batch, seconds, rounds=200):
         collate = LatentCache.collate if isinstance(data, LatentCache) else None
         loader = torch.utils.data.DataLoader(data, batch, shuffle=True, drop_last=True, collate_fn=collate)
         best[name], ways[name] = 0, endless(loader)
-    for _ in range(rounds + 1):  # the first one only warms up
+    for _ in range(rounds):
         for name, batches in ways.items():
             best[name] = max(best[name], stretch(batches, seconds / rounds))
     return best
