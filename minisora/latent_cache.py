@@ -9,7 +9,7 @@ __all__ = ['DTYPES', 'ROW', 'FORMAT', 'VERSION', 'views', 'statistics', 'posteri
            'write_json', 'shard_paths', 'ShardWriter', 'finished_shard', 'make_plan', 'same_plan', 'read_ahead',
            'read_clips', 'found', 'write_shard', 'ranks', 'attempt', 'write_shards', 'published', 'publish', 'tidy',
            'recover', 'prepare', 'config_of', 'evaluating', 'write_cache', 'load_manifest', 'read_manifest',
-           'shard_problem', 'foreign', 'verify', 'MappedShards', 'gather', 'Rows', 'coins', 'LatentCache',
+           'shard_problem', 'foreign', 'verify', 'MappedShards', 'new_batch', 'gather', 'Rows', 'coins', 'LatentCache',
            'LatentSampler', 'repair', 'NpyFolder', 'load_npy', 'Encoded', 'ReadyClips', 'convert']
 
 # %% ../nbs/02_latent_cache.ipynb #6772b5fb
@@ -599,7 +599,7 @@ class MappedShards:
     def read(self, index, view=0):
         """The latents of samples `index` (B,) int64 as they are stored, (B, C, T, h, w); `view` 1 is the
         mirror image."""
-        out = torch.empty(len(index), *self.shape, dtype=DTYPES[self.manifest['dtype']][2])
+        out = new_batch((len(index), *self.shape), self.manifest['dtype'])
         for k, rows, here in self.parts(index, view):
             whole, offset, latents, _ = self.shard(k)
             seen = self.seen[k * self.manifest['shard_size'] * self.views:]
@@ -615,12 +615,17 @@ class MappedShards:
         for k, rows, here in self.parts(index, view): out.numpy()[here, :, 0, 0, 0] = self.shard(k)[3][rows]
         return out
 
+def new_batch(shape, dtype):
+    "A tensor not yet written to. numpy asks for huge pages, which are faster to write to; torch does not."
+    return torch.from_numpy(np.empty(shape, DTYPES[dtype][1])).view(DTYPES[dtype][2])
+
 def gather(tensor, rows, out, here):
     "out[here] = tensor[rows]: numpy is faster at that than torch."
     bits = torch.int16 if tensor.dtype == torch.bfloat16 else tensor.dtype             # numpy has no bfloat16
     tensor, out = tensor.view(bits).numpy(), out.view(bits).numpy()
     if len(here) == len(out): np.take(tensor, rows, 0, out, 'clip')
-    else: out[here] = tensor[rows]
+    else:
+        for i, row in zip(here.tolist(), rows.tolist()): out[i] = tensor[row]      # each is copied only once
 
 # %% ../nbs/02_latent_cache.ipynb #a11243c8
 class Rows(Sequence):
@@ -726,7 +731,8 @@ class LatentCache(torch.utils.data.Dataset):
         view = coins(self.seed, epoch, len(self))[index] if self.flip else 0
         z, scale = self.shards.read(index, view), self.shards.scale(index, view)
         if self.raw: return dict(latents=z) if scale is None else dict(latents=z, scale=scale)
-        z = z.float() if scale is None else z * scale
+        if z.dtype != torch.float32: z = new_batch(z.shape, 'float32').copy_(z)
+        if scale is not None: z *= scale
         z, logvar = z.chunk(2, 1) if self.moments else (z, None)                          # (B, C, T, h, w)
         z = z.sub_(self.mean).mul_(self.scale)
         if self.sample and self.moments:

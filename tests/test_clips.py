@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from minisora import clips as C
 from minisora import viz
@@ -220,6 +221,14 @@ def test_transparency_lies_over_black(tmp_path):
     x[:, :, :16, 3] = 128
     got = C.read_video(encode(tmp_path / "x.mov", x, "mov", "qtrle", "argb"), 4, 32).frames.float()
     assert got[..., 17:].max() == 0 and abs(got[..., :15].mean() - 128) < 2
+
+
+def test_a_transparent_colour_of_a_palette_lies_over_black(tmp_path):
+    picture = Image.fromarray(np.repeat(np.arange(2, dtype=np.uint8), 16)[None].repeat(32, 0), "P")
+    picture.putpalette([200, 150, 100, 250, 250, 250])
+    picture.save(tmp_path / "x.png", transparency=1)                        # the right half is not there
+    got = C.read_video(tmp_path / "x.png", 1, 32).frames
+    assert got[0, 0, 0, 3] == 200 and got[..., 17:].max() == 0
 
 
 @pytest.mark.parametrize("ext, fmt, codec, pix", [

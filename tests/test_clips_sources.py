@@ -153,6 +153,15 @@ def test_streams_give_what_rows_give(datasets, video, imagenet_rows):
             assert (a.caption, a.source, a.attributes) == (b.caption, b.source, b.attributes)
 
 
+def test_a_folder_is_streamed_or_not_as_asked(datasets, imagenet_rows, tmp_path):
+    for d in ("parquet", "disk"): (tmp_path / d).mkdir()
+    imagenet_rows.to_parquet(str(tmp_path / "parquet/train-00000-of-00001.parquet"))
+    imagenet_rows.save_to_disk(str(tmp_path / "disk"))
+    for d in ("parquet", "disk"):
+        assert isinstance(C.open_dataset(tmp_path / d), datasets.Dataset)
+        assert isinstance(C.open_dataset(tmp_path / d, streaming=True), datasets.IterableDataset)
+
+
 def test_a_stream_reads_only_what_is_asked_for(datasets):
     made = []
 

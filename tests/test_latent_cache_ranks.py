@@ -193,6 +193,46 @@ def test_what_is_encoded_is_written_though_the_next_batch_fails(tmp_path):
         assert sum(len(j.read_text().splitlines()) for j in journals) == done // 4
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_batch_that_cannot_be_written_ends_the_call(tmp_path, monkeypatch, at):
+    "Writing runs in a thread: its errors must come out, of the last batch and of any before it."
+    real, calls = lc.ShardWriter.append, []
+
+    def append(self, *a):
+        calls.append(a)
+        if len(calls) == at + 1: raise OSError(28, "No space left on device")
+        real(self, *a)
+
+    monkeypatch.setattr(lc.ShardWriter, "append", append)
+    with pytest.raises(OSError, match="No space left"): write(tmp_path / "c", 12, shard_size=12)
+    assert not (tmp_path / "c").exists()
+    monkeypatch.setattr(lc.ShardWriter, "append", real)
+    write(tmp_path / "c", 12, shard_size=12)
+    assert content(tmp_path / "c") == content(write(tmp_path / "whole", 12, shard_size=12).path)
+
+
+class Large(Tiny):
+    "Latents so large, (2, 1, 256, 256), that a batch of them is rounded and summed up in several parts."
+
+    def __init__(self, bad=None):
+        super().__init__()
+        self.bad = None if bad is None else Clips()[bad].frames.float() / 127.5 - 1
+
+    def encode(self, x):
+        z = x[:, :2, :1].repeat(1, 1, 1, 16, 16)                                          # (B, 2, 1, 256, 256)
+        if self.bad is not None: z[(x == self.bad).flatten(1).all(1)] = float("nan")
+        return z, None
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_large_latents_are_counted_one_by_one(tmp_path, dtype):
+    options = dict(batch_size=5, progress=False, dtype=dtype)
+    with pytest.raises(ValueError, match=r"clip 8 \(noise:8\): its latents are not finite"):
+        write_cache(tmp_path / "bad", Clips(10), Large(bad=8), **options)
+    z = write_cache(tmp_path / "c", Clips(10), Large(), **options)[range(10)]["latents"]
+    assert abs(z.mean()) < 1e-3 and abs(z.std() - 1) < 1e-3
+
+
 def test_reading_overlaps_encoding(tmp_path):
     "Encoding batch 1 cannot end before reading of batch 2 has begun: without overlap this would time out."
     begun = threading.Event()

@@ -216,6 +216,15 @@ def test_raw_is_what_is_stored(tmp_path, dtype):
     torch.testing.assert_close(raw.normalise(one["latents"], one.get("scale")), cache[19]["latents"], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, dict(flips=True)], ids=["", "flips"])
+def test_the_system_is_asked_for_a_row_once(tmp_path, monkeypatch, options):
+    "Rows of a shard are fetched together at their first reading; later they are in memory, or one page fault away."
+    cache, asked = write(tmp_path / "c", **options), []
+    monkeypatch.setattr(lc.MappedShards, "fetch", lambda self, whole, offset, rows: asked.append(rows.tolist()))
+    for index in ([0, 5, 17], [17, 6, 5], [6, 0]): cache.shards.read(np.array(index))
+    assert asked == [[r * lc.views(cache.manifest) for r in rows] for rows in ([0, 5], [1], [6], [], [])]
+
+
 def test_labels_as_conditions(tmp_path):
     write(tmp_path / "c")
     cache = LatentCache(tmp_path / "c", "digit")
