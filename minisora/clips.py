@@ -8,13 +8,13 @@ __all__ = ['OBJECTS', 'COLOURS', 'MOTIONS', 'SIMPLE_MOTIONS', 'VERBS', 'DIGITS',
            'polygon_distance', 'ngon', 'signed_distance', 'trajectory', 'periodic', 'render_scene', 'combinations',
            'scene_combinations', 'SceneClips', 'load_digits', 'render_image', 'DigitClips', 'resize_crop', 'square',
            'rgb', 'is_picture', 'open_picture', 'shape_of', 'crop_place', 'time_span', 'decoder', 'shown_at', 'pixels',
-           'upright', 'caption_of', 'spaced', 'read_video', 'name_of', 'named_errors', 'open_video', 'decode_video',
-           'pictures_at', 'VideoInfo', 'probe', 'write_video', 'encode', 'read_manifest', 'refusals', 'report_refused',
-           'sift', 'one_of', 'still_clip', 'ClipReader', 'FolderClips', 'Bucket', 'bucket_table', 'nearest_bucket',
-           'BucketSampler', 'braces', 'tar_index', 'TarClips', 'read_part', 'png', 'caption_parts', 'open_dataset',
-           'RowReader', 'HubClips', 'StreamClips', 'Readable', 'imagenet_names', 'imagenet_labels', 'ImageNetClips',
-           'words_of', 'ucf101_dataset', 'moving_mnist_dataset', 'Source', 'open_source', 'Vocabulary', 'content_words',
-           'known_form']
+           'upright', 'caption_of', 'spaced', 'read_video', 'name_of', 'reason', 'named_errors', 'open_video',
+           'decode_video', 'pictures_at', 'VideoInfo', 'probe', 'write_video', 'encode', 'read_manifest', 'refusals',
+           'report_refused', 'sift', 'one_of', 'still_clip', 'ClipReader', 'FolderClips', 'Bucket', 'bucket_table',
+           'nearest_bucket', 'BucketSampler', 'braces', 'tar_index', 'TarClips', 'read_part', 'png', 'caption_parts',
+           'open_dataset', 'RowReader', 'HubClips', 'StreamClips', 'Readable', 'imagenet_names', 'imagenet_labels',
+           'ImageNetClips', 'words_of', 'ucf101_dataset', 'moving_mnist_dataset', 'Source', 'open_source', 'Vocabulary',
+           'content_words', 'known_form']
 
 # %% ../nbs/00_clips.ipynb #58d52ebe
 import csv, difflib, io, json, math, os, re, statistics, tarfile, warnings
@@ -26,7 +26,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 # %% ../nbs/00_clips.ipynb #fdb6207f
@@ -289,7 +289,9 @@ def rgb(picture):
 
 PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 
-def is_picture(path): return isinstance(path, (str, Path)) and Path(path).suffix.lower() in PICTURES
+def is_picture(path):
+    "Is this a path with a picture's name?"
+    return isinstance(path, (str, Path)) and Path(path).suffix.lower() in PICTURES
 
 def open_picture(path):
     "A picture file to a PIL image, turned the way the camera's note (EXIF) asks for."
@@ -380,7 +382,9 @@ def caption_of(path):
     "'signs/Thank_You.mp4' to 'thank you': the file's name, lower-cased, underscores and dashes to spaces."
     return spaced(Path(path).stem)
 
-def spaced(name): return ' '.join(re.sub(r'[_\-]+', ' ', name).lower().split()) or name.lower()
+def spaced(name):
+    "'Thank_You' to 'thank you'."
+    return ' '.join(re.sub(r'[_\-]+', ' ', name).lower().split()) or name.lower()
 
 def read_video(path, frames=16, size=64, fps=None, caption=None, start=None, place=(.5, .5)):
     """A video file (path) or its bytes to a Clip of uint8 (3, frames, h, w), evenly spaced in time.
@@ -403,6 +407,11 @@ def name_of(path): return 'video bytes' if isinstance(path, (bytes, io.BytesIO))
 #: what libraries raise on damaged files
 UNREADABLE = (av.FFmpegError, ValueError, OSError, IndexError, SyntaxError, Image.DecompressionBombError)
 
+def reason(e):
+    "Why something cannot be read, in one line, from the error that was raised."
+    if isinstance(e, UnidentifiedImageError): return 'it is no picture'
+    return getattr(e, 'strerror', None) or str(e)
+
 @contextmanager
 def named_errors(path):
     "Whatever goes wrong while reading `path` becomes one line that names it and says why."
@@ -413,7 +422,7 @@ def named_errors(path):
         yield
     except UNREADABLE as e:
         kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
-        raise kind(f'cannot read {name_of(path)}: {getattr(e, "strerror", None) or e}') from None
+        raise kind(f'cannot read {name_of(path)}: {reason(e)}') from None
 
 # %% ../nbs/00_clips.ipynb #780b5e3d
 def open_video(path):
@@ -622,7 +631,6 @@ class FolderClips(ClipReader, torch.utils.data.Dataset):
     def __init__(self, path, size=64, frames=16, fps=None, manifest=None, keep=512, progress=False,
                  check='decode', on_error='warn', crop='centre', seed=0, buckets=None, captions='file'):
         one_of('check', check, ('decode', 'open', 'no'))
-        one_of('on_error', on_error, ('warn', 'raise', 'collect'))
         one_of('captions', captions, ('file', 'folder'))
         if buckets and not fps and len({b.frames for b in buckets}) > 1:
             raise ValueError('buckets of several lengths need fps, which says how long each is')
@@ -830,7 +838,7 @@ class TarClips(ClipReader, torch.utils.data.Dataset):
             if shown[0] in VIDEOS: found = read(shown[0])
             else: found = [Image.open(io.BytesIO(read(e))) for e in shown]
             clip = self._clip(i, found[0] if isinstance(found, list) and len(found) == 1 else found, text)
-        except UNREADABLE as e: raise ValueError(f'{name}: {e}') from None
+        except UNREADABLE as e: raise ValueError(f'{name}: {reason(e)}') from None
         return replace(clip, source=name, attributes=about)
 
 # %% ../nbs/00_clips.ipynb #be681749
@@ -920,7 +928,7 @@ class RowReader(ClipReader):
             value = row[self.caption]
             text = self.rule(self.names[value] if self.names else str(value))
             clip = self._clip(i, self._opened(row[self.column]), text)
-        except UNREADABLE as e: raise ValueError(f'row {i}: {e}') from None
+        except UNREADABLE as e: raise ValueError(f'row {i}: {reason(e)}') from None
         about = {k: row[k] for k in self.extra} | ({'label': row[self.label]} if self.label else {})
         return replace(clip, source=f'row {i}', attributes=about)
 
@@ -943,7 +951,7 @@ class HubClips(RowReader, torch.utils.data.Dataset):
     def __getitem__(self, i):
         if not 0 <= i < len(self): raise IndexError(f'clip {i} of {len(self)}')
         try: row = self.data[i]
-        except UNREADABLE as e: raise ValueError(f'row {i}: {e}') from None
+        except UNREADABLE as e: raise ValueError(f'row {i}: {reason(e)}') from None
         return self._row(row, i)
 
 class StreamClips(RowReader, torch.utils.data.IterableDataset):
@@ -1065,7 +1073,7 @@ class ImageNetClips(ClipReader, torch.utils.data.Dataset):
         k, file = self.labels[i], self.path / self.files[i]
         try:
             with Image.open(file) as image: clip = self._clip(i, image, self.names[k])
-        except UNREADABLE as e: raise ValueError(f'cannot read {file}: {e}') from None
+        except UNREADABLE as e: raise ValueError(f'cannot read {file}: {reason(e)}') from None
         return replace(clip, source=str(file), attributes=dict(label=k, wnid=self.wnids[k]))
 
 # %% ../nbs/00_clips.ipynb #de73dc22
