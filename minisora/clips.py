@@ -570,7 +570,7 @@ def sift(items, look, name, where, on_error='warn', progress=False):
     end, see `report_refused`."""
     one_of('on_error', on_error, ('warn', 'raise', 'collect'))
     refused = []
-    for item in tqdm(items, desc=f'reading {where}', unit='clip', disable=not progress):
+    for item in tqdm(items, desc=f'reading {Path(where).name}', unit='clip', disable=not progress):
         try: look(item)
         except UNREADABLE as e: refused.append((name(item), str(e).split(f'{name(item)}: ', 1)[-1]))
     report_refused(refused, len(items), where, on_error)
@@ -610,7 +610,6 @@ class ClipReader:
         several = isinstance(shown, list) or not isinstance(shown, Image.Image) and np.ndim(shown) == 4
         return still_clip(shown if several else [shown], caption, frames, size, self.fps, several, place)
 
-
 # %% ../nbs/00_clips.ipynb #cfc0c572
 class FolderClips(ClipReader, torch.utils.data.Dataset):
     """The video files of a folder and of those in it, or its pictures, each a Clip of uint8 (3, T, H, W).
@@ -642,8 +641,8 @@ class FolderClips(ClipReader, torch.utils.data.Dataset):
         self.path, self.buckets, self.check = path, buckets, check
         self.keep = keep if check == 'decode' and crop != 'random' else 0
         self.rows, self.kept, self.held, self.bucket_of = [], {}, 0, []
+        if captions == 'folder' and manifest: raise ValueError("captions='folder' takes no manifest")
         rows = self._classes() if captions == 'folder' else self._listed(manifest)
-        if captions == 'folder' and manifest: raise ValueError('captions: of the manifest or of the folders?')
         films = any(Path(row['file']).suffix.lower() in VIDEOS for row in rows)
         self.kinds = VIDEOS if films and frames != 1 and not buckets else VIDEOS + PICTURES
         self.refused = sift(rows, self._admit, lambda row: row['file'], path, on_error, progress)
@@ -999,7 +998,6 @@ class Readable(torch.utils.data.Subset):
         if hasattr(clips, 'bucket_of'): self.bucket_of = [clips.bucket_of[i] for i in self.indices]
 
     def set_epoch(self, epoch): self.dataset.set_epoch(epoch)
-
 
 # %% ../nbs/00_clips.ipynb #1026189d
 def imagenet_names(path):

@@ -57,7 +57,7 @@ def test_folders_as_classes(pictures):
     (pictures / "manifest.csv").write_text("file,caption\na-dogs/1.webp,listed\n")
     assert [c.caption for c in C.FolderClips(pictures)] == ["listed"]
     assert len(C.FolderClips(pictures, captions="folder", on_error="collect")) == 4
-    with pytest.raises(ValueError, match="of the manifest or of the folders"):
+    with pytest.raises(ValueError, match="captions=.folder. takes no manifest"):
         C.FolderClips(pictures / "manifest.csv", captions="folder")
     with pytest.raises(ValueError, match="captions must be one of file, folder"):
         C.FolderClips(pictures, captions="label")
