@@ -291,7 +291,6 @@ def test_captions_from_a_manifest(folder):
 
 
 @pytest.mark.parametrize("name, text, error, words", [
-    ("m.csv", "file,caption\nnone.mp4,x\n", FileNotFoundError, "row 1: no file"),
     ("m.csv", "file,text\nThank You.mp4,x\n", ValueError, "row 1: no 'caption'; columns are: file, text"),
     ("m.csv", "caption\nx\n", ValueError, "no 'file'"),
     ("m.csv", "file,caption\nThank You.mp4,\n", ValueError, "row 1: no 'caption'"),

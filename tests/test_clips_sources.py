@@ -94,7 +94,7 @@ def test_samples_that_lack_something_are_reported(shards, video):
     assert len(data) == 4 and [k for k, _ in data.refused] == ["s-002.tar/x", "s-002.tar/y", "s-002.tar/z"]
     with pytest.raises(ValueError, match="s-002.tar/y: it has no video or picture"):
         C.TarClips(shards, on_error="raise")
-    with pytest.raises(ValueError, match="no clip: 3 of 3"): C.TarClips(shards / "s-002.tar")
+    with pytest.raises(ValueError, match="no readable clip in .*s-002.tar/x: it has no"): C.TarClips(shards / "s-002.tar")
 
 
 def test_damaged_tars_are_named(shards, tmp_path):
