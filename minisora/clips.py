@@ -9,14 +9,14 @@ __all__ = ['OBJECTS', 'COLOURS', 'MOTIONS', 'SIMPLE_MOTIONS', 'VERBS', 'DIGITS',
            'scene_combinations', 'SceneClips', 'load_digits', 'render_image', 'DigitClips', 'resize_crop', 'square',
            'rgb', 'shape_of', 'crop_place', 'time_span', 'decoder', 'shown_at', 'pixels', 'upright', 'caption_of',
            'read_video', 'name_of', 'named_errors', 'open_video', 'decode_video', 'pictures_at', 'VideoInfo', 'probe',
-           'write_video', 'encode', 'read_manifest', 'refusals', 'report_refused', 'one_of', 'FolderClips', 'Bucket',
-           'bucket_table', 'nearest_bucket', 'BucketSampler', 'tar_index', 'TarClips', 'read_part', 'png',
+           'write_video', 'encode', 'read_manifest', 'stamp', 'refusals', 'report_refused', 'one_of', 'FolderClips',
+           'Bucket', 'bucket_table', 'nearest_bucket', 'BucketSampler', 'tar_index', 'TarClips', 'read_part', 'png',
            'caption_parts', 'still_clip', 'open_dataset', 'RowReader', 'HubClips', 'StreamClips', 'imagenet_names',
            'imagenet_labels', 'ImageNetClips', 'words_of', 'ucf101_dataset', 'moving_mnist_dataset', 'Source',
-           'open_source', 'Vocabulary', 'content_words', 'known_form']
+           'open_source', 'open_clips', 'open_rows', 'Vocabulary', 'content_words', 'known_form']
 
 # %% ../nbs/00_clips.ipynb #58d52ebe
-import csv, difflib, io, json, math, os, re, statistics, tarfile, warnings
+import copy, csv, difflib, io, json, math, os, re, statistics, tarfile, warnings
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -524,6 +524,12 @@ def read_manifest(path):
 # %% ../nbs/00_clips.ipynb #7a68151e
 KEEP_BYTES = 2 ** 28                                       # clips kept in memory: never more than 256 MiB
 
+def stamp(path):
+    """A file's size in bytes and the time of its last change, in ns: what says that it changed, without
+    reading."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
 def refusals(refused, n, where):
     "One line about files that could not be read: how many of how many, and the first reasons."
     reasons = ''.join(f'; {f}: {r}' for f, r in refused[:3]) + ('; …' if len(refused) > 3 else '')
@@ -617,6 +623,10 @@ class FolderClips(torch.utils.data.Dataset):
     def _reasons(self):
         more = '; …' if len(self.refused) > 3 else ''
         return ''.join(f'; {f}: {r}' for f, r in self.refused[:3]) + more
+
+    def listing(self):
+        "For each clip what it is made of: its row of the manifest, its file's size and time of change."
+        return ([row, *stamp(f"{self.path}/{row['file']}")] for row in self.rows)
 
     def __len__(self): return len(self.rows)
 
@@ -740,6 +750,11 @@ class TarClips(torch.utils.data.Dataset):
         video = [e for e in parts if e in VIDEOS]
         number = lambda e: [int(t) if t.isdigit() else t for t in re.split(r'(\d+)', e)]
         return video[:1] or sorted((e for e in parts if e.endswith(PICTURES)), key=number)
+
+    def listing(self):
+        "For each clip its tar's name, size and time of change, its key, and where in the tar its parts are."
+        tars = [(p.name, *stamp(p)) for p in self.paths]
+        return ([*tars[n], key, parts] for n, key, parts in self.samples)
 
     def __len__(self): return len(self.samples)
 
@@ -865,6 +880,15 @@ class HubClips(RowReader, torch.utils.data.Dataset):
     become attributes."""
     def __len__(self): return len(self.data)
 
+    def listing(self):
+        """The data set's fingerprint, which changes with its files and all that was done to it; of videos
+        that
+        are files beside it also each one's size and time of change."""
+        mark, value = self.data._fingerprint, self.data[0][self.column]
+        if not isinstance(value, dict) or value.get('bytes'): return [mark]
+        rows = self.data.select_columns(self.column)
+        return ([mark, *stamp(row[self.column]['path'])] for row in rows)
+
     def __getitem__(self, i):
         if not 0 <= i < len(self): raise IndexError(f'clip {i} of {len(self)}')
         try: row = self.data[i]
@@ -880,8 +904,16 @@ class StreamClips(RowReader, torch.utils.data.IterableDataset):
     @staticmethod
     def _open(name, split): return open_dataset(name, split, streaming=True)
 
+    start = 0
+
     def __iter__(self):
-        for i, row in enumerate(self.data): yield self._row(row, i)
+        for i, row in enumerate(self.data, self.start): yield self._row(row, i)
+
+    def skip(self, n):
+        "The same stream from clip `n` on; those before are not decoded."
+        rest = copy.copy(self)
+        rest.data, rest.start = self.data.skip(n), self.start + n
+        return rest
 
 # %% ../nbs/00_clips.ipynb #1026189d
 def imagenet_names(path):
@@ -947,6 +979,11 @@ class ImageNetClips(torch.utils.data.Dataset):
             if labels[f] not in range(len(self.wnids)): raise ValueError(f'{f}: no class {labels[f]}')
             self.files.append(f)
             self.labels.append(labels[f])
+
+    def listing(self):
+        "For each clip its file, class id and name, and the file's size and time of change."
+        files = zip(self.files, self.labels)
+        return ([f, k, self.names[k], *stamp(f'{self.path}/{f}')] for f, k in files)
 
     def __len__(self): return len(self.files)
 
@@ -1041,6 +1078,30 @@ def open_source(name, path=None, split='train', streaming=False, **changes):
     if streaming and not lazy: data = data.to_iterable_dataset()
     kind = StreamClips if streaming else HubClips
     return kind(data, row.column, row.caption, split, row.size, row.frames, row.fps, row.label, row.rule)
+
+# %% ../nbs/00_clips.ipynb #5d1c0a7f
+def open_clips(source, split='train', streaming=False, size=None, frames=None, fps=None, **folder):
+    """Clips of whatever `source` is: a name in `SOURCES`, 'mnist', or with its path, 'ucf101=/data/ucf101'; a
+    tar, or a folder of them; ImageNet's folders train/<wnid>; a folder that `datasets` wrote, or of parquet
+    files; a folder of clips, or its manifest; what does not exist is looked for on the Hugging Face hub.
+    `size`, `frames` and `fps` are those of `read_video`, `folder` other options of `FolderClips`."""
+    (name, _, path), at = str(source).partition('='), Path(source)
+    shape = {k: v for k, v in dict(size=size, frames=frames, fps=fps).items() if v is not None}
+    if name in SOURCES and not at.exists(): return open_source(name, path or None, split, streaming, **shape)
+    if any(at.glob('train/n*')) or any(at.glob('val/n*')):
+        return ImageNetClips(at, split, **({} if size is None else dict(size=size)))
+    tars = at.suffix == '.tar' or any(at.glob('*.tar'))
+    saved = at.is_dir() and any(at.rglob('state.json')) or any(at.rglob('*.parquet'))
+    if not at.exists() or saved and not tars: return open_rows(source, split, streaming, **shape)
+    if streaming or split != 'train':
+        raise ValueError(f'{source} holds files of clips: these have no split {split!r} and are not streamed')
+    return TarClips(at, **shape) if tars else FolderClips(at, **shape, **folder)
+
+def open_rows(name, split, streaming, **shape):
+    "Clips of what `open_dataset` opens; its class labels become `attributes['label']`."
+    data = open_dataset(name, split, streaming)
+    classes = type((data.features or {}).get('label')).__name__ == 'ClassLabel'
+    return (StreamClips if streaming else HubClips)(data, label='label' if classes else None, **shape)
 
 # %% ../nbs/00_clips.ipynb #db350419
 class Vocabulary:
