@@ -525,8 +525,7 @@ def read_manifest(path):
 KEEP_BYTES = 2 ** 28                                       # clips kept in memory: never more than 256 MiB
 
 def stamp(path):
-    """A file's size in bytes and the time of its last change, in ns: what says that it changed, without
-    reading."""
+    "A file's size in bytes and the time of its last change in ns: tells that it changed, without reading."
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns
 
@@ -881,9 +880,8 @@ class HubClips(RowReader, torch.utils.data.Dataset):
     def __len__(self): return len(self.data)
 
     def listing(self):
-        """The data set's fingerprint, which changes with its files and all that was done to it; of videos
-        that
-        are files beside it also each one's size and time of change."""
+        """The data set's fingerprint, which changes with its files and with all that was done to it; of
+        videos that are files beside it, each one's size and time of change too."""
         mark, value = self.data._fingerprint, self.data[0][self.column]
         if not isinstance(value, dict) or value.get('bytes'): return [mark]
         rows = self.data.select_columns(self.column)
@@ -901,10 +899,10 @@ class StreamClips(RowReader, torch.utils.data.IterableDataset):
 
     Nothing is copied to the disk and nothing kept: right for data sets larger than it. Shuffling is the
     data set's own, `dataset.shuffle(seed, buffer_size)`; `DataLoader` workers share its files among them."""
+    start = 0                                                          # number of its first row
+
     @staticmethod
     def _open(name, split): return open_dataset(name, split, streaming=True)
-
-    start = 0
 
     def __iter__(self):
         for i, row in enumerate(self.data, self.start): yield self._row(row, i)
@@ -1088,10 +1086,10 @@ def open_clips(source, split='train', streaming=False, size=None, frames=None, f
     (name, _, path), at = str(source).partition('='), Path(source)
     shape = {k: v for k, v in dict(size=size, frames=frames, fps=fps).items() if v is not None}
     if name in SOURCES and not at.exists(): return open_source(name, path or None, split, streaming, **shape)
-    if any(at.glob('train/n*')) or any(at.glob('val/n*')):
+    if any(at.glob('train/n[0-9]*')) or any(at.glob('val/n[0-9]*')):
         return ImageNetClips(at, split, **({} if size is None else dict(size=size)))
     tars = at.suffix == '.tar' or any(at.glob('*.tar'))
-    saved = at.is_dir() and any(at.rglob('state.json')) or any(at.rglob('*.parquet'))
+    saved = any(f.name == 'state.json' or f.suffix == '.parquet' for f in at.rglob('*'))
     if not at.exists() or saved and not tars: return open_rows(source, split, streaming, **shape)
     if streaming or split != 'train':
         raise ValueError(f'{source} holds files of clips: these have no split {split!r} and are not streamed')

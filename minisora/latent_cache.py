@@ -346,8 +346,8 @@ def same_plan(file, stored, plan):
     for k in plan:
         if k not in ('id', 'version') and stored.get(k) != plan[k]:
             raise ValueError(f'{Path(file).parent} was made with another {k}{CHANGED.get(k, "")}: '
-                             f'{stored.get(k)}, '
-                             f'not {plan[k]}. Choose another path, or pass overwrite=True to make it anew')
+                             f'{stored.get(k)}, not {plan[k]}. Choose another path, or '
+                             'pass overwrite=True to make it anew')
 
 # %% ../nbs/02_latent_cache.ipynb #0940394c
 def read_ahead(read, items):
@@ -365,9 +365,8 @@ class StreamReader:
 
     def __init__(self, stream, samples):
         if iter(stream) is stream:
-            raise ValueError(f'a {type(stream).__name__} can be read only once, and an interrupted cache '
-                             'reads '
-                             'its clips again: give an iterable that begins anew')
+            raise ValueError(f'a {type(stream).__name__} can be read only once, and a cache may have to '
+                             'begin again: give an iterable that starts anew each time')
         self.stream, self.samples, self.at = stream, samples, None
 
     def __len__(self): return self.samples
@@ -542,11 +541,11 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
                 rank=None, world_size=None, patience=1800, samples=None):
     """Encode a dataset of clips once into the folder `path`; returns it, opened as a `LatentCache`.
 
-    `clips[i]` is a `Clip`, or `clips` is a stream of `samples` of them; `autoencoder.encode` takes (B, 3, T,
-    H, W) in [-1, 1] and gives mean and
-    log-variance, each (B, C, T, h, w). Stored is the mean, or both (`moments`), or one sample
-    (`sample_seed`), as float16, bfloat16, float32 or int8 (with a scale for each sample and channel), and
-    with `flips` the same of the mirror image, in shards of `shard_size` samples (default: 64 MiB).
+    `clips[i]` is a `Clip`, or `clips` a stream of `samples` of them. `autoencoder.encode` takes
+    (B, 3, T, H, W) in [-1, 1] and gives mean and log-variance, each (B, C, T, h, w). Stored is the mean, or
+    both (`moments`), or one sample (`sample_seed`), as float16, bfloat16, float32 or int8 (with a scale for
+    each sample and channel), and with `flips` the same of the mirror image, in shards of `shard_size` samples
+    (default: 64 MiB).
     `per_channel` asks for normalisation by channel on reading. Until all is done the work stands in
     `path`.part; after an interruption the same call goes on from there and gives the same bytes. Ranks
     (`rank` of `world_size`; default: the environment of torchrun and accelerate) share the work; one that
