@@ -16,7 +16,7 @@ __all__ = ['OBJECTS', 'COLOURS', 'MOTIONS', 'SIMPLE_MOTIONS', 'VERBS', 'DIGITS',
            'open_source', 'open_clips', 'open_rows', 'Vocabulary', 'content_words', 'known_form']
 
 # %% ../nbs/00_clips.ipynb #58d52ebe
-import copy, csv, difflib, io, json, math, os, re, statistics, tarfile, warnings
+import copy, csv, difflib, io, itertools, json, math, os, re, statistics, tarfile, warnings
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -909,6 +909,7 @@ class StreamClips(RowReader, torch.utils.data.IterableDataset):
 
     def skip(self, n):
         "The same stream from clip `n` on; those before are not decoded."
+        if getattr(self, 'on_error', 'raise') != 'raise': return itertools.islice(self, n, None)
         rest = copy.copy(self)
         rest.data, rest.start = self.data.skip(n), self.start + n
         return rest
