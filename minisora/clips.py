@@ -882,9 +882,8 @@ class HubClips(RowReader, torch.utils.data.Dataset):
     def listing(self):
         """The data set's fingerprint, which changes with its files and with all that was done to it; of
         videos that are files beside it, each one's size and time of change too."""
-        mark, value = self.data._fingerprint, self.data[0][self.column]
-        if not isinstance(value, dict) or value.get('bytes'): return [mark]
-        rows = self.data.select_columns(self.column)
+        mark, rows = self.data._fingerprint, self.data.select_columns(self.column)
+        if type(rows.features[self.column]).__name__ != 'Video' or rows[0][self.column]['bytes']: return [mark]
         return ([mark, *stamp(row[self.column]['path'])] for row in rows)
 
     def __getitem__(self, i):
@@ -1079,11 +1078,12 @@ def open_source(name, path=None, split='train', streaming=False, **changes):
     return kind(data, row.column, row.caption, split, row.size, row.frames, row.fps, row.label, row.rule)
 
 # %% ../nbs/00_clips.ipynb #5d1c0a7f
-def open_clips(source, split='train', streaming=False, size=None, frames=None, fps=None, **folder):
+def open_clips(source, split='train', streaming=False, size=None, frames=None, fps=None, on_error='warn',
+               **folder):
     """Clips of whatever `source` is: a name in `SOURCES`, 'mnist', or with its path, 'ucf101=/data/ucf101'; a
     tar, or a folder of them; ImageNet's folders train/<wnid>; a folder that `datasets` wrote, or of parquet
     files; a folder of clips, or its manifest; what does not exist is looked for on the Hugging Face hub.
-    `size`, `frames` and `fps` are those of `read_video`, `folder` other options of `FolderClips`."""
+    `size`, `frames` and `fps` are those of `read_video`, `on_error` and `folder` those of `FolderClips`."""
     (name, _, path), at = str(source).partition('='), Path(source)
     shape = {k: v for k, v in dict(size=size, frames=frames, fps=fps).items() if v is not None}
     if name in SOURCES and not at.exists(): return open_source(name, path or None, split, streaming, **shape)
@@ -1091,10 +1091,11 @@ def open_clips(source, split='train', streaming=False, size=None, frames=None, f
         return ImageNetClips(at, split, **({} if size is None else dict(size=size)))
     tars = at.suffix == '.tar' or any(at.glob('*.tar'))
     saved = any(f.name == 'state.json' or f.suffix == '.parquet' for f in at.rglob('*'))
-    if not at.exists() or saved and not tars: return open_rows(source, split, streaming, **shape)
+    if not tars and (saved or not at.exists()): return open_rows(source, split, streaming, **shape)
     if streaming or split != 'train':
         raise ValueError(f'{source} holds files of clips: these have no split {split!r} and are not streamed')
-    return TarClips(at, **shape) if tars else FolderClips(at, **shape, **folder)
+    if tars: return TarClips(at, **shape, on_error=on_error)
+    return FolderClips(at, **shape, on_error=on_error, **folder)
 
 def open_rows(name, split, streaming, **shape):
     "Clips of what `open_dataset` opens; its class labels become `attributes['label']`."
