@@ -883,7 +883,8 @@ class HubClips(RowReader, torch.utils.data.Dataset):
         """The data set's fingerprint, which changes with its files and with all that was done to it; of
         videos that are files beside it, each one's size and time of change too."""
         mark, rows = self.data._fingerprint, self.data.select_columns(self.column)
-        if type(rows.features[self.column]).__name__ != 'Video' or rows[0][self.column]['bytes']: return [mark]
+        films = type(rows.features[self.column]).__name__ == 'Video'
+        if not films or rows[0][self.column]['bytes']: return [mark]
         return ([mark, *stamp(row[self.column]['path'])] for row in rows)
 
     def __getitem__(self, i):
