@@ -62,6 +62,8 @@ class Skipping(Stream):
 class Torch(Stream, torch.utils.data.IterableDataset):
     "torch's base class has a `__getitem__` that only raises."
 
+    def __len__(self): return self.clips.n
+
 
 @pytest.mark.parametrize("kind", [Stream, Skipping, Torch])
 def test_a_stream_gives_the_cache_of_the_same_clips(tmp_path, kind):
@@ -88,6 +90,13 @@ def test_a_stream_goes_on_where_it_was_cut_off(tmp_path, kind, at):
     if kind is Skipping: assert again.read == [0, *range(done, 20)], "nor read; the plan looks at the first clip"
     write_cache(tmp_path / "c", again, ae, samples=20, **SMALL)
     assert ae.batches - 2 == (20 - done) // 4, "and a finished cache is only looked up"
+
+
+def test_a_reader_begins_again_after_an_error():
+    reader = lc.StreamReader(Stream(at=2), 20)
+    assert [reader[i].source for i in (0, 1)] == ["noise:0", "noise:1"]
+    with pytest.raises(Stop): reader[2]
+    assert [reader[i].source for i in (2, 3, 7, 1)] == [f"noise:{i}" for i in (2, 3, 7, 1)]
 
 
 def test_a_stream_that_cannot_skip_is_read_once(tmp_path):
