@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'field_value', 'open_run', 'clips_command', 'cache_command', 'train_command', 'sample_command',
            'metrics_command', 'convert_command', 'verify_command', 'repair_command', 'video_command', 'summary',
-           'source_arguments', 'axes_argument', 'encode_arguments', 'source_clips', 'open_autoencoder',
-           'encode_command', 'made_of', 'parser', 'main', 'stopped']
+           'open_clips', 'open_rows', 'source_arguments', 'axes_argument', 'encode_arguments', 'source_clips',
+           'open_autoencoder', 'encode_command', 'made_of', 'parser', 'main', 'stopped']
 
 # %% ../nbs/92_cli.ipynb #e8bec601
 import argparse
@@ -19,7 +19,8 @@ import torch
 
 from . import viz
 from .autoencoder import autoencoder_by_name
-from .clips import open_clips, stack
+from .clips import (SOURCES, FolderClips, HubClips, ImageNetClips, StreamClips, TarClips,
+                            open_dataset, open_source, stack)
 from .latent_cache import (Encoded, NpyFolder, ReadyClips, convert, ranks, read_manifest, repair,
                                    verify, write_cache)
 from .pipeline import Recipe, Run, make_video
@@ -105,11 +106,37 @@ def summary(metrics):
                      for k, v in metrics.items()
                      if not isinstance(v, (dict, list)))
 
+# %% ../nbs/92_cli.ipynb #5d1c0a7f
+def open_clips(source, split='train', streaming=False, size=None, frames=None, fps=None, on_error='warn',
+               **folder):
+    """Clips of whatever `source` is: a name in `SOURCES`, 'mnist', or with its path, 'ucf101=/data/ucf101'; a
+    tar, or a folder of them; ImageNet's folders train/<wnid>; a folder that `datasets` wrote, or of parquet
+    files; a folder of clips, or its manifest; what does not exist is looked for on the Hugging Face hub.
+    `size`, `frames` and `fps` are those of `read_video`, `on_error` and `folder` those of `FolderClips`."""
+    (name, _, path), at = str(source).partition('='), Path(source)
+    shape = {k: v for k, v in dict(size=size, frames=frames, fps=fps).items() if v is not None}
+    if name in SOURCES and not at.exists(): return open_source(name, path or None, split, streaming, **shape)
+    if any(at.glob('train/n[0-9]*')) or any(at.glob('val/n[0-9]*')):
+        return ImageNetClips(at, split, **({} if size is None else dict(size=size)))
+    tars = at.suffix == '.tar' or any(at.glob('*.tar'))
+    saved = any(f.name == 'state.json' or f.suffix == '.parquet' for f in at.rglob('*'))
+    if not tars and (saved or not at.exists()): return open_rows(source, split, streaming, **shape)
+    if streaming or split != 'train':
+        raise ValueError(f'{source} holds files of clips: these have no split {split!r} and are not streamed')
+    if tars: return TarClips(at, **shape, on_error=on_error)
+    return FolderClips(at, **shape, on_error=on_error, **folder)
+
+def open_rows(name, split, streaming, **shape):
+    "Clips of what `open_dataset` opens; its class labels become `attributes['label']`."
+    data = open_dataset(name, split, streaming)
+    classes = type((data.features or {}).get('label')).__name__ == 'ClassLabel'
+    return (StreamClips if streaming else HubClips)(data, label='label' if classes else None, **shape)
+
 # %% ../nbs/92_cli.ipynb #7b2e44a1
 def source_arguments(p, nargs=None):
     "What opens a source of clips and an autoencoder, for `encode` and `repair`."
     p.add_argument('source', nargs=nargs, help='a folder of clips, a manifest, tars, ImageNet, a data set of '
-                   'datasets, or a name such as mnist or ucf101=FOLDER; see clips.open_clips')
+                   'datasets, or a name such as mnist or ucf101=FOLDER')
     p.add_argument('--autoencoder', required=nargs is None, metavar='NAME',
                    help="a folder or a name on the hub: of this course, of diffusers, or of a pipeline")
     p.add_argument('--split', default='train', help='of the source, if it has any (%(default)s)')

@@ -13,7 +13,7 @@ __all__ = ['OBJECTS', 'COLOURS', 'MOTIONS', 'SIMPLE_MOTIONS', 'VERBS', 'DIGITS',
            'Bucket', 'bucket_table', 'nearest_bucket', 'BucketSampler', 'tar_index', 'TarClips', 'read_part', 'png',
            'caption_parts', 'still_clip', 'open_dataset', 'RowReader', 'HubClips', 'StreamClips', 'imagenet_names',
            'imagenet_labels', 'ImageNetClips', 'words_of', 'ucf101_dataset', 'moving_mnist_dataset', 'Source',
-           'open_source', 'open_clips', 'open_rows', 'Vocabulary', 'content_words', 'known_form']
+           'open_source', 'Vocabulary', 'content_words', 'known_form']
 
 # %% ../nbs/00_clips.ipynb #58d52ebe
 import copy, csv, difflib, io, itertools, json, math, os, re, statistics, tarfile, warnings
@@ -1077,32 +1077,6 @@ def open_source(name, path=None, split='train', streaming=False, **changes):
     if streaming and not lazy: data = data.to_iterable_dataset()
     kind = StreamClips if streaming else HubClips
     return kind(data, row.column, row.caption, split, row.size, row.frames, row.fps, row.label, row.rule)
-
-# %% ../nbs/00_clips.ipynb #5d1c0a7f
-def open_clips(source, split='train', streaming=False, size=None, frames=None, fps=None, on_error='warn',
-               **folder):
-    """Clips of whatever `source` is: a name in `SOURCES`, 'mnist', or with its path, 'ucf101=/data/ucf101'; a
-    tar, or a folder of them; ImageNet's folders train/<wnid>; a folder that `datasets` wrote, or of parquet
-    files; a folder of clips, or its manifest; what does not exist is looked for on the Hugging Face hub.
-    `size`, `frames` and `fps` are those of `read_video`, `on_error` and `folder` those of `FolderClips`."""
-    (name, _, path), at = str(source).partition('='), Path(source)
-    shape = {k: v for k, v in dict(size=size, frames=frames, fps=fps).items() if v is not None}
-    if name in SOURCES and not at.exists(): return open_source(name, path or None, split, streaming, **shape)
-    if any(at.glob('train/n[0-9]*')) or any(at.glob('val/n[0-9]*')):
-        return ImageNetClips(at, split, **({} if size is None else dict(size=size)))
-    tars = at.suffix == '.tar' or any(at.glob('*.tar'))
-    saved = any(f.name == 'state.json' or f.suffix == '.parquet' for f in at.rglob('*'))
-    if not tars and (saved or not at.exists()): return open_rows(source, split, streaming, **shape)
-    if streaming or split != 'train':
-        raise ValueError(f'{source} holds files of clips: these have no split {split!r} and are not streamed')
-    if tars: return TarClips(at, **shape, on_error=on_error)
-    return FolderClips(at, **shape, on_error=on_error, **folder)
-
-def open_rows(name, split, streaming, **shape):
-    "Clips of what `open_dataset` opens; its class labels become `attributes['label']`."
-    data = open_dataset(name, split, streaming)
-    classes = type((data.features or {}).get('label')).__name__ == 'ClassLabel'
-    return (StreamClips if streaming else HubClips)(data, label='label' if classes else None, **shape)
 
 # %% ../nbs/00_clips.ipynb #db350419
 class Vocabulary:
