@@ -624,7 +624,7 @@ class FolderClips(torch.utils.data.Dataset):
         return ''.join(f'; {f}: {r}' for f, r in self.refused[:3]) + more
 
     def listing(self):
-        "For each clip what it is made of: its row of the manifest, its file's size and time of change."
+        "For each clip: its row of the manifest, its file's size and time of change."
         return ([row, *stamp(f"{self.path}/{row['file']}")] for row in self.rows)
 
     def __len__(self): return len(self.rows)
@@ -751,7 +751,7 @@ class TarClips(torch.utils.data.Dataset):
         return video[:1] or sorted((e for e in parts if e.endswith(PICTURES)), key=number)
 
     def listing(self):
-        "For each clip its tar's name, size and time of change, its key, and where in the tar its parts are."
+        "For each clip: its tar's name, size and time of change, its key, where its parts are."
         tars = [(p.name, *stamp(p)) for p in self.paths]
         return ([*tars[n], key, parts] for n, key, parts in self.samples)
 
@@ -880,8 +880,7 @@ class HubClips(RowReader, torch.utils.data.Dataset):
     def __len__(self): return len(self.data)
 
     def listing(self):
-        """The data set's fingerprint, which changes with its files and with all that was done to it; of
-        videos that are files beside it, each one's size and time of change too."""
+        "The data set's fingerprint; of videos that are files beside it also size and time of change."
         mark, rows = self.data._fingerprint, self.data.select_columns(self.column)
         films = type(rows.features[self.column]).__name__ == 'Video'
         if not films or rows[0][self.column]['bytes']: return [mark]
@@ -899,7 +898,7 @@ class StreamClips(RowReader, torch.utils.data.IterableDataset):
 
     Nothing is copied to the disk and nothing kept: right for data sets larger than it. Shuffling is the
     data set's own, `dataset.shuffle(seed, buffer_size)`; `DataLoader` workers share its files among them."""
-    start = 0                                                          # number of its first row
+    start = 0                                                   # number of its first row
 
     @staticmethod
     def _open(name, split): return open_dataset(name, split, streaming=True)
@@ -908,7 +907,7 @@ class StreamClips(RowReader, torch.utils.data.IterableDataset):
         for i, row in enumerate(self.data, self.start): yield self._row(row, i)
 
     def skip(self, n):
-        "The same stream from clip `n` on; those before are not decoded."
+        "The stream from clip `n` on; those before are not decoded."
         if getattr(self, 'on_error', 'raise') != 'raise': return itertools.islice(self, n, None)
         rest = copy.copy(self)
         rest.data, rest.start = self.data.skip(n), self.start + n
@@ -980,7 +979,7 @@ class ImageNetClips(torch.utils.data.Dataset):
             self.labels.append(labels[f])
 
     def listing(self):
-        "For each clip its file, class id and name, and the file's size and time of change."
+        "For each clip: its file, class id and name, the file's size and time of change."
         files = zip(self.files, self.labels)
         return ([f, k, self.names[k], *stamp(f'{self.path}/{f}')] for f, k in files)
 
