@@ -540,7 +540,8 @@ class DiffusersVAE(nn.Module):
     """A diffusers autoencoder of one of `FAMILIES` (the module, its name on the hub, or a local folder)
     behind encode, decode and spec. Latents are scaled as its pipelines do: (z - shift) · scale, a number or
     one a channel. An image family goes frame by frame, `chunk` frames at a time; a video family gets whole
-    clips."""
+    clips. Weights of another type (`torch_dtype`) are given numbers of that type, and what they answer comes
+    back in that of the clips or latents."""
     def __init__(self, source, subfolder=None, chunk=8, **options):
         super().__init__()
         name = type(source).__name__ if isinstance(source, nn.Module) else str(source)
@@ -550,8 +551,13 @@ class DiffusersVAE(nn.Module):
             raise ValueError(f'{name}: not a diffusers AutoencoderKL or other known family; '
                              f'known: {", ".join(FAMILIES)}')
         self.vae, self.chunk, self.family = source.eval().requires_grad_(False), chunk, family
-        self.spec = Spec(**dict(causal=True, name=name) | FAMILIES[family](source, source.config))
+        self.spec = Spec(**dict(causal=True, name=family) | FAMILIES[family](source, source.config))
         self.image = self.spec.factors[0] == 1 and not self.spec.first_alone
+
+    @property
+    def config(self):
+        "What diffusers knows of the autoencoder, also the folder or hub name that it came from."
+        return self.vae.config
 
     def encode(self, x):
         "Clips (B, 3, T, H, W) in [-1, 1] -> Moments of scaled latents (B, C, t, h, w)."
@@ -568,15 +574,17 @@ class DiffusersVAE(nn.Module):
         check_latents(z, self.spec)
         self._check_odd(z.shape[2], 'latents', z.shape[2])
         raw = z / per_channel(self.spec.scale, z) + per_channel(self.spec.shift, z)
-        if not self.image: return self._paint(raw)
+        raw = raw.to(self.vae.dtype)
+        if not self.image: return self._paint(raw).to(z.dtype)
         parts = [self.vae.decode(f).sample for f in to_frames(raw).split(self.chunk)]
-        return to_clips(torch.cat(parts), len(z))
+        return to_clips(torch.cat(parts), len(z)).to(z.dtype)
 
     def _raw(self, x):
         "Moments as the family gives them; AutoencoderTiny gives no variance."
-        out = self.vae.encode(x)
-        if self.family != 'AutoencoderTiny': return Moments(out.latent_dist.mean, out.latent_dist.logvar)
-        return Moments(out.latents, torch.full_like(out.latents, -20.))
+        out = self.vae.encode(x.to(self.vae.dtype))
+        if self.family != 'AutoencoderTiny': m = out.latent_dist.mean, out.latent_dist.logvar
+        else: m = out.latents, torch.full_like(out.latents, -20.)
+        return Moments(*(k.to(x.dtype) for k in m))
 
     def _paint(self, raw):
         """A video family's decoder. LTX-Video's may ask for a time step, 0 in its pipeline, and may draw

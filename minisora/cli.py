@@ -5,16 +5,24 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'field_value', 'open_run', 'clips_command', 'cache_command', 'train_command', 'sample_command',
            'metrics_command', 'measure_command', 'convert_command', 'verify_command', 'repair_command', 'video_command',
-           'summary', 'parser', 'main', 'stopped']
+           'summary', 'open_clips', 'open_rows', 'source_arguments', 'axes_argument', 'encode_arguments',
+           'source_clips', 'open_autoencoder', 'encode_command', 'made_of', 'parser', 'main', 'stopped']
 
 # %% ../nbs/92_cli.ipynb #e8bec601
 import argparse
+import os
 import sys
 from dataclasses import fields
+from pathlib import Path
+
+import torch
 
 from . import viz
-from .clips import stack
-from .latent_cache import convert, repair, verify
+from .autoencoder import autoencoder_by_name
+from .clips import (SOURCES, FolderClips, HubClips, ImageNetClips, StreamClips, TarClips,
+                            open_dataset, open_source, stack)
+from .latent_cache import (Encoded, NpyFolder, ReadyClips, convert, ranks, read_manifest, repair,
+                                   verify, write_cache)
 from .metrics import NETWORKS, report_lines
 from .pipeline import Recipe, Run, make_video
 from .train import Interrupted
@@ -76,7 +84,7 @@ def measure_command(args):
 
 def convert_command(args):
     "make a latent cache of a folder of .npy files (*_features, *_labels)"
-    print(convert(args.folder, args.cache, args.made_by, dtype=args.dtype))
+    print(convert(args.folder, args.cache, args.made_by, args.axes, dtype=args.dtype))
 
 
 def verify_command(args):
@@ -87,9 +95,10 @@ def verify_command(args):
 
 
 def repair_command(args):
-    "encode the damaged shards of a run's latent cache again"
-    run = open_run(args)
-    print('repaired:', repair(run.out / 'latents', run.clips(), run.autoencoder) or 'nothing, it was whole')
+    "encode the damaged shards of a latent cache again, that of a run or any other"
+    path = Path(args.cache or Path(args.out) / 'latents')
+    damaged = verify(path)                              # first: where there is no cache, nothing is begun
+    print('repaired:', repair(path, *made_of(path, args)) if damaged else 'nothing, it was whole')
 
 
 def video_command(args):
@@ -105,10 +114,110 @@ def summary(metrics):
                      for k, v in metrics.items()
                      if not isinstance(v, (dict, list)))
 
+# %% ../nbs/92_cli.ipynb #5d1c0a7f
+def open_clips(source, split='train', streaming=False, size=None, frames=None, fps=None, on_error='warn',
+               **folder):
+    """Clips of whatever `source` is: a name in `SOURCES`, 'mnist', or with its path, 'ucf101=/data/ucf101'; a
+    tar, or a folder of them; ImageNet's folders train/<wnid>; a folder that `datasets` wrote, or of parquet
+    files; a folder of clips, or its manifest; what does not exist is looked for on the Hugging Face hub.
+    `size`, `frames` and `fps` are those of `read_video`, `on_error` and `folder` those of `FolderClips`."""
+    (name, _, path), at = str(source).partition('='), Path(source)
+    shape = {k: v for k, v in dict(size=size, frames=frames, fps=fps).items() if v is not None}
+    if name in SOURCES and not at.exists(): return open_source(name, path or None, split, streaming, **shape)
+    if any(at.glob('train/n[0-9]*')) or any(at.glob('val/n[0-9]*')):
+        return ImageNetClips(at, split, **({} if size is None else dict(size=size)))
+    tars = at.suffix == '.tar' or any(at.glob('*.tar'))
+    saved = any(f.name == 'state.json' or f.suffix == '.parquet' for f in at.rglob('*'))
+    if not tars and (saved or not at.exists()): return open_rows(source, split, streaming, **shape)
+    if streaming or split != 'train':
+        raise ValueError(f'{source} holds files of clips: these have no split {split!r} and are not streamed')
+    if tars: return TarClips(at, **shape, on_error=on_error)
+    return FolderClips(at, **shape, on_error=on_error, **folder)
+
+def open_rows(name, split, streaming, **shape):
+    "Clips of what `open_dataset` opens; its class labels become `attributes['label']`."
+    data = open_dataset(name, split, streaming)
+    classes = type((data.features or {}).get('label')).__name__ == 'ClassLabel'
+    return (StreamClips if streaming else HubClips)(data, label='label' if classes else None, **shape)
+
+# %% ../nbs/92_cli.ipynb #7b2e44a1
+def source_arguments(p, nargs=None):
+    "What opens a source of clips and an autoencoder, for `encode` and `repair`."
+    p.add_argument('source', nargs=nargs, help='a folder of clips, a manifest, tars, ImageNet, a data set of '
+                   'datasets, or a name such as mnist or ucf101=FOLDER')
+    p.add_argument('--autoencoder', required=nargs is None, metavar='NAME',
+                   help="a folder or a name on the hub: of this course, of diffusers, or of a pipeline")
+    p.add_argument('--split', default='train', help='of the source, if it has any (%(default)s)')
+    p.add_argument('--fps', type=float, help='frames a second (the whole clip, squeezed into --frames)')
+    p.add_argument('--streaming', action='store_true',
+                   help='read a data set row by row, with no copy on disk')
+    p.add_argument('--check', default='decode', choices=('decode', 'open', 'no'),
+                   help='how each file of a folder is looked at before the work begins (%(default)s)')
+    p.add_argument('--on-error', default='warn', choices=('warn', 'raise'),
+                   help='what a file that cannot be read is (%(default)s)')
+
+
+def axes_argument(p):
+    "How .npy files are laid out, for `convert` and `repair`."
+    p.add_argument('--axes', default='TCHW', choices=('TCHW', 'CTHW'),
+                   help='a .npy file of four axes has frames first, or channels (%(default)s)')
+
+
+def encode_arguments(p):
+    "What `encode` knows beside the source."
+    source_arguments(p)
+    p.add_argument('--size', type=int, nargs='+', metavar='PIXELS',
+                   help="side, or height and width, in pixels (the source's own: ImageNet 256, a folder 64)")
+    p.add_argument('--frames', type=int, help="frames of a clip (the source's own: a folder 16)")
+    p.add_argument('--samples', type=int, help='only so many clips; what is streamed needs it')
+    p.add_argument('--dtype', default='float16', choices=('float16', 'bfloat16', 'float32', 'int8'),
+                   help='of the latents on disk (%(default)s)')
+    p.add_argument('--moments', action='store_true', help='keep mean and log-variance, not the mean alone')
+    p.add_argument('--flips', action='store_true', help='keep the mirror image of each clip too')
+    p.add_argument('--batch-size', type=int, default=16, help='clips encoded at once (%(default)s)')
+    p.add_argument('--overwrite', action='store_true', help='replace another cache that is in the way')
+
+
+def source_clips(args, size, frames):
+    "The clips that the command names; a progress bar for the files of a folder, on the first rank only."
+    return open_clips(args.source, args.split, args.streaming, size, frames, args.fps, check=args.check,
+                      on_error=args.on_error, progress=not ranks()[0])
+
+
+def open_autoencoder(name):
+    "An autoencoder by its name, on this process's GPU where there are any."
+    here = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else 'cpu'
+    return autoencoder_by_name(name).to(here)
+
+
+def encode_command(args):
+    "encode clips or pictures into a latent cache with an autoencoder that is there; torchrun shares the work"
+    autoencoder, size = open_autoencoder(args.autoencoder), args.size
+    clips = source_clips(args, size[0] if size and len(size) == 1 else size, args.frames)
+    count = {'samples' if args.streaming else 'limit': args.samples}
+    cache = write_cache(args.cache, clips, autoencoder, args.batch_size, args.dtype, args.moments,
+                        flips=args.flips, overwrite=args.overwrite, **count)
+    if not ranks()[0]: print(cache)
+
+
+def made_of(path, args):
+    "The clips and the autoencoder of a damaged cache: as the command names them, or those of its run."
+    m, home = read_manifest(path), path.absolute().parent
+    if m['autoencoder']['name'] == 'Encoded' and args.source:
+        return ReadyClips(NpyFolder(args.source, args.axes)), Encoded(m['autoencoder']['spec']['made_by'])
+    if args.source and args.autoencoder:
+        return source_clips(args, m['frames'][2:], m['frames'][1]), open_autoencoder(args.autoencoder)
+    if (home / 'recipe.json').exists() and (home / 'autoencoder' / 'config.json').exists():
+        run = Run(home)
+        return run.clips(), run.autoencoder
+    raise ValueError(f'{path} is damaged. What was it made of? Say: minisora repair {path} SOURCE '
+                     '--autoencoder NAME, or for a converted one the folder of the .npy files as SOURCE')
+
 # %% ../nbs/92_cli.ipynb #eabb6f40
 COMMANDS = dict(clips=clips_command, cache=cache_command, train=train_command, sample=sample_command,
                 metrics=metrics_command, measure=measure_command, video=video_command,
-                convert=convert_command, verify=verify_command, repair=repair_command)
+                convert=convert_command, verify=verify_command, repair=repair_command,
+                encode=encode_command)
 
 
 def parser():
@@ -117,12 +226,15 @@ def parser():
     commands = top.add_subparsers(dest='command', required=True, metavar=' | '.join(COMMANDS))
     for name, command in COMMANDS.items():
         p = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
-        if name in ('convert', 'verify'):                                # these have no run, only a cache
+        # these have no run, only a cache
+        if name in ('convert', 'verify', 'encode'):
             if name == 'convert':
                 p.add_argument('folder', help='holds folders of .npy files, one a sample')
                 p.add_argument('--dtype', default='float16',
                                help='of the latents: float16, bfloat16, float32 or int8 (%(default)s)')
                 p.add_argument('--made-by', default='', help='the autoencoder that the latents are of')
+                axes_argument(p)
+            if name == 'encode': encode_arguments(p)
             p.add_argument('cache', help='the folder of the latent cache')
             continue
         p.add_argument('--out', default='runs/first-video', help='the folder of the run (%(default)s)')
@@ -134,6 +246,11 @@ def parser():
             p.add_argument('--prompt', default='', required=name == 'sample',
                            help='the caption of the clip to make')
             p.add_argument('--seed', type=int, default=0, help='another seed, another clip')
+        if name == 'repair':
+            p.add_argument('cache', nargs='?',
+                           help='the folder of the latent cache (that of the run in --out)')
+            source_arguments(p, nargs='?')
+            axes_argument(p)
         if name == 'clips':
             p.add_argument('--split', default='train', choices=('train', 'heldout', 'all'))
             p.add_argument('-n', type=int, default=12, help='clips on the sheet (%(default)s)')

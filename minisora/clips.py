@@ -9,15 +9,15 @@ __all__ = ['OBJECTS', 'COLOURS', 'MOTIONS', 'SIMPLE_MOTIONS', 'VERBS', 'DIGITS',
            'scene_combinations', 'SceneClips', 'load_digits', 'render_image', 'DigitClips', 'resize_crop', 'square',
            'rgb', 'is_picture', 'open_picture', 'shape_of', 'crop_place', 'time_span', 'decoder', 'shown_at', 'pixels',
            'upright', 'caption_of', 'spaced', 'read_video', 'name_of', 'reason', 'named_errors', 'open_video',
-           'decode_video', 'pictures_at', 'VideoInfo', 'probe', 'write_video', 'encode', 'read_manifest', 'refusals',
-           'report_refused', 'sift', 'one_of', 'still_clip', 'ClipReader', 'FolderClips', 'Bucket', 'bucket_table',
-           'nearest_bucket', 'BucketSampler', 'braces', 'tar_index', 'TarClips', 'read_part', 'png', 'caption_parts',
-           'open_dataset', 'RowReader', 'HubClips', 'StreamClips', 'Readable', 'imagenet_names', 'imagenet_labels',
-           'ImageNetClips', 'words_of', 'ucf101_dataset', 'moving_mnist_dataset', 'Source', 'open_source', 'Vocabulary',
-           'content_words', 'known_form']
+           'decode_video', 'pictures_at', 'VideoInfo', 'probe', 'write_video', 'encode', 'read_manifest', 'stamp',
+           'refusals', 'report_refused', 'sift', 'one_of', 'still_clip', 'ClipReader', 'FolderClips', 'Bucket',
+           'bucket_table', 'nearest_bucket', 'BucketSampler', 'braces', 'tar_index', 'TarClips', 'read_part', 'png',
+           'caption_parts', 'open_dataset', 'RowReader', 'HubClips', 'StreamClips', 'Readable', 'imagenet_names',
+           'imagenet_labels', 'ImageNetClips', 'words_of', 'ucf101_dataset', 'moving_mnist_dataset', 'Source',
+           'open_source', 'Vocabulary', 'content_words', 'known_form']
 
 # %% ../nbs/00_clips.ipynb #58d52ebe
-import csv, difflib, io, json, math, os, re, statistics, tarfile, warnings
+import copy, csv, difflib, io, itertools, json, math, os, re, statistics, tarfile, warnings
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -553,6 +553,11 @@ def read_manifest(path):
 # %% ../nbs/00_clips.ipynb #7a68151e
 KEEP_BYTES = 2 ** 28                                       # clips kept in memory: never more than 256 MiB
 
+def stamp(path):
+    "A file's size in bytes and the time of its last change in ns: tells that it changed, without reading."
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
 def refusals(refused, n, where):
     "One line about files that could not be read: how many of how many, and the first reasons."
     reasons = ''.join(f'; {f}: {r}' for f, r in refused[:3]) + ('; …' if len(refused) > 3 else '')
@@ -685,6 +690,10 @@ class FolderClips(ClipReader, torch.utils.data.Dataset):
     def _read(self, row, i, bucket):
         clip = self._clip(i, self.path / row['file'], row['caption'], bucket)
         return replace(clip, attributes={k: v for k, v in row.items() if k not in ('file', 'caption')})
+
+    def listing(self):
+        "For each clip: its row of the manifest, its file's size and time of change."
+        return ([row, *stamp(f"{self.path}/{row['file']}")] for row in self.rows)
 
     def __len__(self): return len(self.rows)
 
@@ -825,6 +834,11 @@ class TarClips(ClipReader, torch.utils.data.Dataset):
         number = lambda e: [int(t) if t.isdigit() else t for t in re.split(r'(\d+)', e)]
         return video[:1] or sorted((e for e in parts if e.endswith(PICTURES)), key=number)
 
+    def listing(self):
+        "For each clip: its tar's name, size and time of change, its key, where its parts are."
+        tars = [(p.name, *stamp(p)) for p in self.paths]
+        return ([*tars[n], key, parts] for n, key, parts in self.samples)
+
     def __len__(self): return len(self.samples)
 
     def __getitem__(self, i):
@@ -947,6 +961,13 @@ class HubClips(RowReader, torch.utils.data.Dataset):
     become attributes. `crop` and `seed` are those of `FolderClips`."""
     def __len__(self): return len(self.data)
 
+    def listing(self):
+        "The data set's fingerprint; of videos that are files beside it also size and time of change."
+        mark, rows = self.data._fingerprint, self.data.select_columns(self.column)
+        films = type(rows.features[self.column]).__name__ == 'Video'
+        if not films or rows[0][self.column]['bytes']: return [mark]
+        return ([mark, *stamp(row[self.column]['path'])] for row in rows)
+
     def __getitem__(self, i):
         if not 0 <= i < len(self): raise IndexError(f'clip {i} of {len(self)}')
         try: row = self.data[i]
@@ -964,7 +985,7 @@ class StreamClips(RowReader, torch.utils.data.IterableDataset):
     def __init__(self, *args, on_error='raise', **options):
         one_of('on_error', on_error, ('warn', 'raise', 'collect'))
         super().__init__(*args, **options)
-        self.on_error, self.refused = on_error, []
+        self.on_error, self.refused, self.start = on_error, [], 0             # start: number of the first row
 
     def set_epoch(self, epoch):
         super().set_epoch(epoch)
@@ -976,12 +997,20 @@ class StreamClips(RowReader, torch.utils.data.IterableDataset):
     def __iter__(self):
         self.refused, n = [], 0
         for n, row in enumerate(self.data, 1):
-            try: clip = self._row(row, n - 1)
+            i = self.start + n - 1
+            try: clip = self._row(row, i)
             except ValueError as e:
                 if self.on_error == 'raise': raise
-                self.refused.append((f'row {n - 1}', str(e).split(': ', 1)[-1]))
+                self.refused.append((f'row {i}', str(e).split(': ', 1)[-1]))
             else: yield clip
         if self.refused: report_refused(self.refused, n, 'the stream', self.on_error)
+
+    def skip(self, n):
+        "The stream from clip `n` on; those before are not decoded, but where bad rows are passed over."
+        if self.on_error != 'raise': return itertools.islice(self, n, None)
+        rest = copy.copy(self)
+        rest.data, rest.start = self.data.skip(n), self.start + n
+        return rest
 
 # %% ../nbs/00_clips.ipynb #b7d20e55
 class Readable(torch.utils.data.Subset):
@@ -1063,6 +1092,11 @@ class ImageNetClips(ClipReader, torch.utils.data.Dataset):
             if labels[f] not in range(len(self.wnids)): raise ValueError(f'{f}: no class {labels[f]}')
             self.files.append(f)
             self.labels.append(labels[f])
+
+    def listing(self):
+        "For each clip: its file, class id and name, the file's size and time of change."
+        files = zip(self.files, self.labels)
+        return ([f, k, self.names[k], *stamp(f'{self.path}/{f}')] for f, k in files)
 
     def __len__(self): return len(self.files)
 

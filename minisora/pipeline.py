@@ -35,6 +35,7 @@ class Recipe:
     "One row a kind of data: what the clips are, how latents are made, how the model trains and samples."
     kind: str = 'scenes'           # 'scenes', 'digits' or 'folder'
     data: str = ''                 # where digits or the folder are
+    on_error: str = 'warn'         # a file of it that cannot be read: 'warn', 'raise' or 'collect'
     clips: int = 6200              # training clips rendered (scenes, digits); a folder has what it has
     motions: tuple = SIMPLE_MOTIONS
     size: int = 64                 # pixels a side
@@ -161,7 +162,7 @@ class Run:
     @cached_property
     def _folder(self):
         r = self.recipe
-        return FolderClips(r.data, size=r.size, frames=r.frames, on_error='collect')
+        return FolderClips(r.data, size=r.size, frames=r.frames, on_error=r.on_error)
 
     @cached_property
     def _digits(self): return load_digits(self.recipe.data), load_digits(self.recipe.data, split='test')

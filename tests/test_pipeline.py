@@ -123,7 +123,7 @@ def test_slug():
 def test_every_command_explains_itself(capsys):
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit) as e: cli.main([name, "--help"])
-        shown = "cache" if name in ("convert", "verify") else "--out"
+        shown = "cache" if name in ("convert", "verify", "encode") else "--out"
         assert e.value.code == 0 and shown in capsys.readouterr().out
 
 
