@@ -19,7 +19,7 @@ import torch
 
 from . import viz
 from .autoencoder import autoencoder_by_name
-from .clips import (SOURCES, FolderClips, HubClips, ImageNetClips, StreamClips, TarClips,
+from .clips import (SOURCES, FolderClips, HubClips, ImageNetClips, Readable, StreamClips, TarClips,
                             open_dataset, open_source, stack)
 from .latent_cache import (Encoded, NpyFolder, ReadyClips, convert, ranks, read_manifest, repair,
                                    verify, write_cache)
@@ -128,17 +128,17 @@ def open_clips(source, split='train', streaming=False, size=None, frames=None, f
         return ImageNetClips(at, split, **({} if size is None else dict(size=size)))
     tars = at.suffix == '.tar' or any(at.glob('*.tar'))
     saved = any(f.name == 'state.json' or f.suffix == '.parquet' for f in at.rglob('*'))
-    if not tars and (saved or not at.exists()): return open_rows(source, split, streaming, **shape)
+    if not tars and (saved or not at.exists()): return open_rows(source, split, streaming, on_error, **shape)
     if streaming or split != 'train':
         raise ValueError(f'{source} holds files of clips: these have no split {split!r} and are not streamed')
     if tars: return TarClips(at, **shape, on_error=on_error)
     return FolderClips(at, **shape, on_error=on_error, **folder)
 
-def open_rows(name, split, streaming, **shape):
+def open_rows(name, split, streaming, on_error, **shape):
     "Clips of what `open_dataset` opens; its class labels become `attributes['label']`."
     data = open_dataset(name, split, streaming)
-    classes = type((data.features or {}).get('label')).__name__ == 'ClassLabel'
-    return (StreamClips if streaming else HubClips)(data, label='label' if classes else None, **shape)
+    shape['label'] = 'label' if type((data.features or {}).get('label')).__name__ == 'ClassLabel' else None
+    return StreamClips(data, **shape, on_error=on_error) if streaming else HubClips(data, **shape)
 
 # %% ../nbs/92_cli.ipynb #7b2e44a1
 def source_arguments(p, nargs=None):
@@ -152,7 +152,7 @@ def source_arguments(p, nargs=None):
     p.add_argument('--streaming', action='store_true',
                    help='read a data set row by row, with no copy on disk')
     p.add_argument('--check', default='decode', choices=('decode', 'open', 'no'),
-                   help='how each file of a folder is looked at before the work begins (%(default)s)')
+                   help='how each clip is looked at before the work begins (%(default)s)')
     p.add_argument('--on-error', default='warn', choices=('warn', 'raise'),
                    help='what a file that cannot be read is (%(default)s)')
 
@@ -179,9 +179,12 @@ def encode_arguments(p):
 
 
 def source_clips(args, size, frames):
-    "The clips that the command names; a progress bar for the files of a folder, on the first rank only."
-    return open_clips(args.source, args.split, args.streaming, size, frames, args.fps, check=args.check,
-                      on_error=args.on_error, progress=not ranks()[0])
+    "The clips that the command names, those that can be read; a progress bar on the first rank only."
+    first = not ranks()[0]
+    clips = open_clips(args.source, args.split, args.streaming, size, frames, args.fps, check=args.check,
+                       on_error=args.on_error, progress=first)
+    looked_at = args.streaming or isinstance(clips, FolderClips) or args.check != 'decode'
+    return clips if looked_at else Readable(clips, args.on_error, first)
 
 
 def open_autoencoder(name):

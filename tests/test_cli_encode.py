@@ -171,8 +171,22 @@ def test_torchrun_shares_the_work(tmp_path, vae):
     done = subprocess.run(run, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("LatentCache") == 1, "one of them says so"
-    write_cache(tmp_path / "alone", C.ImageNetClips(tmp_path / "data", size=32), ImageVAE(), progress=False)
+    write_cache(tmp_path / "alone", C.Readable(C.ImageNetClips(tmp_path / "data", size=32)), ImageVAE(), progress=False)
     assert content(tmp_path / "c") == content(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("on_error", ["warn", "raise"])
+def test_a_broken_picture_is_left_out_or_fatal(tmp_path, vae, on_error, capsys):
+    imagenet(tmp_path / "data")
+    bad = sorted((tmp_path / "data").rglob("*.JPEG"))[1]
+    whole = len([*(tmp_path / "data").rglob("train/*/*.JPEG")])
+    bad.write_bytes(bad.read_bytes()[:40])
+    call = ["encode", str(tmp_path / "data"), str(tmp_path / "c"), "--autoencoder", vae, "--size", "32", "--on-error", on_error]
+    if on_error == "raise":
+        assert cli.main(call) == 2 and bad.name in capsys.readouterr().err and not (tmp_path / "c").exists()
+    else:
+        with pytest.warns(UserWarning, match="clip 1"): assert cli.main(call) == 0
+        assert len(LatentCache(tmp_path / "c")) == whole - 1
 
 
 # ---------------------------------------------------------------- repair, and runs
