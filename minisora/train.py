@@ -1303,13 +1303,13 @@ def _measure(model, data, objective, a, size):
         peaks.append(torch.cuda.max_memory_allocated(run.device) if cuda else meter.peak)
         torch.cuda.reset_peak_memory_stats(run.device) if cuda else meter.reset()
     with _islands(run):
-        _update(run, batch()); now = batch()                                    # the moments come into being
-        if cuda: torch.cuda.reset_peak_memory_stats(run.device)
-        hook = run.optimizers[0].register_step_pre_hook(note)
-        with saved, nullcontext() if cuda else meter: _update(run, now); note()
-        hook.remove()
+        with nullcontext() if cuda else meter:
+            _update(run, batch()); now = batch(); note()               # moments come into being, and are seen
+            hook = run.optimizers[0].register_step_pre_hook(note)
+            with saved: _update(run, now); note()
+            hook.remove()
         spent = _pace(run, lambda: _update(run, batch()))
-    return saved.bytes(), *peaks, *spent, _static(run)
+    return saved.bytes(), *peaks[1:], *spent, _static(run)
 
 
 def _pace(run, update, most=7, budget=2.):
