@@ -566,10 +566,13 @@ class _Team:
             torch.cuda.set_device(self.device)
         self.shard = shard and self.world > 1                              # alone there is nothing to share
 
-    def wrap(self, model):
-        "The model, with gradients averaged over the processes; all start from the weights of rank 0."
+    def wrap(self, model, buffers=True):
+        """The model, with gradients averaged over the processes; all start from the weights of rank 0.
+
+        `buffers`: those of rank 0 are sent to all before each forward pass."""
         if self.world == 1 or self.shard: return model
-        return torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        ddp = torch.nn.parallel.DistributedDataParallel
+        return ddp(model, gradient_as_bucket_view=True, broadcast_buffers=buffers)
 
     def cut(self, model):
         "A copy of the model of which each process keeps a part (FSDP2), block by block."
@@ -699,7 +702,7 @@ class _Run:
         self.out = None if a.out is None else Path(a.out).expanduser()
         self.device, self.given = team.device, model.to(None if team.shard else team.device).train()
         self.model = team.cut(model) if team.shard else model
-        self.replica = team.wrap(self.model)
+        self.replica = team.wrap(self.model, buffers=a.on_oom == 'raise')     # else one may not come that far
         decays, start = dict.fromkeys((a.ema, *a.more_ema)), team.cut if team.shard else copy.deepcopy
         self.averages = {d: EMA(self.model, start(model)) for d in decays}
         self.ema = self.averages[a.ema].model
@@ -1017,7 +1020,7 @@ def _tracker_options(run, name):
     file = run.out / 'tracker-id'
     with _writing(run):
         if not file.exists() or not file.read_text(): file.write_text(uuid.uuid4().hex[:8])
-    named = dict(name=f'{run.out.name}-{file.read_text()}', resume='allow')
+    named = dict(name=f'{run.out.resolve().name}-{file.read_text()}', resume='allow')
     return dict(named, id=file.read_text()) if name == 'wandb' else named
 
 
