@@ -312,7 +312,7 @@ def test_the_pace_is_a_median_in_a_budget():
     run = SimpleNamespace(device=torch.device("cpu"), clock=lambda: dict(cpu=now[0] / 2, wall=now[0]))
 
     def update(): now[0] += each.pop(0)
-    each[:] = [9., 1., 1., 1., 2., 1., 1., 99.]
+    each[:] = [9., 1., 1., 1., 1., 1., 2., 99.]
     assert train._pace(run, update, most=7, budget=50.) == [1., .5] and each == [99.]
     each[:] = [3., 3., 3.]
     assert train._pace(run, update, budget=2.) == [3., 1.5] and len(each) == 2
