@@ -23,7 +23,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=" + cfg["min_python"],
     packages=find_packages(include=["minisora", "minisora.*"]),
-    include_package_data=True,
+    package_data={cfg["lib_name"]: ["reference/*.json"]},
     install_requires=cfg["requirements"].split(),
     extras_require={k.removesuffix("_requirements"): cfg[k].split()
                     for k in cfg if k.endswith("_requirements")},

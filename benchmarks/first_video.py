@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from machine import machine
 from PIL import Image
+from reference import reference
 from safetensors.torch import load_file, save_file
 
 from minisora import viz
@@ -98,14 +99,6 @@ def ship(run, folder):
     (folder / "README.md").write_text(CARD)
 
 
-def reference(record, path):
-    "The loss curve of a recorded run, for `minisora.train.overlay` and `on_track`."
-    kept = json.loads(record.read_text())
-    few = {k: kept["recipe"][k] for k in ("clips", "size", "frames", "steps", "batch_size", "lr", "ema", "delta", "steady", "seed")}
-    write_json(path, dict(preset="first-video", source=f"benchmarks/{record.name}", machine=kept["machine"], recipe=few,
-                          loss=[(step, round(loss, 5)) for step, loss in kept["loss"]]))
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--name", default="first_video")
@@ -127,7 +120,7 @@ def main():
     pictures(run, args.name.replace("_", "-"))
     if args.ship:
         ship(run, ROOT / "data" / "first-video")
-        reference(ROOT / "benchmarks" / f"{args.name}.json", ROOT / "data" / "reference" / "first-video.json")
+        reference("first-video", out / "training", f"{args.name}.json")
 
 
 if __name__ == "__main__":

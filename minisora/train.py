@@ -12,6 +12,7 @@ __all__ = ['RECIPE', 'LATER', 'ISLANDS', 'permutation', 'batch_indices', 'batche
 import atexit
 import copy
 import hashlib
+import importlib.resources
 import importlib.util
 import inspect
 import json
@@ -23,10 +24,12 @@ import statistics
 import threading
 import time
 import types
+import uuid
+import warnings
 import weakref
 from bisect import bisect_left, bisect_right
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -358,7 +361,8 @@ def write_checkpoint(path, tensors, state):
 # %% ../nbs/08_train.ipynb #a72fba4b
 def _checkpoints(out):
     "The checkpoint folders of a run, oldest first."
-    return sorted(p for p in (Path(out) / 'checkpoints').glob('step-' + 8 * '[0-9]') if p.is_dir())
+    folder = Path(out).expanduser() / 'checkpoints'
+    return sorted(p for p in folder.glob('step-' + 8 * '[0-9]') if p.is_dir())
 
 
 def latest_checkpoint(out):
@@ -383,8 +387,13 @@ def _damage(path, deep=True):
 
 
 def _prune(out, keep):
-    "Delete all but the newest `keep` whole checkpoints, each renamed first: none is ever seen half deleted."
-    for p in [p for p in _checkpoints(out) if _damage(p, deep=False) is None][:-keep]:
+    """Delete all but the newest `keep` whole checkpoints, each renamed first: none is ever seen half deleted.
+
+    The newest is read back before: where it is damaged, a warning says so, and none goes."""
+    old = [p for p in _checkpoints(out) if _damage(p, deep=False) is None][:-keep]
+    damage = _damage(latest_checkpoint(out)) if old else None
+    if damage: warnings.warn(f'{damage}; no older checkpoint is deleted', stacklevel=2)
+    for p in [] if damage else old:
         gone = p.with_name(f'.{p.name}.part')
         os.rename(p, gone); shutil.rmtree(gone, ignore_errors=True)
 
@@ -429,7 +438,7 @@ def load_checkpoint(path):
     """Read the checkpoint folder `path`, or the newest of the run `path`, once all its checksums agree.
 
     FileNotFoundError where there is none; CheckpointError names the damaged file and says what to do."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if (path / 'checkpoints').is_dir(): path = latest_checkpoint(path) or path
     if not path.is_dir(): raise FileNotFoundError(f'{path}: there is no such folder')
     if not any(path.glob('*.safetensors')) and not (path / 'state.json').exists():
@@ -469,18 +478,29 @@ def _flat(d, prefix=''):
     return out
 
 
-def _same(now, then, path):
-    "Raise a ValueError that names the first field in which this call differs from the checkpoint's."
+def _defaults(**things):
+    "What fields of models and objectives are where nobody says otherwise: {'model.route': 0.0, …}."
+    out = {}
+    for name, thing in things.items():
+        config = getattr(thing, 'config', thing)
+        found = fields(config) if is_dataclass(config) else ()
+        values = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in found}
+        out[name] = {k: v for k, v in values.items() if v is not MISSING}
+    return _flat(json.loads(json.dumps(out, default=asdict)))
+
+
+def _same(now, then, path, defaults=None):
+    """Raise a ValueError that names the first field in which this call differs from the checkpoint's.
+
+    A checkpoint that lacks a field is older than the field: it was trained with its default."""
     now, then = _flat(now), _flat(then)
-    for k in now:
-        if k.startswith('recipe.') and k not in then and k != 'recipe.steps':
-            raise ValueError(f'cannot go on from {path}: {k} is {now[k]!r} here and not there in the '
-                             'checkpoint; train into another folder')
-    for k, v in then.items():
-        if k not in now or now[k] != v:
-            here = repr(now[k]) if k in now else 'not there'
-            raise ValueError(f'cannot go on from {path}: {k} is {here} here and {v!r} in the checkpoint; '
-                             'train into another folder')
+    known, no = {**(defaults or {}), **then}, object()
+    say = lambda v: 'not there' if v is no else repr(v)
+    for k in {**then, **now}:
+        here, there = now.get(k, no), known.get(k, no)
+        if here == there or k == 'recipe.steps' and k not in then: continue   # then the schedule says enough
+        raise ValueError(f'cannot go on from {path}: {k} is {say(here)} here and {say(there)} in the '
+                         'checkpoint; train into another folder')
 
 # %% ../nbs/08_train.ipynb #115d1167
 class Interrupted(KeyboardInterrupt):
@@ -546,10 +566,13 @@ class _Team:
             torch.cuda.set_device(self.device)
         self.shard = shard and self.world > 1                              # alone there is nothing to share
 
-    def wrap(self, model):
-        "The model, with gradients averaged over the processes; all start from the weights of rank 0."
+    def wrap(self, model, buffers=True):
+        """The model, with gradients averaged over the processes; all start from the weights of rank 0.
+
+        `buffers`: those of rank 0 are sent to all before each forward pass."""
         if self.world == 1 or self.shard: return model
-        return torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        ddp = torch.nn.parallel.DistributedDataParallel
+        return ddp(model, gradient_as_bucket_view=True, broadcast_buffers=buffers)
 
     def cut(self, model):
         "A copy of the model of which each process keeps a part (FSDP2), block by block."
@@ -585,6 +608,10 @@ class _Team:
         "The mean over the processes of a float tensor; all of them must call."
         if self.world > 1: torch.distributed.all_reduce(values); values /= self.world
         return values
+
+    def any(self, true):
+        "Is it true in one of the processes? All of them must call."
+        return self.mean(torch.full((), float(true), device=self.device)).item() > 0
 
     def gather(self, part):
         "Every process's part (b,) of a batch -> the batch (B,), in its order."
@@ -672,10 +699,10 @@ class _Run:
     def __init__(self, model, data, objective, a, team):
         self.a, self.objective, self.data, self.team = a, objective, _as_dataset(data), team
         self.valid = None if a.valid is None else _as_dataset(a.valid, 'valid')
-        self.out = None if a.out is None else Path(a.out)
+        self.out = None if a.out is None else Path(a.out).expanduser()
         self.device, self.given = team.device, model.to(None if team.shard else team.device).train()
         self.model = team.cut(model) if team.shard else model
-        self.replica = team.wrap(self.model)
+        self.replica = team.wrap(self.model, buffers=a.on_oom == 'raise')     # else one may not come that far
         decays, start = dict.fromkeys((a.ema, *a.more_ema)), team.cut if team.shard else copy.deepcopy
         self.averages = {d: EMA(self.model, start(model)) for d in decays}
         self.ema = self.averages[a.ema].model
@@ -689,7 +716,7 @@ class _Run:
         self.step, self.log, self.sums, self.count, self.path = 0, [], {}, 0, None
         self.before, self.began = dict(cpu=0., wall=0.), self.clock()
         self.signals, self.told = _Signals(), False
-        self.parts, self.norms, self.skipped, self.trackers = a.accumulate, [], [], []
+        self.parts, self.norms, self.skipped, self.trackers = a.accumulate, [], [], {}
         self.seen, self.overflowed = 0, []
         self.config = json.loads(json.dumps(self.describe()))
 
@@ -704,6 +731,9 @@ class _Run:
         latents, condition = first(0)
         if condition is not None and a.condition_dropout and getattr(self.model, 'null_id', None) is None:
             raise ValueError('condition_dropout: the model has no null_id; set it to 0 to train without')
+        if condition is None and getattr(self.model, 'null_id', None) is not None:
+            raise ValueError('data: no condition, and the model takes one; give (latents, condition), or its '
+                             f'null id, {self.model.null_id}, as the condition')
         recipe = {k: getattr(a, k) for k in RECIPE}
         if isinstance(a.batch_size, dict): recipe['batch_size'] = {str(b): n for b, n in a.batch_size.items()}
         recipe.update({k: getattr(a, k) for k, off in LATER.items() if getattr(a, k) != off})
@@ -744,13 +774,13 @@ class _Run:
     def result(self):
         emas = {d: self.plain(e.model) for d, e in self.averages.items()}
         return Trained(self.plain(self.model, copied=False).eval(), emas[self.a.ema], self.log, self.path,
-                       self.step, self.spent('cpu') / 60, emas)
+                       self.step, self.spent('cpu') / 60, emas, self.config)
 
 # %% ../nbs/08_train.ipynb #2295a966
 @dataclass(repr=False)
 class Trained:
     """What `fit` returns. Sample from `ema`, the moving average; `path` is the newest checkpoint, if any;
-    `emas` holds all averages by decay."""
+    `emas` holds all averages by decay, `config` what was trained and how."""
     model: torch.nn.Module
     ema: torch.nn.Module
     log: list
@@ -758,6 +788,7 @@ class Trained:
     step: int
     cpu_minutes: float
     emas: dict = field(default_factory=dict)
+    config: dict = field(default_factory=dict, repr=False)
 
     @property
     def ema_model(self): return self.ema
@@ -849,24 +880,36 @@ def _drawn(seed, step, index, latents, condition, dropout, null_id):
 
 
 def _that_fits(run, *inputs):
-    "`_backward`; out of memory, with on_oom='accumulate', in twice as many parts, from here on."
+    """`_backward`; out of memory, with on_oom='accumulate', in twice as many parts, from here on.
+
+    Several processes then agree before they average: none waits for one that has no memory."""
+    apart = run.a.on_oom == 'accumulate' and run.team.world > 1
     while True:
-        try: return _backward(run, *inputs)
+        failed = None
+        try: means = _backward(run, *inputs, apart=apart)
         except Exception as e:
-            if run.a.on_oom == 'raise' or not _out_of_memory(e) or run.parts >= len(inputs[-1]): raise
+            if run.a.on_oom == 'raise' or not _out_of_memory(e): raise
+            failed = str(e)
+        if not (run.team.any(failed is not None) if apart else failed is not None): break
+        if run.parts >= len(inputs[-1]): raise torch.OutOfMemoryError(failed or 'in another process')
         run.clear(); run.parts = min(2 * run.parts, len(inputs[-1]))
         if run.device.type == 'cuda': torch.cuda.empty_cache()
+    for p in run.named.values() if apart else ():
+        if p.grad is not None: run.team.mean(p.grad)
+    return means
 
 
-def _backward(run, latents, condition, noise, t):
-    "Gradients of the mean loss, in `run.parts` parts; returns the mean of each loss term."
+def _backward(run, latents, condition, noise, t, apart=False):
+    """Gradients of the mean loss, in `run.parts` parts; returns the mean of each loss term.
+
+    `apart`: they are not averaged over the processes yet."""
     means, run.losses, total = {}, [], len(t)
     run.seen += total * run.team.world
     size = math.ceil(total / run.parts)
     for first in range(0, total, size):
         part = slice(first, first + size)
         y, share = None if condition is None else condition[part], len(t[part]) / total
-        with run.team.averaging(run.replica, last=first + size >= total):
+        with run.team.averaging(run.replica, last=first + size >= total and not apart):
             terms = run.objective.loss(run.forward, latents[part], y, noise[part], t[part])
             if not isinstance(terms, dict) or getattr(terms.get('loss'), 'shape', None) != t[part].shape:
                 raise ValueError("objective.loss must return a dict whose 'loss' holds one value a sample")
@@ -925,7 +968,7 @@ def _record(run, bar):
     bar.set_postfix({k: f'{line[k]:.4f}' for k in ('loss', 'valid_loss') if k in line}, refresh=False)
     if run.out and run.team.rank == 0:
         with _writing(run), open(run.out / 'log.jsonl', 'a') as f: f.write(json.dumps(line) + '\n')
-    for t in run.trackers: t.log(_flat_line(line), step=run.step)
+    _tell(run, lambda t: t.log(_flat_line(line), step=run.step))
 
 
 class _writing:
@@ -960,11 +1003,36 @@ def _track(run):
     names = _tracker_names(run.a) if run.team.rank == 0 else []
     if names: from accelerate.tracking import LOGGER_TYPE_TO_CLASS
     for name in names:
-        where = dict(logging_dir=run.out) if name == 'tensorboard' else {}
-        tracker = LOGGER_TYPE_TO_CLASS[name](name if where else 'minisora', **where)
+        local, options = name == 'tensorboard', _tracker_options(run, name)
+        tracker = LOGGER_TYPE_TO_CLASS[name](name if local else 'minisora', **options)
         if hasattr(tracker, 'start'): tracker.start()
-        if not where: tracker.store_init_configuration(_flat(run.config))
-        run.trackers.append(tracker)
+        run.trackers[name] = tracker
+        if not local: tracker.store_init_configuration(_flat(run.config))
+
+
+def _tracker_options(run, name):
+    """What makes a tracker go on with its own run: steps past the checkpoint purged, or the run's name, id.
+
+    The id is drawn once and kept in out/tracker-id: elsewhere the same path may be another run's."""
+    if name == 'tensorboard':
+        return dict(logging_dir=run.out, purge_step=run.step + 1 if run.step else None)
+    if run.out is None: return {}
+    file = run.out / 'tracker-id'
+    with _writing(run):
+        if not file.exists() or not file.read_text(): file.write_text(uuid.uuid4().hex[:8])
+    named = dict(name=f'{run.out.resolve().name}-{file.read_text()}', resume='allow')
+    return dict(named, id=file.read_text()) if name == 'wandb' else named
+
+
+def _tell(run, what):
+    "Do `what` to each tracker. One that fails is named in a warning and let go: log.jsonl is the truth."
+    for name, tracker in list(run.trackers.items()):
+        try: what(tracker)
+        except Exception as e:
+            del run.trackers[name]
+            why = f'{type(e).__name__}: {e}'.partition('\n')[0]
+            warnings.warn(f'track={name!r} failed at step {run.step}, the run goes on without it: {why}',
+                          stacklevel=2)
 
 
 def _flat_line(line):
@@ -1000,7 +1068,8 @@ def _save(run):
 
 def _restore(run, c):
     "Continue a run from a `Checkpoint` that describes the same run."
-    _same(run.config, c.state['config'], c.path)
+    defaults = _defaults(model=run.given, objective=run.objective)
+    _same(run.config, c.state['config'], c.path, defaults)
     if c.step > run.a.steps: raise ValueError(f'{c.path} is past steps={run.a.steps}')
     c.into(run.model, 'model')
     for d, e in run.averages.items(): c.into(e.model, 'ema' if d == run.a.ema else d)
@@ -1108,9 +1177,15 @@ def _too_large(run, fits):
 def _check(a, team):
     "Refuse arguments that cannot be meant, by name."
     sizes = a.batch_size.values() if isinstance(a.batch_size, dict) else [a.batch_size]
-    whole = ('steps', 'accumulate', 'log_every', 'save_every', 'keep', 'valid_bins')
+    whole = ['steps', 'accumulate', 'log_every', 'save_every', 'keep', 'valid_bins']
+    whole += [k for k in ('valid_every', 'sample_every', 'stop_at') if getattr(a, k) is not None]
     for k, v in [('batch_size', n) for n in sizes] + [(k, getattr(a, k)) for k in whole]:
         if not isinstance(v, int) or v < 1: raise ValueError(f'{k} must be a whole number from 1, not {v!r}')
+    for k in ('lr', 'warmup', 'weight_decay', 'clip'):
+        if not (getattr(a, k) or 0) >= 0: raise ValueError(f'{k} must be 0 or more, not {getattr(a, k)!r}')
+    for k, other in dict(valid_every='valid', sample_every='on_sample').items():
+        if getattr(a, k) and getattr(a, other) is None:
+            raise ValueError(f'{k}={getattr(a, k)!r} says how often, and {other} is not given')
     decays = [('more_ema', d) for d in a.more_ema]
     for k, v in [(k, getattr(a, k)) for k in ('decay_from', 'ema', 'condition_dropout')] + decays:
         if not 0 <= v <= 1: raise ValueError(f'{k} must be between 0 and 1, not {v!r}')
@@ -1120,8 +1195,8 @@ def _check(a, team):
         v, names = getattr(a, k), ', '.join(map(repr, known[:-1]))
         if v not in known: raise ValueError(f'{k} must be {names} or {known[-1]!r}, not {v!r}')
     if not a.spike_factor > 1: raise ValueError(f'spike_factor must be above 1, not {a.spike_factor!r}')
-    if a.on_oom == 'accumulate' and team.world > 1:
-        raise ValueError(f"on_oom='accumulate' works in one process, not in {team.world}")
+    if a.on_oom == 'accumulate' and team.shard:
+        raise ValueError("on_oom='accumulate' does not go with shard=True, whose ranks wait in each block")
     learning_rate(0, a.steps, a.lr, a.warmup, a.schedule, a.decay_from)
     _tracker_names(a)
     uneven = next((n for n in sizes if n % team.world), None)
@@ -1172,13 +1247,13 @@ def fit(model,                  # called as model(x (B, C, T, H, W), t (B,), con
     a = SimpleNamespace(**{k: v for k, v in locals().items() if k not in ('model', 'data', 'objective')})
     team = _Team(device, shard); _check(a, team)
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        run = _Run(model, data, objective, a, team); _open(run); _track(run)
+        run = _Run(model, data, objective, a, team); _open(run)
         with _islands(run):
-            try: _loop(run); return run.result()
+            try: _track(run); _loop(run); return run.result()
             except Exception as e:
                 if not _out_of_memory(e): raise
             finally:
-                for t in run.trackers: t.finish()
+                _tell(run, lambda t: t.finish())
             fits = _what_fits(run)
     raise _too_large(run, fits)
 
@@ -1218,8 +1293,8 @@ class _Saved(torch.autograd.graph.saved_tensors_hooks):
 
 
 def _measure(model, data, objective, a, size):
-    """Of one update at batch `size`: bytes kept, the peaks of backward and of the optimiser, seconds; and the
-    bytes that are always there."""
+    """Of one update at batch `size`: bytes kept, the peaks of backward and of the optimiser, wall and CPU
+    seconds; and the bytes that are always there."""
     a = SimpleNamespace(**{**vars(a), 'batch_size': size})
     run = _Run(copy.deepcopy(model), data, objective, a, _Team(a.device))
     run.scaler = torch.amp.GradScaler(run.device.type, init_scale=1., enabled=run.scaler.is_enabled())
@@ -1231,14 +1306,23 @@ def _measure(model, data, objective, a, size):
         peaks.append(torch.cuda.max_memory_allocated(run.device) if cuda else meter.peak)
         torch.cuda.reset_peak_memory_stats(run.device) if cuda else meter.reset()
     with _islands(run):
-        _update(run, batch()); now = batch()                                    # the moments come into being
-        if cuda: torch.cuda.reset_peak_memory_stats(run.device)
-        hook = run.optimizers[0].register_step_pre_hook(note)
-        with saved, nullcontext() if cuda else meter: _update(run, now); note()
-        hook.remove(); now, began = batch(), time.perf_counter()
-        _update(run, now)
-    if cuda: torch.cuda.synchronize(run.device)
-    return saved.bytes(), *peaks, time.perf_counter() - began, _static(run)
+        with nullcontext() if cuda else meter:
+            _update(run, batch()); now = batch(); note()               # moments come into being, and are seen
+            hook = run.optimizers[0].register_step_pre_hook(note)
+            with saved: _update(run, now); note()
+            hook.remove()
+        spent = _pace(run, lambda: _update(run, batch()))
+    return saved.bytes(), *peaks[1:], *spent, _static(run)
+
+
+def _pace(run, update, most=7, budget=2.):
+    "Medians of the wall and CPU seconds of `most` updates, or of those that begin in `budget` seconds."
+    spent, began = [], run.clock()['wall']
+    while not spent or len(spent) < most and run.clock()['wall'] - began < budget:
+        before = run.clock(); update()
+        if run.device.type == 'cuda': torch.cuda.synchronize(run.device)
+        spent.append([now - before[k] for k, now in run.clock().items()])
+    return [statistics.median(s[k] for s in spent) for k in (1, 0)]             # the clock says CPU first
 
 
 def _static(run):
@@ -1251,7 +1335,7 @@ def _static(run):
 
 @dataclass(frozen=True)
 class Estimate:
-    "What `fit` will need: bytes, and seconds for one update. `print` it."
+    "What `fit` will need: bytes, and seconds for one update, saving and validation apart. `print` it."
     parameters: int             # weights that are trained
     static: int                 # bytes of weights, gradients, optimiser and averages
     activations: int            # bytes kept for the backward pass, at batch_size
@@ -1261,6 +1345,7 @@ class Estimate:
     seconds: float              # for one update
     steps: int
     batch_size: int
+    cpu_seconds: float          # for one update, of all threads: as in the log
 
     @property
     def fits(self): return self.peak <= self.memory
@@ -1276,9 +1361,23 @@ class Estimate:
 
 
 def _memory(device):
-    "The bytes of memory of a device."
+    "The bytes of memory of a device; on a CPU, of what a container or job may use of them."
     if device.type == 'cuda': return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return min([os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'), *_limits()])
+
+
+def _limits(root='/sys/fs/cgroup', own='/proc/self/cgroup'):
+    "The limits in bytes that the control groups above this process set (cgroup v2 and v1), a list."
+    found = []
+    for line in Path(own).read_text().splitlines() if Path(own).exists() else []:
+        _, kinds, path = line.split(':', 2)
+        if kinds and 'memory' not in kinds.split(','): continue
+        top, name = (Path(root, 'memory'), 'memory.limit_in_bytes') if kinds else (Path(root), 'memory.max')
+        folder = top / path.strip('/')
+        for up in (folder, *folder.parents):
+            file = up / name                                         # from inside, only some can be seen
+            if up.is_relative_to(top) and file.is_file(): found.append(file.read_text().strip())
+    return [int(limit) for limit in found if limit.isdigit()]                            # not 'max'
 
 
 def _dearest(data, a):
@@ -1293,49 +1392,75 @@ def _dearest(data, a):
 def estimate(model, data, objective, *, steps=1, **options):
     """What `fit(model, data, objective, steps=…, **options)` will need on this device, as an `Estimate`.
 
-    Measured on updates of a copy at half of batch_size (at most 64, less if that does not fit) and half of
-    that, and continued on a straight line; of data in buckets, for the one with the largest batches. Nothing
-    is written, the model stays as it is. ValueError for an unknown option."""
+    Measured on a few updates of a copy at half of batch_size (at most 64, less if that does not fit; on CUDA
+    all of it) and a quarter of that, and continued on a straight line; of data in buckets, for the one with
+    the largest batches. Nothing is written, the model stays as it is. ValueError for an unknown option."""
     known = {k: p.default for k, p in inspect.signature(fit).parameters.items() if p.default is not p.empty}
     for k in options.keys() - known.keys(): raise ValueError(f'estimate: fit has no argument {k!r}')
-    a = SimpleNamespace(**{**known, **options, 'steps': max(steps, 10), 'out': None, 'track': (),
-                           'valid': None})
+    off = dict.fromkeys(('out', 'valid', 'valid_every', 'on_sample', 'sample_every'))
+    a = SimpleNamespace(**{**known, **options, **off, 'steps': max(steps, 20), 'track': ()})
     team = _Team(a.device); _check(a, team)
     if a.shard and team.world > 1: raise ValueError('estimate: ask without shard; it measures one process')
     data = _dearest(_as_dataset(data), a)
-    b, parts, half = a.batch_size, a.accumulate, min(64, max(2, a.batch_size // 2))
+    b, parts, memory = a.batch_size, a.accumulate, _memory(team.device)
+    n = max(2, b if team.device.type == 'cuda' else min(64, b // 2))
     a.accumulate, a.on_oom = 1, 'raise'
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         while True:
-            try: low, high = (_measure(model, data, objective, a, n) for n in (half // 2, half)); break
+            few = max(1, n // 4)
+            try: low, high = (_measure(model, data, objective, a, size) for size in (few, n)); break
             except Exception as e:
-                if not _out_of_memory(e) or half == 2: raise
-                half //= 2
-    line = lambda at, k: low[k] + (high[k] - low[k]) / (half - half // 2) * (at - half // 2)
-    peak, memory = lambda n: int(max(line(n, 1), high[2])), _memory(_Team(a.device).device)
-    slope, seconds = max(1., line(1, 1) - line(0, 1)), max(line(b, 3), min(low[3], high[3])) * parts
+                if not _out_of_memory(e) or n == 2: raise
+                n //= 2
+    line = lambda at, k: low[k] + (high[k] - low[k]) / (n - few) * (at - few)
+    seconds = [max(line(b, k), min(low[k], high[k])) * parts for k in (3, 4)]
+    slope = max(1., line(1, 1) - line(0, 1))
     largest = int((memory - line(0, 1)) / slope) if high[2] <= memory else 0
-    return Estimate(sum(p.numel() for p in model.parameters() if p.requires_grad), high[4], int(line(b, 0)),
-                    peak(b), memory, max(0, largest), seconds, steps, b)
+    return Estimate(sum(p.numel() for p in model.parameters() if p.requires_grad), high[5], int(line(b, 0)),
+                    int(max(line(b, 1), high[2])), memory, max(0, largest), seconds[0], steps, b, seconds[1])
 
 # %% ../nbs/08_train.ipynb #7f9015ad
+def _reference(name):
+    "What is known of a reference curve, by its name or file. FileNotFoundError says which names there are."
+    folder, file = importlib.resources.files('minisora') / 'reference', Path(name).expanduser()
+    if file.suffix != '.json': file = folder / f'{name}.json'
+    if not file.is_file():
+        names = ', '.join(sorted(repr(f.name[:-5]) for f in folder.iterdir() if f.name.endswith('.json')))
+        raise FileNotFoundError(f'{str(name)!r} is no folder of a run, no file, and none of {names}')
+    return json.loads(file.read_text())
+
+
 def _curve(run):
-    "Steps and losses of a run: a `Trained`, its log, its folder, or a file or name of data/reference."
-    if isinstance(run, (str, Path)) and not Path(run).is_dir():
-        file = Path(run)
-        if not file.suffix: file = Path(__file__).resolve().parents[1] / 'data' / 'reference' / f'{run}.json'
-        if not file.exists(): raise FileNotFoundError(f'{file}: there is no such reference')
-        return map(list, zip(*json.loads(file.read_text())['loss']))
-    log = _read_log(Path(run) / 'log.jsonl') if isinstance(run, (str, Path)) else getattr(run, 'log', run)
-    return [r['step'] for r in log], [r['loss'] for r in log]
+    "Steps, losses and config (where known) of a run in one of the forms that `on_track` takes."
+    if isinstance(run, (str, Path)):
+        out = Path(run).expanduser()
+        if not out.is_dir():
+            known = _reference(run)
+            return *map(list, zip(*known['loss'])), known.get('config', {})
+        last = latest_checkpoint(out)
+        config = json.loads((last / 'state.json').read_text())['config'] if last else {}
+        run = SimpleNamespace(log=_read_log(out / 'log.jsonl'), config=config)
+    log = getattr(run, 'log', run)
+    return [r['step'] for r in log], [r['loss'] for r in log], getattr(run, 'config', {})
+
+
+def _warn_of_another(now, known):
+    "Warn if two configs differ in fields that both have, other than the seed, and name these."
+    now, known = _flat(now), _flat(known)
+    differ = [k for k in known if k in now and now[k] != known[k] and k != 'recipe.seed']
+    said = ', '.join(f'{k} is {now[k]!r}, not {known[k]!r}' for k in differ[:8])
+    more = f', and {len(differ) - 8} fields more' if len(differ) > 8 else ''
+    if differ: warnings.warn(f'on_track: the reference was another recipe: {said}{more}', stacklevel=3)
 
 
 def on_track(run, reference):
     """The loss of `run` over that of `reference` at the same steps: the median ratio of the last quarter.
 
-    Each is a `Trained`, a log or a run's folder; or the reference a JSON file with 'loss': [[step, loss], …],
-    or a name in data/reference. ValueError where they have no steps in common."""
-    (steps, losses), (at, known) = _curve(run), _curve(reference)
+    Each is a `Trained`, a log, a run's folder, a JSON file with 'loss': [[step, loss], …], or a name of
+    minisora/reference. A warning names the fields in which the two recipes differ, where both are known (a
+    log alone has none). ValueError where they have no steps in common."""
+    (steps, losses, config), (at, known, its) = _curve(run), _curve(reference)
+    _warn_of_another(config, its)
     both = [(s, v) for s, v in zip(steps, losses) if at[0] <= s <= at[-1]]
     if not both: raise ValueError(f'on_track: the run has no step from {at[0]} to {at[-1]}')
 
@@ -1351,7 +1476,7 @@ def overlay(run, reference, name='reference', size=(6, 2.8)):
     "A figure: the losses of `run` on those of `reference` (as for `on_track`); its title is their ratio."
     from minisora.viz import curves
     ratio = on_track(run, reference)
-    series = {name: tuple(_curve(reference)), 'this run': tuple(_curve(run))}
+    series = {name: _curve(reference)[:2], 'this run': _curve(run)[:2]}
     return curves(series, ylabel='training loss', log=True, size=size,
                   title=f'loss: {ratio:.2f} × that of {name}')
 

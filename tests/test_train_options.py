@@ -1,10 +1,13 @@
 """What `fit` can do beyond its defaults: schedules, averages, Muon, spikes, memory, trackers, old checkpoints."""
 import inspect
+import itertools
 import json
 import shutil
 import statistics
+import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +17,8 @@ from test_train import Config, Data, Greedy, Net, go, interruptible, log_of, sam
 
 from minisora import train
 from minisora.interpolants import Interpolant
-from minisora.train import (choose_ema, estimate, fit, learning_rate, load_checkpoint, on_track,
+from minisora.temporal import VideoDiT, VideoDiTConfig
+from minisora.train import (choose_ema, estimate, fit, latest_checkpoint, learning_rate, load_checkpoint, on_track,
                             overlay, validate)
 
 HERE = Path(__file__).parent
@@ -57,6 +61,47 @@ def test_an_old_run_goes_on_as_a_new_one(old, tmp_path):
 @pytest.mark.parametrize("change", [dict(optimizer="muon"), dict(more_ema=(.9,)), dict(spikes="skip")], ids=str)
 def test_an_old_run_is_refused_with_a_new_option(old, change):
     with pytest.raises(ValueError, match=f"recipe.{next(iter(change))} is .* here and not there"): go(old, **change)
+
+
+def video(**change):
+    "A small `VideoDiT` for the latents of `Data`."
+    return VideoDiT(VideoDiTConfig(**{**dict(size=(4, 2, 2), channels=1, patch=(1, 2, 2), width=16, depth=4, heads=2, vocab=5), **change}))
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory):
+    "A run of a VideoDiT, without four fields that were added since, as a checkpoint from before them is."
+    out = tmp_path_factory.mktemp("older"); go(out, net=video(), steps=3, valid=None)
+    file = latest_checkpoint(out) / "state.json"; state = json.loads(file.read_text()); del state["seal"]
+    for part, name in (("model", "route"), ("model", "route_blocks"), ("model", "smaller"), ("objective", "steady")):
+        del state["config"][part][name]
+    file.write_text(json.dumps(dict(state, seal=train._seal(state))))
+    return out
+
+
+@pytest.mark.parametrize("field, change", {
+    "model.smaller": dict(net=dict(smaller=True)), "model.route": dict(net=dict(route=.5)),
+    "model.route_blocks": dict(net=dict(route_blocks=(1, 3))), "objective.steady": dict(objective=Interpolant(steady=.1))}.items())
+def test_a_field_newer_than_the_checkpoint_is_compared_with_its_default(older, field, change):
+    options = dict(change, net=video(**change.get("net", {})), steps=5, valid=None)
+    with pytest.raises(ValueError, match=rf"{field} is .* here and .* in the checkpoint"): go(older, **options)
+
+
+def test_a_run_from_before_a_field_goes_on(older, tmp_path):
+    shutil.copytree(older, tmp_path / "run")
+    assert go(tmp_path / "run", net=video(), steps=5, valid=None).step == 5
+
+
+def test_a_new_field_without_a_default_is_refused():
+    then = dict(model={"class": "A"}, data=dict(length=3), recipe=dict(lr=1.))
+    for part, new in (("objective", dict(twist=2)), ("data", dict(buckets=dict(wide=[3])))):
+        now = {**then, part: {**then.get(part, {}), **new}}
+        with pytest.raises(ValueError, match=rf"{part}\..* here and not there in the checkpoint"): train._same(now, then, "run")
+    train._same(then, then, "run")
+
+
+def test_the_class_is_named_before_its_fields(older):
+    with pytest.raises(ValueError, match="model.class is 'Net' here and 'VideoDiT'"): go(older, steps=5, valid=None)
 
 
 # ------------------------------------------------------------------------------------- schedules and averages
@@ -233,14 +278,58 @@ class Wide(Net):
 @pytest.mark.parametrize("change", [dict(batch_size=64), dict(batch_size=1), dict(batch_size=48, optimizer="muon"),
                                     dict(batch_size=48, more_ema=(.9, .99))], ids=str)
 def test_estimate_is_what_then_happens(change):
-    "Bytes that autograd keeps, and the peak of all living tensors, within 15 % of a real update at the full batch."
+    "The most bytes that a real `fit` holds at once are within 15 % of what was said."
     said = estimate(Wide(), Data(80), Interpolant(), **change)
-    defaults = {k: p.default for k, p in inspect.signature(fit).parameters.items()}
-    a = SimpleNamespace(**{**defaults, **change, "steps": 10})
-    kept, *peaks, _, static = train._measure(Wide(), Data(80), Interpolant(), a, change["batch_size"])
-    peak = max(peaks)
-    assert said.activations == pytest.approx(kept, rel=.15) and said.peak == pytest.approx(peak, rel=.15)
-    assert said.static == static < said.peak * 1.001 and said.fits and said.seconds > 0
+    assert said.peak == pytest.approx(peak_of_fit(Wide(), **change), rel=.15)
+    assert said.static < said.peak * 1.001 and said.fits and said.seconds > 0 and said.cpu_seconds > 0
+
+
+def peak_of_fit(net, **options):
+    "The most bytes at once while `fit` runs, with the weights: by the profiler's record of PyTorch's own allocator."
+    data, activity = Data(80), [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activity, profile_memory=True) as seen:
+        go(None, net=net, data=data, steps=4, valid=None, **options)
+    events = [(e.start_ns(), e.nbytes()) for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(n for _, n in sorted(events, key=lambda e: e[0]))
+    return max(held) + sum(t.nbytes for t in net.state_dict().values())
+
+
+def test_estimate_of_a_video_transformer():
+    "Bytes within 15 % of a real `fit`; CPU seconds too, as far as a busy machine allows."
+    net = lambda: video(width=64, patch=(1, 1, 1), depth=3)
+    said = estimate(net(), Data(80), Interpolant(), batch_size=48)
+    assert said.peak == pytest.approx(peak_of_fit(net(), batch_size=48), rel=.15)
+    log = go(None, net=net(), batch_size=48, steps=21, log_every=10, valid=None).log
+    took = (log[-1]["cpu_seconds"] - log[1]["cpu_seconds"]) / (log[-1]["step"] - log[1]["step"])
+    assert .5 < said.cpu_seconds / took < 2
+    twice = estimate(net(), Data(80), Interpolant(), batch_size=24, accumulate=2)
+    assert .4 < twice.cpu_seconds / said.cpu_seconds < 2.5
+
+
+def test_the_pace_is_a_median_in_a_budget():
+    "One update that something else holds up does not count; slow updates are not made often."
+    now, each = [0.], []
+    run = SimpleNamespace(device=torch.device("cpu"), clock=lambda: dict(cpu=now[0] / 2, wall=now[0]))
+
+    def update(): now[0] += each.pop(0)
+    each[:] = [9., 1., 1., 1., 1., 1., 2., 99.]
+    assert train._pace(run, update, most=7, budget=50.) == [1., .5] and each == [99.]
+    each[:] = [3., 3., 3.]
+    assert train._pace(run, update, budget=2.) == [3., 1.5] and len(each) == 2
+
+
+def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    "The smallest limit above the process counts, of cgroup v2 or v1; 'max' and missing files do not."
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    for file, text in {"a/memory.max": "max", "a/b/memory.max": "3000", "a/b/c/memory.max": "5000",
+                       "memory/job/memory.limit_in_bytes": "4000", "memory/memory.limit_in_bytes": "9223372036854771712"}.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True); (root / file).write_text(text + "\n")
+    for text, want in {"0::/a/b/c\n": {3000, 5000}, "4:memory:/job\n1:cpu:/a/b\n": {4000, 9223372036854771712},
+                       "0::/../elsewhere\n": set(), "": set()}.items():
+        own.write_text(text); assert set(train._limits(root, own)) == want
+    assert train._limits(root, tmp_path / "nowhere") == []
+    monkeypatch.setattr(train, "_limits", lambda: [12345]); assert train._memory(torch.device("cpu")) == 12345
+    monkeypatch.setattr(train, "_limits", lambda: []); assert train._memory(torch.device("cpu")) > 12345
 
 
 def test_estimate_agrees_with_an_independent_count():
@@ -327,6 +416,54 @@ def test_tracker_is_closed_after_an_error(recorder):
     assert recorder.made[0].lines[-1] == "finished"
 
 
+def failing(recorder, what, at=0):
+    "A `Recorder` whose method `what` raises, from step `at` on."
+    def broken(self, *args, step=at, **_):
+        if step >= at: raise ConnectionError("the server is away\nand stays away")
+        self.lines.append((step, args[0]))
+    return type("Failing", (recorder,), {what: broken})
+
+
+@pytest.mark.parametrize("what", ["log", "finish"])
+def test_a_tracker_that_fails_is_let_go(recorder, monkeypatch, tmp_path, what):
+    "One warning names it; the run, its log, its checkpoints and the other tracker do not notice."
+    from accelerate import tracking
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "trackio", failing(recorder, what, at=14 if what == "log" else 0))
+    monkeypatch.setitem(sys.modules, "trackio", sys.modules["wandb"])
+    with pytest.warns(UserWarning) as told: done = go(tmp_path, track=["trackio", "wandb"])
+    said = [str(w.message) for w in told if "track" in str(w.message)]
+    step = 14 if what == "log" else 40
+    assert said == [f"track='trackio' failed at step {step}, the run goes on without it: ConnectionError: the server is away"]
+    bad, good = recorder.made
+    assert done.step == 40 and load_checkpoint(tmp_path).step == 40 and len(log_of(tmp_path)) == len(done.log)
+    assert [s for s, _ in good.lines[1:-1]] == [r["step"] for r in done.log] and good.lines[-1] == "finished"
+    if what == "log": assert [s for s, _ in bad.lines[1:]] == [1, 7, 10]
+
+
+def test_a_tracker_that_cannot_start_stops_the_run_and_closes_the_others(recorder, monkeypatch, tmp_path):
+    from accelerate import tracking
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "trackio", failing(recorder, "start"))
+    monkeypatch.setitem(sys.modules, "trackio", sys.modules["wandb"])
+    with pytest.raises(ConnectionError): go(tmp_path, track=["wandb", "trackio"])
+    assert recorder.made[0].lines == ["started", "finished"]
+
+
+def test_a_resumed_run_goes_on_in_its_tracker(recorder, tmp_path):
+    "The same id and name after a stop; another folder, even of the same name later, is another run."
+    go(tmp_path / "run", track="wandb", stop_at=5); go(tmp_path / "run", track="wandb", stop_at=9)
+    shutil.rmtree(tmp_path / "run"); go(tmp_path / "run", track="wandb", stop_at=5); go(None, track="wandb", steps=1)
+    first, again, other, none = [t.options for t in recorder.made]
+    assert first == again and first["resume"] == "allow" and first["name"] == f"run-{first['id']}" and len(first["id"]) == 8
+    assert other["id"] != first["id"] and none == {}
+
+
+def test_trackers_get_what_they_understand(tmp_path):
+    run = SimpleNamespace(out=tmp_path, step=0)
+    assert train._tracker_options(run, "tensorboard") == dict(logging_dir=tmp_path, purge_step=None)
+    run.step = 9; assert train._tracker_options(run, "tensorboard")["purge_step"] == 10
+    assert train._tracker_options(run, "trackio").keys() == {"name", "resume"}
+
+
 def test_missing_tracker_is_one_line_and_writes_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError) as e: go(tmp_path / "run", track="trackio")
@@ -341,7 +478,9 @@ def test_unknown_tracker():
 
 def test_tensorboard_itself(tmp_path):
     pytest.importorskip("tensorboard")
-    go(tmp_path, track="tensorboard", steps=10)
+    go(tmp_path, track="tensorboard", steps=40, stop_at=12, save_every=9)
+    shutil.rmtree(latest_checkpoint(tmp_path))                                            # killed after step 9
+    go(tmp_path, track="tensorboard", steps=20)                                           # its lines 10 … 12 come again
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     events = EventAccumulator(str(tmp_path / "tensorboard")); events.Reload()
     assert [(s.step, pytest.approx(s.value)) for s in events.Scalars("loss")] == [(r["step"], r["loss"]) for r in log_of(tmp_path)]
@@ -361,12 +500,48 @@ def test_on_track():
 
 
 def test_reference_of_the_preset(root):
-    known = json.loads((root / "benchmarks" / "first_video.json").read_text())["loss"]
-    kept = json.loads((root / "data" / "reference" / "first-video.json").read_text())["loss"]
-    assert [s for s, _ in kept] == [s for s, _ in known]
-    assert all(a == pytest.approx(b, abs=1e-5) for (_, a), (_, b) in zip(kept, known))
-    assert on_track("first-video", root / "data" / "reference" / "first-video.json") == 1
-    with pytest.raises(FileNotFoundError, match="second-video.json"): on_track("second-video", "first-video")
+    known = json.loads((root / "benchmarks" / "first_video.json").read_text())
+    kept = json.loads((root / "minisora" / "reference" / "first-video.json").read_text())
+    assert [s for s, _ in kept["loss"]] == [s for s, _ in known["loss"]] and kept["machine"] == known["machine"]
+    assert all(a == pytest.approx(b, abs=1e-5) for (_, a), (_, b) in zip(kept["loss"], known["loss"]))
+    for part, k in dict(steps="recipe", lr="recipe", delta="objective", steady="objective", width="model").items():
+        assert kept["config"][k][part] == known["recipe"][part]
+    assert on_track("first-video", root / "minisora" / "reference" / "first-video.json") == 1
+
+
+def test_what_is_no_reference_is_told_which_there_are():
+    for name in ("second-video", "nowhere/run", "nowhere.json"):
+        with pytest.raises(FileNotFoundError, match=f"'{name}' is no folder of a run, no file, and none of 'first-video'"):
+            on_track(name, "first-video")
+
+
+def test_references_are_part_of_the_package(root, tmp_path):
+    pytest.importorskip("setuptools")
+    subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", tmp_path], cwd=root, check=True)
+    names = lambda folder: {p.name for p in (folder / "minisora" / "reference").glob("*.json")}
+    assert names(tmp_path) == names(root) >= {"first-video.json"}
+
+
+def test_another_recipe_is_told(tmp_path):
+    "By a `Trained` or a folder; the seed may differ; a log alone has no recipe."
+    a, b = go(tmp_path / "a", steps=8), go(None, steps=8, lr=5e-3, net=Net(Config(20)), seed=3)
+    for run in (b, a): assert on_track(run, run) == 1
+    for run, other in ((b, a), (b, tmp_path / "a")):
+        with pytest.warns(UserWarning, match="recipe.lr is 0.005, not 0.01") as told: on_track(run, other)
+        said = str(told[0].message)
+        assert "model.width is 20, not 16" in said and "seed" not in said and "\n" not in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        on_track(go(None, steps=8, seed=4), a); on_track(b.log, a); on_track(tmp_path / "a", a)
+    with pytest.warns(UserWarning, match="fields more"): on_track(a, "first-video")
+
+
+def test_the_script_that_makes_references(root, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks")); import reference
+    monkeypatch.setattr(reference, "FOLDER", tmp_path / "made"); done = go(tmp_path / "run", log_every=1, steps=23)
+    kept = json.loads(reference.reference("signs", tmp_path / "run", "single_gpu.json", "signs-cpu").read_text())
+    assert kept["source"] == "benchmarks/single_gpu.json/signs-cpu" and kept["machine"]["cores"]
+    assert kept["loss"] == [[r["step"], round(r["loss"], 5)] for r in done.log] and kept["config"] == done.config
 
 
 def test_overlay_takes_a_run_in_each_form(tmp_path):
@@ -383,9 +558,26 @@ def test_overlay_takes_a_run_in_each_form(tmp_path):
 @pytest.mark.parametrize("change, message", [
     (dict(optimizer="sgd"), "optimizer must be 'adamw' or 'muon', not 'sgd'"), (dict(more_ema=(2,)), "more_ema"),
     (dict(spikes="stop"), "spikes must be"), (dict(spike_factor=1), "spike_factor must be above 1"),
-    (dict(on_oom="retry"), "on_oom must be"), (dict(track="tensorboard"), "track='tensorboard'")])
+    (dict(on_oom="retry"), "on_oom must be"), (dict(track="tensorboard"), "track='tensorboard'"),
+    (dict(warmup=-4), "warmup must be 0 or more, not -4"), (dict(clip=-1.), "clip must be 0 or more"),
+    (dict(lr=-1.), "lr must be 0 or more"), (dict(valid_every=0), "valid_every must be a whole number from 1, not 0"),
+    (dict(stop_at=-1), "stop_at must be"), (dict(sample_every=.5, on_sample=print), "sample_every must be"),
+    (dict(sample_every=5), "sample_every=5 says how often, and on_sample is not given"),
+    (dict(data=torch.zeros(9, 1, 4, 2, 2)), "data: no condition, and the model takes one")])
 def test_bad_arguments(change, message):
     with pytest.raises((ValueError, ModuleNotFoundError), match=message): go(None, **change)
+
+
+def test_valid_every_without_valid():
+    with pytest.raises(ValueError, match="valid_every=5 says how often, and valid is not given"):
+        fit(Net(), Data(), Interpolant(), steps=9, valid_every=5, progress=False)
+
+
+def test_a_folder_of_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path)); monkeypatch.chdir(tmp_path)
+    done = go("~/run", steps=2, valid=None)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"] and done.path.is_relative_to(tmp_path / "run")
+    assert load_checkpoint("~/run").step == 2 and on_track("~/run", done) == 1
 
 
 def test_new_arguments_are_off():

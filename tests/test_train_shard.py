@@ -94,7 +94,7 @@ def test_given_model_is_trained_in_place_and_samples_are_drawn_from_whole_ones(t
     def job(rank):
         model, drawn = awake(), []
         before = model.blocks[0].mlp.fc1.weight.clone()
-        done = run(None, model, shard=True, valid=None, sample_every=4, steps=8,
+        done = run(None, model, shard=True, valid=None, valid_every=None, sample_every=4, steps=8,
                    on_sample=lambda step, ema: drawn.append((step, ema(clips(2)[0], torch.rand(2)).shape)))
         assert done.model is model and not torch.equal(model.blocks[0].mlp.fc1.weight, before)
         assert [s for s, _ in drawn] == ([4, 8] if rank == 0 else [])
