@@ -222,6 +222,8 @@ def cases():
         "Latte-XL/2, bf16, compiled": ("Latte-XL/2", latte, *ours),
         "Latte-XL/2, and checkpointed": ("Latte-XL/2", replace(latte, **checkpoint), *ours),
         "Latte-XL/2, and half of the tokens routed": ("Latte-XL/2", replace(latte, **routed), *ours),
+        "Latte-XL/2, routed, every third block checkpointed": (
+            "Latte-XL/2", replace(latte, **routed, **checkpoint, checkpoint_every=3), *ours),
         "Latte-XL/2, routed and checkpointed": ("Latte-XL/2", replace(latte, **routed, **checkpoint), *ours),
         "joint, tubelets of 4 frames": ("Latte-XL/2", joint, *ours),
         "joint, tubelets, routed and checkpointed": ("Latte-XL/2", replace(joint, **routed, **checkpoint), *ours)}
