@@ -3,7 +3,7 @@
     python benchmarks/few_steps.py [--steps 2 4 8 16 24] [--n 220]
 
 Nothing else of the recipe's sampler changes: held-out captions, the same noise for every number of steps, the tuned decoder.
-`network_calls` is what the solver asks of the network for a clip: a guided step asks twice, and `settle` a few times at the end.
+`network_rows` is what the solver asks of the network for a clip: a guided step asks for two rows, and `settle` for a few at the end.
 The judge is that of data/judge, which also gives the Fréchet distance to real clips of the same captions."""
 
 import argparse
@@ -24,8 +24,8 @@ from minisora.sampling import grid
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def calls(recipe, steps):
-    "Network calls a clip takes: one a step, two where guidance is on, and those of `settle`."
+def rows_asked(recipe, steps):
+    "Rows that a clip puts through the network: one a step, two where guidance is on, and those of `settle`."
     return steps + sum(t <= recipe.guide_until for t in grid(steps, recipe.shift)[:-1]) + recipe.settle
 
 
@@ -35,7 +35,7 @@ def row(run, judge, real, prompts, wanted, steps):
     clips = run.sample(prompts, seed=run.recipe.seed + 1, steps=steps)
     cpu, jerk, network = time.process_time() - start, jerk_px(clips, per_clip=True), shipped_judge_network(ROOT / "data" / "judge")
     sets = network(real), network(clips)
-    return dict(steps=steps, network_calls=calls(run.recipe, steps), cpu_ms_a_clip=round(1000 * cpu / len(clips)),
+    return dict(steps=steps, network_rows=rows_asked(run.recipe, steps), cpu_ms_a_clip=round(1000 * cpu / len(clips)),
                 **judge_clips(judge, clips, wanted), **shape_measures(clips, [w["object"] for w in wanted]),
                 jerk_px=jerk.median().item(), jerk_px_interval=bootstrap_interval(jerk, "median"),
                 frechet=frechet_distance(*sets), frechet_interval=frechet_interval(*sets, rounds=30))
