@@ -1,6 +1,7 @@
-"""Predicted, not measured: what one training step costs on a GPU, from its operations alone: benchmarks/flops.json.
+"""Predicted, not measured: what a training step and a film cost on a GPU, from operations alone: benchmarks/flops.json.
 
     python benchmarks/flops.py [--cases NAME …]                  on any CPU, a minute or two; no weights are allocated
+    python benchmarks/flops.py --cases                           no training step anew: the bars and the film only
 
 Every case runs forward and backward of a model on fake tensors (shapes without contents) at two batch sizes, and
 writes down each operation that would be a kernel: its FLOPs, the bytes it reads and writes, and how long what it
@@ -17,13 +18,20 @@ A compiled step is modelled by fusion: all operations between two matrix product
 reads what came from before and writes what is needed later. The baselines are our model run as the originals are:
 float32 storage with TF32 products, kernel by kernel, AdamW without a fused kernel; Latte's attention written out
 ('math', the default of its `Attention`), DiT's by the fused kernel. A row's `bound` is the same with all shares at 1.
-Rows that are not computed anew stay in the file."""
+Rows that are not computed anew stay in the file.
+
+`bars` holds the speeds that the project set itself beside what is predicted on the first card. `sampling` is a film of ten
+seconds at 480p (FILM) by the sampler, the autoencoder and the tiles of the final lesson: every call of the network, bf16 by
+autocast; every tile with its overlap, and the last frame's way back through the encoder, float32 with TF32 products; kernel
+by kernel as the lesson runs it, and fused. Its memory: the weights of both networks, the most bytes alive in any part, and
+the film so far, which stays on the card."""
 
 import argparse
 import json
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +41,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from machine import machine
+from minisora.autoencoder import tiled_decode
 from minisora.dit import PRESETS, DiT, LabelEmbedder
+from minisora.pipeline import MODERN
+from minisora.sampling import grid
+from minisora.single_gpu import FoldedVAE, Given
 from minisora.temporal import VIDEO_PRESETS, VideoDiT, VideoDiTConfig
 
 FILE = Path(__file__).with_suffix(".json")
@@ -47,6 +59,10 @@ LAUNCH = 5e-6                                                          # seconds
 OPTIMISER = dict(foreach=92, fused=40)     # bytes a weight: AdamW in single passes and EMA, or each in one kernel
 KNOWN = {"Latte-XL/2 as in its train.py": dict(  # what others found to fit, to hold against the prediction
     batch=5, source="local_batch_size of configs/*/*_train.yaml in Vchitect/Latte (b27c24a), which do not name the card")}
+BARS = {"DiT-XL/2": dict(times_faster=2.5, memory_share=.5, mfu_percent=45), "Latte-XL/2": dict(times_faster=4, memory_share=.4)}
+FILM = dict(seconds=10, size=(480, 864), frames=33, fps=19.2, fold=4, channels=128, width=256, depth=8, heads=4, shift=3.,
+            guide_until=.5, tile=8, overlap=3, margin=1, steps=(24, 8, 4))     # the preset 'gpu' of benchmarks/single_gpu.py
+FILM_BARS = dict(seconds=60, peak_gb=24)
 Op = namedtuple("Op", "name flops kind reads writes")                  # reads, writes: {storage: bytes}
 
 
@@ -206,9 +222,85 @@ def cases():
         "Latte-XL/2, bf16, compiled": ("Latte-XL/2", latte, *ours),
         "Latte-XL/2, and checkpointed": ("Latte-XL/2", replace(latte, **checkpoint), *ours),
         "Latte-XL/2, and half of the tokens routed": ("Latte-XL/2", replace(latte, **routed), *ours),
+        "Latte-XL/2, routed, every third block checkpointed": (
+            "Latte-XL/2", replace(latte, **routed, **checkpoint, checkpoint_every=3), *ours),
         "Latte-XL/2, routed and checkpointed": ("Latte-XL/2", replace(latte, **routed, **checkpoint), *ours),
         "joint, tubelets of 4 frames": ("Latte-XL/2", joint, *ours),
         "joint, tubelets, routed and checkpointed": ("Latte-XL/2", replace(joint, **routed, **checkpoint), *ours)}
+
+
+class Pass:
+    "Operations that were traced once, on storages of `weights`, for `seconds`: what it needs of a Case."
+    update = 0
+    def __init__(self, ops, weights):
+        self.table = [(o.kind, o.flops, sum(o.reads.values()) + sum(o.writes.values())) for o in ops]
+        self.peak = alive(ops, weights, set()).max().item()
+        self.flops, self.moved = (sum(k) for k in list(zip(*self.table))[1:])
+    def kernels(self, n): return self.table
+
+
+def film_parts(f, inner):
+    "Traces of a film's parts, {name: (operations, storages of the result)}; storages of the weights, and their bytes."
+    LabelEmbedder.check_ids = blind = lambda *_: None                  # fake ids and pixels have no values
+    with patch.multiple("minisora.autoencoder", check_clips=blind, check_latents=blind), FakeTensorMode(), torch.no_grad():
+        ae = FoldedVAE(inner, f["fold"], f["channels"]).eval()
+        C, *size = ae.spec.latent_shape(f["frames"], *f["size"])
+        model = VideoDiT(VideoDiTConfig(channels=C + 1, size=tuple(size), patch=(1, 1, 1), vocab=150, slots=2, context=True,
+                                        **{k: f[k] for k in ("width", "depth", "heads")}, **MODERN)).eval()
+        x, t, y, last = torch.empty(1, C, *size), torch.empty(1), torch.empty(1, 2).long(), torch.empty(1, 3, 1, *f["size"])
+        given = Given(model, torch.empty(1, C, 1, *size[1:]))
+        def call(rows):
+            "A solver's step on as many rows: two where it is guided."
+            with torch.autocast("cpu", torch.bfloat16): out = given(*(torch.cat([k] * rows) for k in (x, t, y))).float()
+            if rows == 2: out = out[1:] + 2. * (out[:1] - out[1:])
+            return x + .1 * out
+        parts = dict(guided=lambda: call(2), free=lambda: call(1), encode=lambda: ae.encode(last).mode,
+                     decode=lambda: tiled_decode(ae, x, f["tile"], f["overlap"], f["margin"]).clamp(-1, 1))
+        traced = {}
+        for name, part in parts.items():
+            with Trace() as seen: out = part()
+            traced[name] = seen.ops, set(seen.sizes(out))
+        own = [k for m in (model, ae) for k in (*m.parameters(), *m.buffers())]
+        return traced, {k.untyped_storage()._cdata for k in own}, sum(k.nbytes for k in own)
+
+
+def film_row(f, steps, parts, held):
+    "One row of `sampling`: how often each part runs, and what follows."
+    clips = -(-round(f["seconds"] * f["fps"] - 1) // (f["frames"] - 1))        # the last frame of one begins the next
+    guided = sum(t <= f["guide_until"] for t in grid(steps, f["shift"])[:-1])
+    times = dict(guided=clips * guided, free=clips * (steps - guided), encode=clips - 1, decode=clips)
+    made = 12 * f["size"][0] * f["size"][1] * (1 + clips * (f["frames"] - 1))  # bytes of the film
+    total = lambda what: sum(n * what(parts[k]) for k, n in times.items())
+    peak = held + max(2 * made, made + max(p.peak for p in parts.values()))    # two films while one is joined
+    row = dict(steps=steps, clips=clips, network_rows=clips * (steps + guided), kernels=total(lambda p: len(p.table)),
+               tflop=round(total(lambda p: p.flops) / 1e12, 2), gigabytes_moved=round(total(lambda p: p.moved) / 1e9, 1),
+               peak_gb=round(peak / 1e9, 2), alive_gb={k: round(p.peak / 1e9, 2) for k, p in parts.items()})
+    for name, card in CARDS.items():
+        part, bound = ({k: n * seconds(parts[k], 1, card, s) for k, n in times.items()} for s in (ASSUMED, dict.fromkeys(ASSUMED, 1.)))
+        row[name] = dict(seconds=round(sum(part.values()), 2), bound=round(sum(bound.values()), 2),
+                         network=round(part["guided"] + part["free"], 2), encode=round(part["encode"], 2), decode=round(part["decode"], 2))
+    return row
+
+
+def film(f, inner):
+    "Rows of `sampling`: one for each number of steps, kernel by kernel and fused."
+    traced, weights, held = film_parts(f, inner)
+    eager, fused = ({k: Pass(fuse(ops, out) if fusing else ops, weights) for k, (ops, out) in traced.items()} for fusing in (False, True))
+    return [dict(fused=parts is fused, **film_row(f, steps, parts, held)) for parts in (eager, fused) for steps in f["steps"]]
+
+
+def bars(rows, card="H100 SXM"):
+    """For each bar, what every row of the same model predicts, and which meet it; and which rows meet all bars of their group.
+    Rows of another model, as joint attention on tubelets beside Latte's own layout, do not count."""
+    def meets(row, what, bar): return row[what] <= bar if what == "memory_share" else row[what] >= bar
+    found = {}
+    for group, wanted in BARS.items():
+        names = [k for k in rows if rows[k]["group"] == group and k.startswith(group)][1:]       # without the baseline
+        mine = {k: rows[k] | rows[k][card] for k in names}
+        found[group] = {what: dict(bar=bar, predicted={k: r[what] for k, r in mine.items()},
+                                   met_by=[k for k, r in mine.items() if meets(r, what, bar)]) for what, bar in wanted.items()}
+        found[group]["all_met_by"] = [k for k, r in mine.items() if all(meets(r, what, bar) for what, bar in wanted.items())]
+    return found
 
 
 def main():
@@ -217,7 +309,7 @@ def main():
     wanted = parser.parse_args().cases
     rows = json.loads(FILE.read_text())["rows"] if FILE.exists() else {}
     for name, (group, config, *how) in cases().items():
-        if wanted and not any(name.startswith(w) for w in wanted): continue
+        if wanted is not None and not any(name.startswith(w) for w in wanted): continue
         case = Case(config, *how)
         # useful: what the model costs without computing anything twice
         useful = (Case(replace(config, checkpoint=False), *how) if config.checkpoint else case).flops(1)
@@ -235,8 +327,10 @@ def main():
                 mine[card]["times_faster"] = round(mine[card]["samples_per_second"] / first[card]["samples_per_second"], 2)
     note = "PREDICTED from counted operations and published peak rates, not measured on any GPU. See benchmarks/flops.py."
     rows = {name: rows[name] for name in cases() if name in rows}
+    inner = {k: v for k, v in json.loads((FILE.parents[1] / "data" / "video-vae" / "config.json").read_text()).items() if k != "kind"}
+    more = dict(bars=bars(rows), sampling=dict(film=FILM, bars=FILM_BARS, rows=film(FILM, inner)))
     FILE.write_text(json.dumps(dict(note=note, cards=CARDS, known=KNOWN, assumed=dict(ASSUMED, launch_seconds=LAUNCH, optimiser_bytes=OPTIMISER),
-                                    machine=machine(), rows=rows), indent=1) + "\n")
+                                    machine=machine(), rows=rows, **more), indent=1) + "\n")
 
 
 if __name__ == "__main__": main()

@@ -50,6 +50,7 @@ class VideoDiTConfig:
     norm: str = 'layer'               # these three as in DiTConfig
     mlp: str = 'gelu'
     checkpoint: bool = False
+    checkpoint_every: int = 1         # with `checkpoint`: only every n-th block computes twice
     learned_time: bool = False        # 'latte': positions in time are learned, from zero, not frozen sines
     images: int = 0                   # single images behind the frames of a training clip (Latte)
     route: float = 0.0                # share of tokens that skip blocks in training (TREAD); 0: none
@@ -350,8 +351,9 @@ class VideoDiT(nn.Module, Pretrained, library_name='minisora', license='apache-2
         return torch.cat([frames, images], 1) if images.shape[1] else frames
 
     def block(self, i, h, e, bias, rope):
-        "Block i; with `checkpoint` it keeps its input only and runs again in the backward pass."
-        if not (self.config.checkpoint and torch.is_grad_enabled()): return self.blocks[i](h, e, bias, rope)
+        "Block i; with `checkpoint`, every n-th keeps its input only and runs again in the backward pass."
+        again = self.config.checkpoint and i % self.config.checkpoint_every == 0
+        if not (again and torch.is_grad_enabled()): return self.blocks[i](h, e, bias, rope)
         return checkpoint(self.blocks[i], h, e, bias, rope, use_reentrant=False)
 
     def bias_of(self, i):

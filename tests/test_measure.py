@@ -134,7 +134,7 @@ def test_networks_by_name(run, monkeypatch):
 
 
 @pytest.mark.parametrize("n, networks, error", [(1, (), "at least 2 clips, not 1"), (-3, (), "not -3"),
-                                                (4, ["fvd"], "networks must be one of transnetv2, inception; it is 'fvd'")])
+                                                (4, ["fvd"], "networks must be one of minisora-judge, transnetv2, inception; it is 'fvd'")])
 def test_what_it_refuses(run, n, networks, error):
     with pytest.raises(ValueError, match=error): run.measure(n, networks)
 

@@ -3,7 +3,9 @@
 import importlib.util
 import math
 import random
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 from minisora import metrics as M
 from minisora.autoencoder import Eyes
+from minisora.clips import SceneClips
 
 
 def generator(seed=0):
@@ -73,6 +76,31 @@ def test_own_networks_have_their_own_names():
     eyes = M.eyes_network(Eyes(3, width=4), batch=2)
     assert eyes(clips).shape == (5, 28) and eyes.measure == "Fréchet distance, eyes"
     assert eyes(clips)[3].allclose(eyes(clips[3:4])[0], atol=1e-5)
+
+
+SHIPPED = Path(M.__file__).resolve().parents[1] / "data" / "judge"
+
+
+def test_the_shipped_judge_gives_the_same_number_everywhere():
+    net = M.shipped_judge_network()
+    assert net.measure == "Fréchet distance, minisora-judge" and M.NETWORKS["minisora-judge"] is M.shipped_judge_network
+    clips = torch.stack([SceneClips(40, "all", seed=5)[i].frames for i in range(40)])
+    f = net(clips)
+    assert f.shape == (40, 192) and f.dtype == torch.float32
+    assert M.frechet_distance(f[:20], f[20:]) == pytest.approx(864.407, rel=1e-4)
+    assert sum(p.stat().st_size for p in SHIPPED.iterdir()) < 2e6
+
+
+def test_another_judge_does_not_get_the_shipped_ones_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json: no such file; minisora-judge is in data/judge"):
+        M.shipped_judge_network(tmp_path / "judge")
+    for name, change in (("model.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1])), ("config.json", lambda b: b.replace(b"64", b"32"))):
+        folder = shutil.copytree(SHIPPED, tmp_path / name)
+        M.shipped_judge_network(folder)
+        (folder / name).write_bytes(change((SHIPPED / name).read_bytes()))
+        with pytest.raises(ValueError, match=f"{name} is not of minisora-judge: its sha256 begins with"): M.shipped_judge_network(folder)
+    M.Judge({"a": [0, 1]}, width=4).save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match="is not of minisora-judge"): M.shipped_judge_network(tmp_path / "own")
 
 
 needs_transnet = pytest.mark.skipif(

@@ -75,4 +75,50 @@ def test_time_is_the_larger_of_arithmetic_and_traffic(flops):
 def test_the_file_says_that_it_predicts(root):
     said = json.loads((root / "benchmarks" / "flops.json").read_text())
     assert said["note"].startswith("PREDICTED") and all("source" in c for c in said["cards"].values())
-    assert {r["group"] for r in said["rows"].values()} == {"DiT-XL/2", "Latte-XL/2"} and len(said["rows"]) == 13
+    assert {r["group"] for r in said["rows"].values()} == {"DiT-XL/2", "Latte-XL/2"} and len(said["rows"]) == 14
+
+
+SMALL = dict(seconds=3, size=(64, 96), frames=9, fps=5, fold=2, channels=8, width=64, depth=2, heads=2, shift=3., guide_until=.5,
+             tile=4, overlap=3, margin=1, steps=(8, 2))
+INNER = dict(channels=4, width=8, depth=1)
+
+
+def test_a_film_is_so_many_calls_and_tiles(flops):
+    "FLOPs of a call and of the tiles, by PyTorch's own counter; 15 frames are two clips of 9 that share one."
+    from torch.utils.flop_counter import FlopCounterMode
+    from minisora.autoencoder import tiled_decode
+    from minisora.single_gpu import FoldedVAE
+    traced, weights, held = flops.film_parts(SMALL, INNER)
+    once = {k: flops.Pass(ops, weights) for k, (ops, _) in traced.items()}
+    ae = FoldedVAE(INNER, 2, 8)
+    with FlopCounterMode(display=False) as counter: tiled_decode(ae, torch.randn(1, 8, 3, 4, 6), 4, 3, 1)
+    assert once["decode"].flops == counter.get_total_flops()
+    tokens, D = 3 * 4 * 6 + 2, 64                                      # two of them the words
+    assert once["free"].flops == pytest.approx(2 * 2 * tokens * (12 * D * D + 2 * tokens * D), rel=.1)
+    assert once["guided"].flops == pytest.approx(2 * once["free"].flops, rel=.01) and once["encode"].flops > 0
+    rows = flops.film(SMALL, INNER)
+    assert [(r["steps"], r["fused"], r["clips"]) for r in rows] == [(8, False, 2), (2, False, 2), (8, True, 2), (2, True, 2)]
+    assert rows[0]["network_rows"] == 2 * (8 + 7) and rows[1]["network_rows"] == 2 * (2 + 2)    # t ≤ 1/2 where 1 − k/n ≥ 1/4
+    assert rows[2]["kernels"] < rows[0]["kernels"] and rows[2]["gigabytes_moved"] <= rows[0]["gigabytes_moved"]
+    assert rows[0]["H100 SXM"]["seconds"] >= max(rows[0]["H100 SXM"]["bound"], rows[0]["kernels"] * flops.LAUNCH - .01)
+
+
+def test_a_films_memory_is_what_decoding_keeps(flops):
+    "A whole picture through the decoder needs more than its tiles, and no less than the picture itself."
+    big = dict(SMALL, size=(128, 192), depth=1)
+    peak = {t: flops.Pass(*[flops.film_parts(dict(big, tile=t), INNER)[0]["decode"][0], set()]).peak for t in (4, 12)}
+    assert peak[12] > peak[4] > 4 * 3 * 9 * 128 * 192
+
+
+def test_bars_count_what_meets_them(flops, root):
+    said = json.loads((root / "benchmarks" / "flops.json").read_text())
+    assert said["bars"] == flops.bars(said["rows"])
+    latte = said["bars"]["Latte-XL/2"]
+    assert not any("joint" in k or "as in its" in k for k in latte["times_faster"]["predicted"])
+    for what, right in (("times_faster", lambda v, bar: v >= bar), ("memory_share", lambda v, bar: v <= bar)):
+        b = latte[what]
+        assert b["met_by"] == [k for k, v in b["predicted"].items() if right(v, b["bar"])]
+    assert set(latte["all_met_by"]) == set(latte["times_faster"]["met_by"]) & set(latte["memory_share"]["met_by"])
+    film = said["sampling"]
+    assert all(r[card]["seconds"] < film["bars"]["seconds"] and r["peak_gb"] < film["bars"]["peak_gb"]
+               for r in film["rows"] for card in ("H100 SXM", "RTX 4090"))

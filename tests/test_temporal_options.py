@@ -342,15 +342,16 @@ def test_a_batch_of_eight_may_go_in_parts(parts, options):
 def test_checkpointing_changes_memory_only(attention):
     c = routed(attention=attention, positions='rope', relative_bias=True)
 
-    def train(checkpoint):
+    def train(checkpoint, every=1):
         "Numbers kept for the backward pass, and gradients."
-        model, saved = awake(VideoDiT(dataclasses.replace(c, checkpoint=checkpoint))), []
+        model, saved = awake(VideoDiT(dataclasses.replace(c, checkpoint=checkpoint, checkpoint_every=every))), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
             loss = model(*batch(c)).square().mean()
         loss.backward()
         return sum(saved), [p.grad for p in model.parameters()]
-    (much, want), (little, grads) = train(False), train(True)
+    (much, want), (little, grads), (some, also) = train(False), train(True), train(True, 2)
     assert little < much / 2 and all(torch.equal(a, b) for a, b in zip(want, grads))
+    assert little + (much - little) / 4 < some < much - (much - little) / 4 and all(torch.equal(a, b) for a, b in zip(want, also))
 
 
 def test_the_shipped_model_answers_as_ever(root):
