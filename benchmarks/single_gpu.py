@@ -34,6 +34,7 @@ from minisora.clips import SceneClips, Vocabulary, caption_of, read_video, scene
 from minisora.interpolants import Interpolant
 from minisora.latent_cache import write_json
 from minisora.metrics import Judge, area_flicker, jerk_px, judge_clips, nearest_clip, psnr, train_judge
+from minisora.pipeline import MODERN
 from minisora.sampling import sample
 from minisora.single_gpu import Continuation, FoldedVAE, chain, sample_after, seams, training_flops
 from minisora.temporal import VideoDiT, VideoDiTConfig
@@ -70,14 +71,14 @@ class Preset:
     looks: int = 6                   # scenes: how often during training
 
 
-SMALL = dict(size=(96, 160), frames=17, width=160, depth=6, heads=5, bias=True, channels=96, batch=8, lr=2e-3, sample_steps=16,
-             words=("hello", "eat", "good", "you", "thank", "home"), held_out=("world", "thank you"),
-             sentences=(("hello", "you"), ("eat", "good")))
+SMALL = dict(size=(480, 864), width=192, depth=6, heads=6, bias=True, fold=12, channels=192, batch=4, lr=4e-3, sample_steps=16,
+             words=("hello", "you", "learn", "thank", "good", "eat", "happy", "me", "see", "sign", "help", "work"),
+             held_out=("world", "thank you"), sentences=(("hello", "you", "learn"), ("me", "happy")))
 TINY = dict(steps=6, judge_steps=3, clips=24, judged=6, looks=2, width=48, depth=2, heads=4, batch=4, sample_steps=2)
 PRESETS = {
-    "signs": {"gpu": Preset(), "cpu": Preset(**SMALL, steps=700),
-              "smoke": Preset(**SMALL | TINY | dict(size=(64, 128), words=("hello", "eat"), held_out=("world",),
-                                                    sentences=(("hello", "eat"),), channels=16))},
+    "signs": {"gpu": Preset(), "cpu": Preset(**SMALL, steps=3000),
+              "smoke": Preset(**SMALL | TINY | dict(size=(64, 128), frames=17, words=("hello", "eat"), held_out=("world",),
+                                                    sentences=(("hello", "eat"),), fold=4, channels=16))},
     "scenes": {"gpu": Preset(minutes=3, size=(64, 64), frames=17, patch=(1, 2, 2), batch=64, lr=2e-3, width=192, depth=6, heads=6),
                "smoke": Preset(**TINY | dict(size=(64, 64), frames=17, patch=(1, 2, 2)))},
     "plan": {"gpu": Preset()}}
@@ -228,7 +229,7 @@ class SignsRun:
         p, (C, *size) = self.p, self.latents.shape[1:]
         return VideoDiT(VideoDiTConfig(channels=C + 1, size=tuple(size), patch=p.patch, width=p.width, depth=p.depth, heads=p.heads,
                                        vocab=len(self.vocabulary), slots=self.vocabulary.slots, context=True, label_std=0.5,
-                                       relative_bias=p.bias, qk_norm=True))
+                                       relative_bias=p.bias, **MODERN))
 
     def decode(self, z): return tiled_decode(self.ae, z, tile=8, overlap=3, margin=1) if min(z.shape[3:]) > 8 else self.ae.decode(z)
 
