@@ -23,20 +23,21 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from first_video import halve
 from machine import machine
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from minisora import viz
-from minisora.autoencoder import autoencoder_by_name, tiled_decode
+from minisora.autoencoder import autoencoder_by_name
 from minisora.clips import SceneClips, Vocabulary, caption_of, read_video, scene_caption, stack, to_float, write_video
 from minisora.interpolants import Interpolant
 from minisora.latent_cache import write_json
-from minisora.metrics import Judge, area_flicker, jerk_px, judge_clips, nearest_clip, psnr, train_judge
+from minisora.metrics import Judge, area_flicker, jerk_px, judge_clips, nearest_clip, psnr, shape_measures, train_judge
 from minisora.pipeline import MODERN
-from minisora.sampling import sample
-from minisora.single_gpu import Continuation, FoldedVAE, chain, sample_after, seams, training_flops
+from minisora.sampling import sample, settle
+from minisora.single_gpu import Avatar, Continuation, FoldedVAE, seams, training_flops
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import estimate, fit
 
@@ -151,14 +152,10 @@ def train(a, p, name, model, data, objective, look=None, looks=1, **options):
     return trained, dict(plan, **took)
 
 
-def ship(model, about, folder, name, more=None, most=15e6):
-    "The weights, and `more` tensors, in half precision in files of at most `most` bytes; and what is needed to use them."
-    state, part, parts = model.state_dict() | (more or {}), {}, []
-    for k, v in ((k, v.half().contiguous().cpu()) for k, v in state.items()):
-        if part and sum(t.nbytes for t in part.values()) + v.nbytes > most: parts, part = [*parts, part], {}
-        part[k] = v
-    for i, tensors in enumerate([*parts, part]): save_file(tensors, folder / f"{name}-{i}.safetensors")
-    write_json(folder / f"{name}.json", dict(about, config=asdict(model.config)))
+def ship(model, folder):
+    "What has a `save_pretrained`, its weights in half precision."
+    model.save_pretrained(folder)
+    for file in folder.rglob("*.safetensors"): halve(file)
 
 
 def pile(pictures, path):
@@ -231,16 +228,9 @@ class SignsRun:
                                        vocab=len(self.vocabulary), slots=self.vocabulary.slots, context=True, label_std=0.5,
                                        relative_bias=p.bias, **MODERN))
 
-    def decode(self, z): return tiled_decode(self.ae, z, tile=8, overlap=3, margin=1) if min(z.shape[3:]) > 8 else self.ae.decode(z)
-
-    @torch.no_grad()
-    def sample(self, model, captions, given=None, steps=None, seed=11):
-        "Clips (B, 3, T, H, W) on the CPU."
-        y = self.vocabulary.encode_batch(captions).to(self.a.device)
-        if given is not None: given = ((given - self.mean) / self.std).to(self.a.device)
-        z = sample_after(Cast(model, self.a.device), self.objective, y, given, steps=steps or self.p.sample_steps, guidance=2.0,
-                         batch_size=8, guidance_interval=(0.0, 0.5), shift=3.0, seed=seed)
-        return torch.cat([self.decode(k * self.std + self.mean).clamp(-1, 1).cpu() for k in z.split(1)])
+    def avatar(self, model):
+        return Avatar(model, self.ae, self.vocabulary, self.objective, self.mean, self.std, 24 * (self.p.frames - 1) / 40,
+                      dict(steps=self.p.sample_steps, guidance=2.0, guidance_interval=(0.0, 0.5), shift=3.0))
 
     def nearest(self, clips, kind="word"):
         "The training clip nearest to each: names, and PSNR to it at 60×104 pixels."
@@ -249,14 +239,6 @@ class SignsRun:
         db = [round(float(psnr(x[None], self.known[kind][i][None])), 2) for x, i in zip(small, index.tolist())]
         return [list(self.train)[i] for i in index.tolist()], db
 
-    def film(self, model, words, steps=None):
-        "A sentence: every word, then back to rest, each clip going on from the last frame of the one before."
-        captions = [c for w in words for c in (w, REST)]
-        y = self.vocabulary.encode_batch(captions).to(self.a.device)
-        film = chain(Cast(model, self.a.device), self.objective, self.ae, y, overlap=1, mean=self.mean, std=self.std, seed=5,
-                     decode=self.decode, steps=steps or self.p.sample_steps, guidance=2.0, guidance_interval=(0.0, 0.5), shift=3.0)
-        return film.cpu(), captions
-
 
 def signs(a, p, stages):
     run = SignsRun(a, p, stages)
@@ -264,27 +246,28 @@ def signs(a, p, stages):
     print(f"{len(run.train)} words, latents {tuple(run.latents.shape)}, {sum(q.numel() for q in model.parameters()):,} weights", flush=True)
     with stages("training"): trained, took = train(a, p, "signs", model, (run.latents, run.y), run.objective, lr=p.lr, ema=0.998,
                                                    schedule="linear")
-    ema, out, n = trained.ema, {}, min(len(run.train), 24)
-    words, fps = list(run.train)[:: max(1, len(run.train) // n)][:n], 24 * (p.frames - 1) / 40
+    avatar = run.avatar(Cast(trained.ema, a.device))
+    out, n, make = {}, min(len(run.train), 24), partial(avatar.clips, seed=11)
+    words = list(run.train)[:: max(1, len(run.train) // n)][:n]
     own = torch.cat([to_float(run.train[w]) for w in words])
     with stages("sampling"), torch.no_grad():
-        made = run.sample(ema, words)
-        rec = torch.cat([run.decode(encode(run.ae, run.train[w], a.device)).clamp(-1, 1).cpu() for w in words])
+        made = make(words)
+        rec = torch.cat([avatar.decode(encode(run.ae, run.train[w], a.device)).clamp(-1, 1).cpu() for w in words])
         names, db = run.nearest(made)
         out["words"] = dict(n=len(words), right=sum(map(str.__eq__, names, words)) / len(words), mean_db_to_nearest=sum(db) / len(db),
                             psnr=psnr(made, own), reconstruction_psnr=psnr(rec, own), nearest=dict(zip(words, names)))
         # the caption says "rest" to all; only the given frame says from where
-        ends = torch.cat([encode(run.ae, run.train[w][:, :, -1:], a.device) for w in words]).cpu()
-        back = run.sample(ema, [REST] * len(words), ends)
+        back = make([REST] * len(words), own[:, :, -1:])
         names, db = run.nearest(back, REST)
         out["going_on"] = dict(n=len(words), right=sum(map(str.__eq__, names, words)) / len(words), mean_db_to_nearest=sum(db) / len(db))
-        out["steps"] = [few_steps(run, ema, words[:8], made[:8], own[:8], s) for s in (2, 4, 8, 16) if s < p.sample_steps]
-        held = run.sample(ema, list(run.held))
+        few = words[: -(-n // 3)]
+        out["steps"] = [few_steps(run, make, few, made, own, s) for s in (1, 2, 4, 8, 16) if s < p.sample_steps]
+        held = make(list(run.held))
         names, db = run.nearest(held)
-        ends = torch.cat([encode(run.ae, x[:, :, -1:], a.device) for x in run.held.values()]).cpu()
-        down, true = run.sample(ema, [REST] * len(ends), ends), torch.cat([to_float(x.flip(2)) for x in run.held.values()])
+        true = torch.cat([to_float(x.flip(2)) for x in run.held.values()])
+        down = make([REST] * len(true), true[:, :, :1])
         out["held_out"] = dict(words=list(run.held), nearest=names, db_to_nearest=db,
-                               psnr_to_the_real_clip=round(psnr(held, torch.cat([to_float(x) for x in run.held.values()])), 2),
+                               psnr_to_the_real_clip=round(psnr(held, true.flip(2)), 2),
                                rest_from_a_held_out_sign_psnr=round(psnr(down, true), 2),
                                rest_if_nothing_moved_psnr=round(psnr(true[:, :, :1].expand_as(true), true), 2))
     scale = min(1, 208 / p.size[1])
@@ -293,14 +276,15 @@ def signs(a, p, stages):
               viz.contact_sheet(back[:6], [f"{REST} after {w}" for w in words[:6]], scale=scale),
               viz.contact_sheet(torch.cat([held, down]), [f"{w} (held out)" for w in run.held] + [f"{REST} after {w}, held out"
                                 for w in run.held], scale=scale)]
-    out["films"] = []
-    for sentence in p.sentences:
-        with stages("films"): film, captions = run.film(ema, sentence)
-        name = "signs-" + "-".join(sentence) + ".mp4"
-        write_video(a.out / name, film, fps)
+    out["films"], whole = [], []
+    for sentence in p.sentences:                                       # every word, then back to rest
+        captions = [c for w in sentence for c in (w, REST)]
+        with stages("films"): film = avatar.film(captions, seed=5)
+        whole.append(film)
         sheets.append(viz.contact_sheet(film[None], [", ".join(captions)], 4 * len(captions) + 1, scale=scale / 2))
-        out["films"].append(dict(words=sentence, file=name, frames=film.shape[1], seconds=round(film.shape[1] / fps, 2),
+        out["films"].append(dict(words=sentence, frames=film.shape[1], seconds=round(film.shape[1] / avatar.fps, 2),
                                  seams=[round(k, 2) for k in seams(film, [1 + k * (p.frames - 1) for k in range(1, len(captions))])]))
+    write_video(a.out / "signs.mp4", torch.cat(whole, 1), avatar.fps)
     pile(sheets, a.out / "signs.png")
     if a.record:
         few = viz.contact_sheet(torch.cat([torch.stack([c for pair in zip(own, made) for c in pair][:6]), back[:2]]),
@@ -308,17 +292,16 @@ def signs(a, p, stages):
                                 scale=144 / p.size[1])
         pile([few, viz.contact_sheet(film[None], [", ".join(captions) + ": one film"], 12, scale=71 / p.size[1])], a.out / "few.png")
         Image.open(a.out / "few.png").convert("RGB").save(ROOT / "nbs" / "images" / "single_gpu.jpg", quality=72)
-    stage = {f"autoencoder.{k}": v for k, v in run.ae.state_dict().items() if not k.startswith("inner.")}
-    ship(ema, dict(mean=run.mean, std=run.std, vocabulary=run.vocabulary.to_dict(), objective=run.objective.to_dict()), a.out, "signs", stage)
-    t, h, w = ema.config.grid
-    return dict(words_trained=len(run.train), weights=sum(q.numel() for q in ema.parameters()), tokens=t * h * w, fps=fps,
-                tflops_a_sample_step=training_flops(ema.config) / 1e12, training=took, **out)
+    ship(replace(avatar, model=trained.ema), a.out / "avatar")
+    t, h, w = trained.ema.config.grid
+    return dict(words_trained=len(run.train), weights=sum(q.numel() for q in trained.ema.parameters()), tokens=t * h * w,
+                fps=avatar.fps, tflops_a_sample_step=training_flops(trained.ema.config) / 1e12, training=took, **out)
 
 
-def few_steps(run, model, words, most, own, steps):
+def few_steps(run, make, words, most, own, steps):
     "What fewer steps cost: PSNR to the real clip, and to the sample of all steps from the same noise."
-    made = run.sample(model, words, steps=steps)
-    return dict(steps=steps, psnr=round(psnr(made, own), 2), psnr_to_most_steps=round(psnr(made, most), 2),
+    made, n = make(words, steps=steps), len(words)
+    return dict(steps=steps, n=n, psnr=round(psnr(made, own[:n]), 2), psnr_to_most_steps=round(psnr(made, most[:n]), 2),
                 right=sum(map(str.__eq__, run.nearest(made)[0], words)) / len(words))
 
 
@@ -344,23 +327,27 @@ def scenes(a, p, stages):
     data, y = ((z - mean) / std, vocabulary.encode_batch(captions)), vocabulary.encode_batch(prompts).to(a.device)
     with stages("judge"): judge = the_judge(a, p, ae)
     rec = torch.cat([ae(to_float(x).to(a.device)).clamp(-1, 1).cpu() for x in held["clips"].split(32)])
-    measure = lambda x: dict(judge_clips(judge, x, wanted), jerk_px=jerk_px(x), area_flicker=area_flicker(x))
+    measure = lambda x: dict(judge_clips(judge, x, wanted), **shape_measures(x, [w["object"] for w in wanted]), jerk_px=jerk_px(x),
+                             area_flicker=area_flicker(x))
     out = dict(n=len(prompts), real=measure(to_float(held["clips"])), reconstructions=measure(rec), recipes={})
     shape = dict(channels=z.shape[1], size=tuple(z.shape[2:]), patch=p.patch, width=p.width, depth=p.depth, heads=p.heads,
                  vocab=len(vocabulary), slots=vocabulary.slots)
-    ours = (VideoDiTConfig(**shape, context=True, label_std=0.5, qk_norm=True), Interpolant(**OURS, shift=6.0, delta=4.0, steady=0.05),
-            dict(lr=p.lr, schedule="linear", ema=0.998), dict(guidance=4.0, guidance_interval=(0.0, 0.5), shift=6.0))
+    ours = (VideoDiTConfig(**shape, context=True, label_std=0.5, relative_bias=p.bias, **MODERN), Interpolant(**OURS, shift=6.0),
+            dict(lr=p.lr, schedule="linear", ema=0.998), dict(guidance=2.5, guidance_interval=(0.0, 0.5), shift=6.0, solver="ddim", eta=1.0))
     plain = (VideoDiTConfig(**shape), Interpolant(), dict(lr=1e-4, ema=0.998), dict(guidance=4.0))
     for name, (config, objective, options, how) in dict(ours=ours, plain=plain).items():
         @torch.no_grad()
         def made(ema, objective=objective, how=how):
             s = sample(Cast(ema, a.device), objective, y, steps=p.sample_steps, seed=3, batch_size=64, **how)
+            if "eta" in how: s = settle(Cast(ema, a.device), objective, s, y, times=3, seed=3)
             return torch.cat([ae.decode(k * std + mean).clamp(-1, 1).cpu() for k in s.split(32)])
         look = lambda step, ema, minutes, made=made: {k: v for k, v in measure(made(ema)).items() if k != "n"}
         with stages(f"training {name}"): trained, took = train(a, p, name, VideoDiT(config), data, objective, look, p.looks, **options)
         out["recipes"][name] = dict(took, weights=sum(q.numel() for q in trained.ema.parameters()))
         viz.contact_sheet(made(trained.ema)[:12], prompts[:12]).save(a.out / f"scenes-{name}.png")
-        if name == "ours": ship(trained.ema, dict(mean=mean, std=std, vocabulary=vocabulary.to_dict()), a.out, "scenes")
+        if name == "ours":
+            ship(trained.ema, a.out / "scenes")
+            write_json(a.out / "scenes" / "latents.json", dict(mean=mean, std=std, vocabulary=vocabulary.to_dict()))
     out["all_right"] = out["recipes"]["ours"]["looks"][-1]["all_right"]
     out["bar"] = dict(all_right=0.97, met=out["all_right"] >= 0.97)
     out["faster"] = times_faster(out["recipes"]["ours"]["looks"], out["recipes"]["plain"]["looks"])
