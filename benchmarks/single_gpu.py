@@ -57,7 +57,7 @@ class Preset:
     depth: int = 8
     heads: int = 4
     bias: bool = False               # signs: relative bias, which learns faster in short runs and bars the fast attention
-    size: tuple = (480, 832)
+    size: tuple = (480, 864)
     frames: int = 33
     sample_steps: int = 24
     fold: int = 4                    # signs: latents a side that the second stage makes one
@@ -72,7 +72,7 @@ class Preset:
     looks: int = 6                   # scenes: how often during training
 
 
-SMALL = dict(size=(480, 864), width=192, depth=6, heads=6, bias=True, fold=12, channels=192, batch=4, lr=4e-3, sample_steps=16,
+SMALL = dict(width=192, depth=6, heads=6, bias=True, fold=12, channels=192, batch=4, lr=4e-3, sample_steps=16,
              words=("hello", "you", "learn", "thank", "good", "eat", "happy", "me", "see", "sign", "help", "work"),
              held_out=("world", "thank you"), sentences=(("hello", "you", "learn"), ("me", "happy")))
 TINY = dict(steps=6, judge_steps=3, clips=24, judged=6, looks=2, width=48, depth=2, heads=4, batch=4, sample_steps=2)
