@@ -56,7 +56,7 @@ class Preset:
     width: int = 256
     depth: int = 8
     heads: int = 4
-    bias: bool = False               # signs: relative bias, which learns faster in short runs and bars the fast attention
+    bias: bool = False               # relative bias, which learns faster in short runs and bars the fast attention
     size: tuple = (480, 864)
     frames: int = 33
     sample_steps: int = 24
@@ -75,13 +75,15 @@ class Preset:
 SMALL = dict(width=192, depth=6, heads=6, bias=True, fold=12, channels=192, batch=4, lr=4e-3, sample_steps=16,
              words=("hello", "you", "learn", "thank", "good", "eat", "happy", "me", "see", "sign", "help", "work"),
              held_out=("world", "thank you"), sentences=(("hello", "you", "learn"), ("me", "happy")))
+SCENES = dict(size=(64, 64), frames=17, patch=(1, 2, 2), depth=6, heads=6, bias=True)
 TINY = dict(steps=6, judge_steps=3, clips=24, judged=6, looks=2, width=48, depth=2, heads=4, batch=4, sample_steps=2)
 PRESETS = {
     "signs": {"gpu": Preset(), "cpu": Preset(**SMALL, steps=3000),
               "smoke": Preset(**SMALL | TINY | dict(size=(64, 128), frames=17, words=("hello", "eat"), held_out=("world",),
                                                     sentences=(("hello", "eat"),), fold=4, channels=16))},
-    "scenes": {"gpu": Preset(minutes=3, size=(64, 64), frames=17, patch=(1, 2, 2), batch=64, lr=2e-3, width=192, depth=6, heads=6),
-               "smoke": Preset(**TINY | dict(size=(64, 64), frames=17, patch=(1, 2, 2)))},
+    "scenes": {"gpu": Preset(**SCENES, minutes=3, batch=64, lr=3e-3, width=192),
+               "cpu": Preset(**SCENES, minutes=25, batch=8, lr=4.5e-3, width=144, judged=108, looks=5),
+               "smoke": Preset(**SCENES | TINY)},
     "plan": {"gpu": Preset()}}
 
 
@@ -333,7 +335,7 @@ def scenes(a, p, stages):
     shape = dict(channels=z.shape[1], size=tuple(z.shape[2:]), patch=p.patch, width=p.width, depth=p.depth, heads=p.heads,
                  vocab=len(vocabulary), slots=vocabulary.slots)
     ours = (VideoDiTConfig(**shape, context=True, label_std=0.5, relative_bias=p.bias, **MODERN), Interpolant(**OURS, shift=6.0),
-            dict(lr=p.lr, schedule="linear", ema=0.998), dict(guidance=2.5, guidance_interval=(0.0, 0.5), shift=6.0, solver="ddim", eta=1.0))
+            dict(lr=p.lr, schedule="linear", ema=0.998), dict(guidance=3.0, guidance_interval=(0.0, 0.5), shift=6.0, solver="ddim", eta=1.0))
     plain = (VideoDiTConfig(**shape), Interpolant(), dict(lr=1e-4, ema=0.998), dict(guidance=4.0))
     for name, (config, objective, options, how) in dict(ours=ours, plain=plain).items():
         @torch.no_grad()
@@ -429,7 +431,7 @@ def main(a):
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--part", choices=PRESETS, required=True)
-    p.add_argument("--preset", default="gpu", help="gpu, cpu (signs) or smoke")
+    p.add_argument("--preset", default="gpu", help="gpu, cpu or smoke")
     p.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the folder that holds signs")
     p.add_argument("--vae", default=str(ROOT / "data" / "video-vae"), help="the video autoencoder's folder")
     p.add_argument("--out", type=Path, help="what was measured and made; default: in --work")
