@@ -42,8 +42,29 @@ from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import estimate, fit
 
 ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "nbs" / "images"
 REST = "rest"                        # the caption of a clip that runs backwards: from the sign to arms at rest
 OURS = dict(prediction="data", weight="velocity", max_weight=25.0, std=1.4)
+
+
+CARD = """---
+license: apache-2.0
+library_name: minisora
+---
+# An avatar that signs, at 480p
+
+Type words, get a film: 864×480 pixels, 33 frames a word, each clip going on where the last one ended. Weights in half precision.
+Made by `python benchmarks/single_gpu.py --part signs --ship` in {minutes:.0f} minutes of training on {machine}, {steps:,} steps, from one
+clip a word of an animated avatar ([MIT](https://github.com/jigargajjar55/Audio-Speech-To-Sign-Language-Converter)). **This is memorised
+motion**: it knows the signs of *{words}*, and no others; "rest" lets the arms down. `benchmarks/single_gpu.json` has what was
+measured.
+
+```python
+from minisora.single_gpu import Avatar
+avatar = Avatar.from_pretrained("data/avatar")
+film = avatar.film({film})                     # (3, T, 480, 864), in [-1, 1]
+```
+"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +103,7 @@ PRESETS = {
               "smoke": Preset(**SMALL | TINY | dict(size=(64, 128), frames=17, words=("hello", "eat"), held_out=("world",),
                                                     sentences=(("hello", "eat"),), fold=4, channels=16))},
     "scenes": {"gpu": Preset(**SCENES, minutes=3, batch=64, lr=3e-3, width=192),
-               "cpu": Preset(**SCENES, minutes=25, batch=8, lr=4.5e-3, width=144, judged=108, looks=5),
+               "cpu": Preset(**SCENES, minutes=35, batch=8, lr=4.5e-3, width=144, judged=108, looks=5),
                "smoke": Preset(**SCENES | TINY)},
     "plan": {"gpu": Preset()}}
 
@@ -293,8 +314,14 @@ def signs(a, p, stages):
                                 [f"{w} ({k})" for w in words[:3] for k in ("real", "made")] + [f"{REST} after {w}" for w in words[:2]], 6,
                                 scale=144 / p.size[1])
         pile([few, viz.contact_sheet(film[None], [", ".join(captions) + ": one film"], 12, scale=71 / p.size[1])], a.out / "few.png")
-        Image.open(a.out / "few.png").convert("RGB").save(ROOT / "nbs" / "images" / "single_gpu.jpg", quality=72)
-    ship(replace(avatar, model=trained.ema), a.out / "avatar")
+        Image.open(a.out / "few.png").convert("RGB").save(IMAGES / "single_gpu.jpg", quality=72)
+        small = F.interpolate(whole[0].transpose(0, 1), (240, 432), mode="area").transpose(0, 1)
+        (IMAGES / "avatar.webp").write_bytes(viz.animated(small, fps=avatar.fps))
+    for folder in (a.out / "avatar", ROOT / "data" / "avatar")[: 1 + a.ship]:
+        ship(replace(avatar, model=trained.ema), folder)
+        (folder / "README.md").write_text(CARD.format(words=", ".join(run.train), film=list(captions), steps=took["steps"],
+                                                      minutes=took["cpu_minutes"] if a.device.type == "cpu" else took["minutes"],
+                                                      machine="one processor core" if a.device.type == "cpu" else "one GPU"))
     t, h, w = trained.ema.config.grid
     return dict(words_trained=len(run.train), weights=sum(q.numel() for q in trained.ema.parameters()), tokens=t * h * w,
                 fps=avatar.fps, tflops_a_sample_step=training_flops(trained.ema.config) / 1e12, training=took, **out)
@@ -346,7 +373,9 @@ def scenes(a, p, stages):
         look = lambda step, ema, minutes, made=made: {k: v for k, v in measure(made(ema)).items() if k != "n"}
         with stages(f"training {name}"): trained, took = train(a, p, name, VideoDiT(config), data, objective, look, p.looks, **options)
         out["recipes"][name] = dict(took, weights=sum(q.numel() for q in trained.ema.parameters()))
-        viz.contact_sheet(made(trained.ema)[:12], prompts[:12]).save(a.out / f"scenes-{name}.png")
+        sheet = viz.contact_sheet(made(trained.ema)[:12], prompts[:12])
+        sheet.save(a.out / f"scenes-{name}.png")
+        if a.record: sheet.convert("RGB").save(IMAGES / f"single_gpu_scenes_{name}.jpg", quality=80)
         if name == "ours":
             ship(trained.ema, a.out / "scenes")
             write_json(a.out / "scenes" / "latents.json", dict(mean=mean, std=std, vocabulary=vocabulary.to_dict()))
@@ -440,6 +469,7 @@ if __name__ == "__main__":
     p.add_argument("--chunk", type=float, default=0, help="leave after so many minutes of training, to be called again")
     p.add_argument("--as-is", action="store_true", help="after --chunk minutes, or at once, measure what there is")
     p.add_argument("--record", action="store_true", help="write the figures into benchmarks/single_gpu.json and the lesson's picture too")
+    p.add_argument("--ship", action="store_true", help="signs: write the weights into data/avatar too")
     p.add_argument("--device", help="default: CUDA where there is one")
     a = p.parse_args()
     if a.preset not in PRESETS[a.part]: p.error(f"--preset {a.preset}: {a.part} has {', '.join(PRESETS[a.part])}")
