@@ -74,7 +74,7 @@ class Preset:
     steps: int = 0                   # 0: as many as the minutes allow, by `estimate`
     batch: int = 16
     lr: float = 1.5e-3
-    width: int = 256
+    width: int = 224
     depth: int = 8
     heads: int = 4
     bias: bool = False               # relative bias, which learns faster in short runs and bars the fast attention
@@ -417,7 +417,7 @@ def the_plan(a, p, stages):
     "Ten seconds at 480p, and the training for it, before there is a card: operations counted, memory measured here in float32."
     ae = FoldedVAE.around(autoencoder_by_name(a.vae), p.fold, p.channels)
     config = VideoDiTConfig(channels=p.channels + 1, size=ae.spec.latent_shape(p.frames, *p.size)[1:], patch=p.patch, width=p.width,
-                            depth=p.depth, heads=p.heads, vocab=150, slots=2, context=True, label_std=0.5, qk_norm=True)
+                            depth=p.depth, heads=p.heads, vocab=150, slots=2, context=True, label_std=0.5, **MODERN)
     n, thin, g = 2, 3, torch.Generator().manual_seed(0)                    # a third of the frames: activations grow with the tokens
     size = (config.size[0] // thin, *config.size[1:])
     data = (torch.randn(n, p.channels, *size, generator=g), torch.randint(150, (n, 2), generator=g))
