@@ -275,16 +275,16 @@ def signs(a, p, stages):
     own = torch.cat([to_float(run.train[w]) for w in words])
     with stages("sampling"), torch.no_grad():
         made = make(words)
-        rec = torch.cat([avatar.decode(encode(run.ae, run.train[w], a.device)).clamp(-1, 1).cpu() for w in words])
+        rec = [psnr(avatar.decode(encode(run.ae, run.train[w], a.device)).clamp(-1, 1).cpu(), to_float(run.train[w])) for w in words]
         names, db = run.nearest(made)
         out["words"] = dict(n=len(words), right=sum(map(str.__eq__, names, words)) / len(words), mean_db_to_nearest=sum(db) / len(db),
-                            psnr=psnr(made, own), reconstruction_psnr=psnr(rec, own), nearest=dict(zip(words, names)))
+                            psnr=psnr(made, own), reconstruction_psnr=sum(rec) / n, nearest=dict(zip(words, names)))
         # the caption says "rest" to all; only the given frame says from where
         back = make([REST] * len(words), own[:, :, -1:])
         names, db = run.nearest(back, REST)
         out["going_on"] = dict(n=len(words), right=sum(map(str.__eq__, names, words)) / len(words), mean_db_to_nearest=sum(db) / len(db))
         few = words[: -(-n // 3)]
-        out["steps"] = [few_steps(run, make, few, made, own, s) for s in (1, 2, 4, 8, 16) if s < p.sample_steps]
+        out["steps"] = [few_steps(run, make, few, made, own, s) for s in (2, 4, 8, 16) if s < p.sample_steps]
         held = make(list(run.held))
         names, db = run.nearest(held)
         true = torch.cat([to_float(x.flip(2)) for x in run.held.values()])
@@ -293,18 +293,20 @@ def signs(a, p, stages):
                                psnr_to_the_real_clip=round(psnr(held, true.flip(2)), 2),
                                rest_from_a_held_out_sign_psnr=round(psnr(down, true), 2),
                                rest_if_nothing_moved_psnr=round(psnr(true[:, :, :1].expand_as(true), true), 2))
-    scale = min(1, 208 / p.size[1])
+    small = lambda x, most=208: F.interpolate(x.transpose(1, 2).flatten(0, 1), scale_factor=min(1, most / p.size[1]), mode="area").unflatten(
+        0, (len(x), -1)).transpose(1, 2)
+    own, made, back = small(own), small(made), small(back)
     sheets = [viz.contact_sheet(torch.stack([c for pair in zip(own, made) for c in pair][:16]),
-                                [f"{w} ({k})" for w in words for k in ("real", "made")][:16], scale=scale),
-              viz.contact_sheet(back[:6], [f"{REST} after {w}" for w in words[:6]], scale=scale),
-              viz.contact_sheet(torch.cat([held, down]), [f"{w} (held out)" for w in run.held] + [f"{REST} after {w}, held out"
-                                for w in run.held], scale=scale)]
+                                [f"{w} ({k})" for w in words for k in ("real", "made")][:16]),
+              viz.contact_sheet(back[:6], [f"{REST} after {w}" for w in words[:6]]),
+              viz.contact_sheet(small(torch.cat([held, down])), [f"{w} (held out)" for w in run.held] + [f"{REST} after {w}, held out"
+                                for w in run.held])]
     out["films"], whole = [], []
     for sentence in p.sentences:                                       # every word, then back to rest
         captions = [c for w in sentence for c in (w, REST)]
         with stages("films"): film = avatar.film(captions, seed=5)
         whole.append(film)
-        sheets.append(viz.contact_sheet(film[None], [", ".join(captions)], 4 * len(captions) + 1, scale=scale / 2))
+        sheets.append(viz.contact_sheet(small(film[None], 104), [", ".join(captions)], 4 * len(captions) + 1))
         out["films"].append(dict(words=sentence, frames=film.shape[1], seconds=round(film.shape[1] / avatar.fps, 2),
                                  seams=[round(k, 2) for k in seams(film, [1 + k * (p.frames - 1) for k in range(1, len(captions))])]))
     write_video(a.out / "signs.mp4", torch.cat(whole, 1), avatar.fps)
@@ -312,11 +314,10 @@ def signs(a, p, stages):
     if a.record:
         few = viz.contact_sheet(torch.cat([torch.stack([c for pair in zip(own, made) for c in pair][:6]), back[:2]]),
                                 [f"{w} ({k})" for w in words[:3] for k in ("real", "made")] + [f"{REST} after {w}" for w in words[:2]], 6,
-                                scale=144 / p.size[1])
-        pile([few, viz.contact_sheet(film[None], [", ".join(captions) + ": one film"], 12, scale=71 / p.size[1])], a.out / "few.png")
+                                scale=144 / own.shape[-1])
+        pile([few, viz.contact_sheet(small(film[None], 71), [", ".join(captions) + ": one film"], 12)], a.out / "few.png")
         Image.open(a.out / "few.png").convert("RGB").save(IMAGES / "single_gpu.jpg", quality=72)
-        small = F.interpolate(whole[0].transpose(0, 1), (240, 432), mode="area").transpose(0, 1)
-        (IMAGES / "avatar.webp").write_bytes(viz.animated(small, fps=avatar.fps))
+        (IMAGES / "avatar.webp").write_bytes(viz.animated(small(whole[0][None, :, ::2], 432)[0], fps=avatar.fps / 2))
     for folder in (a.out / "avatar", ROOT / "data" / "avatar")[: 1 + a.ship]:
         ship(replace(avatar, model=trained.ema), folder)
         (folder / "README.md").write_text(CARD.format(words=", ".join(run.train), film=list(captions), steps=took["steps"],
