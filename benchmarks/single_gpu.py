@@ -270,36 +270,51 @@ def signs(a, p, stages):
     with stages("training"): trained, took = train(a, p, "signs", model, (run.latents, run.y), run.objective, lr=p.lr, ema=0.998,
                                                    schedule="linear")
     avatar = run.avatar(Cast(trained.ema, a.device))
-    out, n, make = {}, min(len(run.train), 24), partial(avatar.clips, seed=11)
+    out, n = {}, min(len(run.train), 24)
     words = list(run.train)[:: max(1, len(run.train) // n)][:n]
-    own = torch.cat([to_float(run.train[w]) for w in words])
-    with stages("sampling"), torch.no_grad():
-        made = make(words)
-        rec = [psnr(avatar.decode(encode(run.ae, run.train[w], a.device)).clamp(-1, 1).cpu(), to_float(run.train[w])) for w in words]
-        names, db = run.nearest(made)
-        out["words"] = dict(n=len(words), right=sum(map(str.__eq__, names, words)) / len(words), mean_db_to_nearest=sum(db) / len(db),
-                            psnr=psnr(made, own), reconstruction_psnr=sum(rec) / n, nearest=dict(zip(words, names)))
-        # the caption says "rest" to all; only the given frame says from where
-        back = make([REST] * len(words), own[:, :, -1:])
-        names, db = run.nearest(back, REST)
-        out["going_on"] = dict(n=len(words), right=sum(map(str.__eq__, names, words)) / len(words), mean_db_to_nearest=sum(db) / len(db))
-        few = words[: -(-n // 3)]
-        out["steps"] = [few_steps(run, make, few, made, own, s) for s in (2, 4, 8, 16) if s < p.sample_steps]
-        held = make(list(run.held))
-        names, db = run.nearest(held)
-        true = torch.cat([to_float(x.flip(2)) for x in run.held.values()])
-        down = make([REST] * len(true), true[:, :, :1])
-        out["held_out"] = dict(words=list(run.held), nearest=names, db_to_nearest=db,
-                               psnr_to_the_real_clip=round(psnr(held, true.flip(2)), 2),
-                               rest_from_a_held_out_sign_psnr=round(psnr(down, true), 2),
-                               rest_if_nothing_moved_psnr=round(psnr(true[:, :, :1].expand_as(true), true), 2))
+    own = [to_float(run.train[w]) for w in words]
     small = lambda x, most=208: F.interpolate(x.transpose(1, 2).flatten(0, 1), scale_factor=min(1, most / p.size[1]), mode="area").unflatten(
         0, (len(x), -1)).transpose(1, 2)
-    own, made, back = small(own), small(made), small(back)
-    sheets = [viz.contact_sheet(torch.stack([c for pair in zip(own, made) for c in pair][:16]),
+
+    def made(captions, real, kind="word", given=None, **options):
+        "One clip at a time, for the memory: (small, nearest training clip, dB to it, dB to the real clip, the clip itself)."
+        for i, (caption, x) in enumerate(zip(captions, real)):
+            clip = avatar.clips([caption], None if given is None else given[i], seed=11, index=[i], **options)
+            (name,), (db,) = run.nearest(clip, kind)
+            yield small(clip), name, db, psnr(clip, x), clip
+
+    def measured(rows, names):
+        "What `made` yields, but for the clips: small clips together, and the share of the right nearest ones."
+        pictures, nearest, db, to_real = zip(*(row[:4] for row in rows))
+        right = sum(map(str.__eq__, nearest, names)) / len(names)
+        return torch.cat(pictures), dict(n=len(names), right=right, mean_db_to_nearest=sum(db) / len(db), psnr=sum(to_real) / len(to_real),
+                                         nearest=dict(zip(names, nearest)))
+
+    with stages("sampling"), torch.no_grad():
+        few = words[: -(-n // 3)]                                      # whose clips are kept, to compare fewer steps with
+        rows = [row if i < len(few) else row[:4] for i, row in enumerate(made(words, own))]
+        (pictures, out["words"]), most = measured(rows, words), [row[4] for row in rows[: len(few)]]
+        rec = [psnr(avatar.decode(encode(run.ae, run.train[w], a.device)).clamp(-1, 1).cpu(), x) for w, x in zip(words, own)]
+        out["words"]["reconstruction_psnr"] = sum(rec) / n
+        # the caption says "rest" to all; only the given frame says from where
+        back, out["going_on"] = measured(made([REST] * n, [x.flip(2) for x in own], REST, [x[:, :, -1:] for x in own]), words)
+        out["steps"] = []
+        for steps in (s for s in (2, 4, 8, 16) if s < p.sample_steps):
+            rows = [(*row[:4], psnr(row[4], x)) for row, x in zip(made(few, own, steps=steps), most)]
+            scores = measured(rows, few)[1]
+            out["steps"].append(dict(steps=steps, n=len(few), psnr=scores["psnr"], right=scores["right"],
+                                     psnr_to_most_steps=sum(row[4] for row in rows) / len(rows)))
+        true = [to_float(x) for x in run.held.values()]
+        held, of_words = measured(made(list(run.held), true), list(run.held))
+        down, of_rests = measured(made([REST] * len(true), [x.flip(2) for x in true], REST, [x[:, :, -1:] for x in true]), list(run.held))
+        still = [psnr(x[:, :, -1:].expand_as(x), x.flip(2)) for x in true]
+        out["held_out"] = dict(words=list(run.held), nearest=list(of_words["nearest"].values()), psnr_to_the_real_clip=of_words["psnr"],
+                               rest_from_a_held_out_sign_psnr=of_rests["psnr"], rest_if_nothing_moved_psnr=sum(still) / len(still))
+    own = torch.cat([small(x) for x in own])
+    sheets = [viz.contact_sheet(torch.stack([c for pair in zip(own, pictures) for c in pair][:16]),
                                 [f"{w} ({k})" for w in words for k in ("real", "made")][:16]),
               viz.contact_sheet(back[:6], [f"{REST} after {w}" for w in words[:6]]),
-              viz.contact_sheet(small(torch.cat([held, down])), [f"{w} (held out)" for w in run.held] + [f"{REST} after {w}, held out"
+              viz.contact_sheet(torch.cat([held, down]), [f"{w} (held out)" for w in run.held] + [f"{REST} after {w}, held out"
                                 for w in run.held])]
     out["films"], whole = [], []
     for sentence in p.sentences:                                       # every word, then back to rest
@@ -312,7 +327,7 @@ def signs(a, p, stages):
     write_video(a.out / "signs.mp4", torch.cat(whole, 1), avatar.fps)
     pile(sheets, a.out / "signs.png")
     if a.record:
-        few = viz.contact_sheet(torch.cat([torch.stack([c for pair in zip(own, made) for c in pair][:6]), back[:2]]),
+        few = viz.contact_sheet(torch.cat([torch.stack([c for pair in zip(own, pictures) for c in pair][:6]), back[:2]]),
                                 [f"{w} ({k})" for w in words[:3] for k in ("real", "made")] + [f"{REST} after {w}" for w in words[:2]], 6,
                                 scale=144 / own.shape[-1])
         pile([few, viz.contact_sheet(small(film[None], 71), [", ".join(captions) + ": one film"], 12)], a.out / "few.png")
@@ -326,13 +341,6 @@ def signs(a, p, stages):
     t, h, w = trained.ema.config.grid
     return dict(words_trained=len(run.train), weights=sum(q.numel() for q in trained.ema.parameters()), tokens=t * h * w,
                 fps=avatar.fps, tflops_a_sample_step=training_flops(trained.ema.config) / 1e12, training=took, **out)
-
-
-def few_steps(run, make, words, most, own, steps):
-    "What fewer steps cost: PSNR to the real clip, and to the sample of all steps from the same noise."
-    made, n = make(words, steps=steps), len(words)
-    return dict(steps=steps, n=n, psnr=round(psnr(made, own[:n]), 2), psnr_to_most_steps=round(psnr(made, most[:n]), 2),
-                right=sum(map(str.__eq__, run.nearest(made)[0], words)) / len(words))
 
 
 # ---------------------------------------------------------------- scenes
