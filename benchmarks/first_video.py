@@ -88,13 +88,17 @@ def sheet(run, name):
     save_small(viz.contact_sheet(run.sample(prompts, seed=7), prompts), name)
 
 
+def halve(file):
+    "Weights of a safetensors file in half precision."
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}, file)
+    file.chmod(0o644)
+
+
 def ship(run, folder):
     "What sampling needs, weights in half precision."
     for part in ("model", "autoencoder", "decoder"):
         shutil.copytree(run.out / part, folder / part, dirs_exist_ok=True)
-        file = folder / part / "model.safetensors"
-        save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}, file)
-        file.chmod(0o644)
+        halve(folder / part / "model.safetensors")
     for file in ("recipe.json", "captions.json"): shutil.copy(run.out / file, folder / file)
     (folder / "README.md").write_text(CARD)
 

@@ -23,25 +23,48 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from first_video import halve
 from machine import machine
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from minisora import viz
-from minisora.autoencoder import autoencoder_by_name, tiled_decode
+from minisora.autoencoder import autoencoder_by_name
 from minisora.clips import SceneClips, Vocabulary, caption_of, read_video, scene_caption, stack, to_float, write_video
 from minisora.interpolants import Interpolant
 from minisora.latent_cache import write_json
-from minisora.metrics import Judge, area_flicker, jerk_px, judge_clips, nearest_clip, psnr, train_judge
-from minisora.sampling import sample
-from minisora.single_gpu import Continuation, FoldedVAE, chain, sample_after, seams, training_flops
+from minisora.metrics import Judge, area_flicker, jerk_px, judge_clips, nearest_clip, psnr, shape_measures, train_judge
+from minisora.pipeline import MODERN
+from minisora.sampling import sample, settle
+from minisora.single_gpu import Avatar, Continuation, FoldedVAE, seams, training_flops
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import estimate, fit
 
 ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "nbs" / "images"
 REST = "rest"                        # the caption of a clip that runs backwards: from the sign to arms at rest
 OURS = dict(prediction="data", weight="velocity", max_weight=25.0, std=1.4)
+
+
+CARD = """---
+license: apache-2.0
+library_name: minisora
+---
+# An avatar that signs, at 480p
+
+Type words, get a film: 864×480 pixels, 33 frames a word, each clip going on where the last one ended. Weights in half precision.
+Made by `python benchmarks/single_gpu.py --part signs --ship` in {minutes:.0f} minutes of training on {machine}, {steps:,} steps, from one
+clip a word of an animated avatar ([MIT](https://github.com/jigargajjar55/Audio-Speech-To-Sign-Language-Converter)). **This is memorised
+motion**: it knows the signs of *{words}*, and no others; "rest" lets the arms down. `benchmarks/single_gpu.json` has what was
+measured.
+
+```python
+from minisora.single_gpu import Avatar
+avatar = Avatar.from_pretrained("data/avatar")
+film = avatar.film({film})                     # (3, T, 480, 864), in [-1, 1]
+```
+"""
 
 
 @dataclass(frozen=True)
@@ -51,11 +74,11 @@ class Preset:
     steps: int = 0                   # 0: as many as the minutes allow, by `estimate`
     batch: int = 16
     lr: float = 1.5e-3
-    width: int = 256
+    width: int = 224
     depth: int = 8
     heads: int = 4
-    bias: bool = False               # signs: relative bias, which learns faster in short runs and bars the fast attention
-    size: tuple = (480, 832)
+    bias: bool = False               # relative bias, which learns faster in short runs and bars the fast attention
+    size: tuple = (480, 864)
     frames: int = 33
     sample_steps: int = 24
     fold: int = 4                    # signs: latents a side that the second stage makes one
@@ -70,16 +93,18 @@ class Preset:
     looks: int = 6                   # scenes: how often during training
 
 
-SMALL = dict(size=(96, 160), frames=17, width=160, depth=6, heads=5, bias=True, channels=96, batch=8, lr=2e-3, sample_steps=16,
-             words=("hello", "eat", "good", "you", "thank", "home"), held_out=("world", "thank you"),
-             sentences=(("hello", "you"), ("eat", "good")))
+SMALL = dict(width=192, depth=6, heads=6, bias=True, fold=12, channels=192, batch=4, lr=4e-3, sample_steps=16,
+             words=("hello", "you", "learn", "thank", "good", "eat", "happy", "me", "see", "sign", "help", "work"),
+             held_out=("world", "thank you"), sentences=(("hello", "you", "learn"), ("me", "happy")))
+SCENES = dict(size=(64, 64), frames=17, patch=(1, 2, 2), depth=6, heads=6, bias=True)
 TINY = dict(steps=6, judge_steps=3, clips=24, judged=6, looks=2, width=48, depth=2, heads=4, batch=4, sample_steps=2)
 PRESETS = {
-    "signs": {"gpu": Preset(), "cpu": Preset(**SMALL, steps=700),
-              "smoke": Preset(**SMALL | TINY | dict(size=(64, 128), words=("hello", "eat"), held_out=("world",),
-                                                    sentences=(("hello", "eat"),), channels=16))},
-    "scenes": {"gpu": Preset(minutes=3, size=(64, 64), frames=17, patch=(1, 2, 2), batch=64, lr=2e-3, width=192, depth=6, heads=6),
-               "smoke": Preset(**TINY | dict(size=(64, 64), frames=17, patch=(1, 2, 2)))},
+    "signs": {"gpu": Preset(), "cpu": Preset(**SMALL, steps=3000),
+              "smoke": Preset(**SMALL | TINY | dict(size=(64, 128), frames=17, words=("hello", "eat"), held_out=("world",),
+                                                    sentences=(("hello", "eat"),), fold=4, channels=16))},
+    "scenes": {"gpu": Preset(**SCENES, minutes=3, batch=64, lr=3e-3, width=192),
+               "cpu": Preset(**SCENES, minutes=35, batch=8, lr=4.5e-3, width=144, judged=108, looks=5),
+               "smoke": Preset(**SCENES | TINY)},
     "plan": {"gpu": Preset()}}
 
 
@@ -150,14 +175,10 @@ def train(a, p, name, model, data, objective, look=None, looks=1, **options):
     return trained, dict(plan, **took)
 
 
-def ship(model, about, folder, name, more=None, most=15e6):
-    "The weights, and `more` tensors, in half precision in files of at most `most` bytes; and what is needed to use them."
-    state, part, parts = model.state_dict() | (more or {}), {}, []
-    for k, v in ((k, v.half().contiguous().cpu()) for k, v in state.items()):
-        if part and sum(t.nbytes for t in part.values()) + v.nbytes > most: parts, part = [*parts, part], {}
-        part[k] = v
-    for i, tensors in enumerate([*parts, part]): save_file(tensors, folder / f"{name}-{i}.safetensors")
-    write_json(folder / f"{name}.json", dict(about, config=asdict(model.config)))
+def ship(model, folder):
+    "What has a `save_pretrained`, its weights in half precision."
+    model.save_pretrained(folder)
+    for file in folder.rglob("*.safetensors"): halve(file)
 
 
 def pile(pictures, path):
@@ -228,18 +249,11 @@ class SignsRun:
         p, (C, *size) = self.p, self.latents.shape[1:]
         return VideoDiT(VideoDiTConfig(channels=C + 1, size=tuple(size), patch=p.patch, width=p.width, depth=p.depth, heads=p.heads,
                                        vocab=len(self.vocabulary), slots=self.vocabulary.slots, context=True, label_std=0.5,
-                                       relative_bias=p.bias, qk_norm=True))
+                                       relative_bias=p.bias, **MODERN))
 
-    def decode(self, z): return tiled_decode(self.ae, z, tile=8, overlap=3, margin=1) if min(z.shape[3:]) > 8 else self.ae.decode(z)
-
-    @torch.no_grad()
-    def sample(self, model, captions, given=None, steps=None, seed=11):
-        "Clips (B, 3, T, H, W) on the CPU."
-        y = self.vocabulary.encode_batch(captions).to(self.a.device)
-        if given is not None: given = ((given - self.mean) / self.std).to(self.a.device)
-        z = sample_after(Cast(model, self.a.device), self.objective, y, given, steps=steps or self.p.sample_steps, guidance=2.0,
-                         batch_size=8, guidance_interval=(0.0, 0.5), shift=3.0, seed=seed)
-        return torch.cat([self.decode(k * self.std + self.mean).clamp(-1, 1).cpu() for k in z.split(1)])
+    def avatar(self, model):
+        return Avatar(model, self.ae, self.vocabulary, self.objective, self.mean, self.std, 24 * (self.p.frames - 1) / 40,
+                      dict(steps=self.p.sample_steps, guidance=2.0, guidance_interval=(0.0, 0.5), shift=3.0))
 
     def nearest(self, clips, kind="word"):
         "The training clip nearest to each: names, and PSNR to it at 60×104 pixels."
@@ -248,14 +262,6 @@ class SignsRun:
         db = [round(float(psnr(x[None], self.known[kind][i][None])), 2) for x, i in zip(small, index.tolist())]
         return [list(self.train)[i] for i in index.tolist()], db
 
-    def film(self, model, words, steps=None):
-        "A sentence: every word, then back to rest, each clip going on from the last frame of the one before."
-        captions = [c for w in words for c in (w, REST)]
-        y = self.vocabulary.encode_batch(captions).to(self.a.device)
-        film = chain(Cast(model, self.a.device), self.objective, self.ae, y, overlap=1, mean=self.mean, std=self.std, seed=5,
-                     decode=self.decode, steps=steps or self.p.sample_steps, guidance=2.0, guidance_interval=(0.0, 0.5), shift=3.0)
-        return film.cpu(), captions
-
 
 def signs(a, p, stages):
     run = SignsRun(a, p, stages)
@@ -263,62 +269,78 @@ def signs(a, p, stages):
     print(f"{len(run.train)} words, latents {tuple(run.latents.shape)}, {sum(q.numel() for q in model.parameters()):,} weights", flush=True)
     with stages("training"): trained, took = train(a, p, "signs", model, (run.latents, run.y), run.objective, lr=p.lr, ema=0.998,
                                                    schedule="linear")
-    ema, out, n = trained.ema, {}, min(len(run.train), 24)
-    words, fps = list(run.train)[:: max(1, len(run.train) // n)][:n], 24 * (p.frames - 1) / 40
-    own = torch.cat([to_float(run.train[w]) for w in words])
+    avatar = run.avatar(Cast(trained.ema, a.device))
+    out, n = {}, min(len(run.train), 24)
+    words = list(run.train)[:: max(1, len(run.train) // n)][:n]
+    own = [to_float(run.train[w]) for w in words]
+    small = lambda x, most=208: F.interpolate(x.transpose(1, 2).flatten(0, 1), scale_factor=min(1, most / p.size[1]), mode="area").unflatten(
+        0, (len(x), -1)).transpose(1, 2)
+
+    def made(captions, real, kind="word", given=None, **options):
+        "One clip at a time, for the memory: (small, nearest training clip, dB to it, dB to the real clip, the clip itself)."
+        for i, (caption, x) in enumerate(zip(captions, real)):
+            clip = avatar.clips([caption], None if given is None else given[i], seed=11, index=[i], **options)
+            (name,), (db,) = run.nearest(clip, kind)
+            yield small(clip), name, db, psnr(clip, x), clip
+
+    def measured(rows, names):
+        "What `made` yields, but for the clips: small clips together, and the share of the right nearest ones."
+        pictures, nearest, db, to_real = zip(*(row[:4] for row in rows))
+        right = sum(map(str.__eq__, nearest, names)) / len(names)
+        return torch.cat(pictures), dict(n=len(names), right=right, mean_db_to_nearest=sum(db) / len(db), psnr=sum(to_real) / len(to_real),
+                                         nearest=dict(zip(names, nearest)))
+
     with stages("sampling"), torch.no_grad():
-        made = run.sample(ema, words)
-        rec = torch.cat([run.decode(encode(run.ae, run.train[w], a.device)).clamp(-1, 1).cpu() for w in words])
-        names, db = run.nearest(made)
-        out["words"] = dict(n=len(words), right=sum(map(str.__eq__, names, words)) / len(words), mean_db_to_nearest=sum(db) / len(db),
-                            psnr=psnr(made, own), reconstruction_psnr=psnr(rec, own), nearest=dict(zip(words, names)))
+        few = words[: -(-n // 3)]                                      # whose clips are kept, to compare fewer steps with
+        rows = [row if i < len(few) else row[:4] for i, row in enumerate(made(words, own))]
+        (pictures, out["words"]), most = measured(rows, words), [row[4] for row in rows[: len(few)]]
+        rec = [psnr(avatar.decode(encode(run.ae, run.train[w], a.device)).clamp(-1, 1).cpu(), x) for w, x in zip(words, own)]
+        out["words"]["reconstruction_psnr"] = sum(rec) / n
         # the caption says "rest" to all; only the given frame says from where
-        ends = torch.cat([encode(run.ae, run.train[w][:, :, -1:], a.device) for w in words]).cpu()
-        back = run.sample(ema, [REST] * len(words), ends)
-        names, db = run.nearest(back, REST)
-        out["going_on"] = dict(n=len(words), right=sum(map(str.__eq__, names, words)) / len(words), mean_db_to_nearest=sum(db) / len(db))
-        out["steps"] = [few_steps(run, ema, words[:8], made[:8], own[:8], s) for s in (2, 4, 8, 16) if s < p.sample_steps]
-        held = run.sample(ema, list(run.held))
-        names, db = run.nearest(held)
-        ends = torch.cat([encode(run.ae, x[:, :, -1:], a.device) for x in run.held.values()]).cpu()
-        down, true = run.sample(ema, [REST] * len(ends), ends), torch.cat([to_float(x.flip(2)) for x in run.held.values()])
-        out["held_out"] = dict(words=list(run.held), nearest=names, db_to_nearest=db,
-                               psnr_to_the_real_clip=round(psnr(held, torch.cat([to_float(x) for x in run.held.values()])), 2),
-                               rest_from_a_held_out_sign_psnr=round(psnr(down, true), 2),
-                               rest_if_nothing_moved_psnr=round(psnr(true[:, :, :1].expand_as(true), true), 2))
-    scale = min(1, 208 / p.size[1])
-    sheets = [viz.contact_sheet(torch.stack([c for pair in zip(own, made) for c in pair][:16]),
-                                [f"{w} ({k})" for w in words for k in ("real", "made")][:16], scale=scale),
-              viz.contact_sheet(back[:6], [f"{REST} after {w}" for w in words[:6]], scale=scale),
+        back, out["going_on"] = measured(made([REST] * n, [x.flip(2) for x in own], REST, [x[:, :, -1:] for x in own]), words)
+        out["steps"] = []
+        for steps in (s for s in (2, 4, 8, 16) if s < p.sample_steps):
+            rows = [(*row[:4], psnr(row[4], x)) for row, x in zip(made(few, own, steps=steps), most)]
+            scores = measured(rows, few)[1]
+            out["steps"].append(dict(steps=steps, n=len(few), psnr=scores["psnr"], right=scores["right"],
+                                     psnr_to_most_steps=sum(row[4] for row in rows) / len(rows)))
+        true = [to_float(x) for x in run.held.values()]
+        held, of_words = measured(made(list(run.held), true), list(run.held))
+        down, of_rests = measured(made([REST] * len(true), [x.flip(2) for x in true], REST, [x[:, :, -1:] for x in true]), list(run.held))
+        still = [psnr(x[:, :, -1:].expand_as(x), x.flip(2)) for x in true]
+        out["held_out"] = dict(words=list(run.held), nearest=list(of_words["nearest"].values()), psnr_to_the_real_clip=of_words["psnr"],
+                               rest_from_a_held_out_sign_psnr=of_rests["psnr"], rest_if_nothing_moved_psnr=sum(still) / len(still))
+    own = torch.cat([small(x) for x in own])
+    sheets = [viz.contact_sheet(torch.stack([c for pair in zip(own, pictures) for c in pair][:16]),
+                                [f"{w} ({k})" for w in words for k in ("real", "made")][:16]),
+              viz.contact_sheet(back[:6], [f"{REST} after {w}" for w in words[:6]]),
               viz.contact_sheet(torch.cat([held, down]), [f"{w} (held out)" for w in run.held] + [f"{REST} after {w}, held out"
-                                for w in run.held], scale=scale)]
-    out["films"] = []
-    for sentence in p.sentences:
-        with stages("films"): film, captions = run.film(ema, sentence)
-        name = "signs-" + "-".join(sentence) + ".mp4"
-        write_video(a.out / name, film, fps)
-        sheets.append(viz.contact_sheet(film[None], [", ".join(captions)], 4 * len(captions) + 1, scale=scale / 2))
-        out["films"].append(dict(words=sentence, file=name, frames=film.shape[1], seconds=round(film.shape[1] / fps, 2),
+                                for w in run.held])]
+    out["films"], whole = [], []
+    for sentence in p.sentences:                                       # every word, then back to rest
+        captions = [c for w in sentence for c in (w, REST)]
+        with stages("films"): film = avatar.film(captions, seed=5)
+        whole.append(film)
+        sheets.append(viz.contact_sheet(small(film[None], 104), [", ".join(captions)], 4 * len(captions) + 1))
+        out["films"].append(dict(words=sentence, frames=film.shape[1], seconds=round(film.shape[1] / avatar.fps, 2),
                                  seams=[round(k, 2) for k in seams(film, [1 + k * (p.frames - 1) for k in range(1, len(captions))])]))
+    write_video(a.out / "signs.mp4", torch.cat(whole, 1), avatar.fps)
     pile(sheets, a.out / "signs.png")
     if a.record:
-        few = viz.contact_sheet(torch.cat([torch.stack([c for pair in zip(own, made) for c in pair][:6]), back[:2]]),
+        few = viz.contact_sheet(torch.cat([torch.stack([c for pair in zip(own, pictures) for c in pair][:6]), back[:2]]),
                                 [f"{w} ({k})" for w in words[:3] for k in ("real", "made")] + [f"{REST} after {w}" for w in words[:2]], 6,
-                                scale=144 / p.size[1])
-        pile([few, viz.contact_sheet(film[None], [", ".join(captions) + ": one film"], 12, scale=71 / p.size[1])], a.out / "few.png")
-        Image.open(a.out / "few.png").convert("RGB").save(ROOT / "nbs" / "images" / "single_gpu.jpg", quality=72)
-    stage = {f"autoencoder.{k}": v for k, v in run.ae.state_dict().items() if not k.startswith("inner.")}
-    ship(ema, dict(mean=run.mean, std=run.std, vocabulary=run.vocabulary.to_dict(), objective=run.objective.to_dict()), a.out, "signs", stage)
-    t, h, w = ema.config.grid
-    return dict(words_trained=len(run.train), weights=sum(q.numel() for q in ema.parameters()), tokens=t * h * w, fps=fps,
-                tflops_a_sample_step=training_flops(ema.config) / 1e12, training=took, **out)
-
-
-def few_steps(run, model, words, most, own, steps):
-    "What fewer steps cost: PSNR to the real clip, and to the sample of all steps from the same noise."
-    made = run.sample(model, words, steps=steps)
-    return dict(steps=steps, psnr=round(psnr(made, own), 2), psnr_to_most_steps=round(psnr(made, most), 2),
-                right=sum(map(str.__eq__, run.nearest(made)[0], words)) / len(words))
+                                scale=144 / own.shape[-1])
+        pile([few, viz.contact_sheet(small(film[None], 71), [", ".join(captions) + ": one film"], 12)], a.out / "few.png")
+        Image.open(a.out / "few.png").convert("RGB").save(IMAGES / "single_gpu.jpg", quality=72)
+        (IMAGES / "avatar.webp").write_bytes(viz.animated(small(whole[0][None, :, ::2], 432)[0], fps=avatar.fps / 2))
+    for folder in (a.out / "avatar", ROOT / "data" / "avatar")[: 1 + a.ship]:
+        ship(replace(avatar, model=trained.ema), folder)
+        (folder / "README.md").write_text(CARD.format(words=", ".join(run.train), film=list(captions), steps=took["steps"],
+                                                      minutes=took["cpu_minutes"] if a.device.type == "cpu" else took["minutes"],
+                                                      machine="one processor core" if a.device.type == "cpu" else "one GPU"))
+    t, h, w = trained.ema.config.grid
+    return dict(words_trained=len(run.train), weights=sum(q.numel() for q in trained.ema.parameters()), tokens=t * h * w,
+                fps=avatar.fps, tflops_a_sample_step=training_flops(trained.ema.config) / 1e12, training=took, **out)
 
 
 # ---------------------------------------------------------------- scenes
@@ -343,23 +365,29 @@ def scenes(a, p, stages):
     data, y = ((z - mean) / std, vocabulary.encode_batch(captions)), vocabulary.encode_batch(prompts).to(a.device)
     with stages("judge"): judge = the_judge(a, p, ae)
     rec = torch.cat([ae(to_float(x).to(a.device)).clamp(-1, 1).cpu() for x in held["clips"].split(32)])
-    measure = lambda x: dict(judge_clips(judge, x, wanted), jerk_px=jerk_px(x), area_flicker=area_flicker(x))
+    measure = lambda x: dict(judge_clips(judge, x, wanted), **shape_measures(x, [w["object"] for w in wanted]), jerk_px=jerk_px(x),
+                             area_flicker=area_flicker(x))
     out = dict(n=len(prompts), real=measure(to_float(held["clips"])), reconstructions=measure(rec), recipes={})
     shape = dict(channels=z.shape[1], size=tuple(z.shape[2:]), patch=p.patch, width=p.width, depth=p.depth, heads=p.heads,
                  vocab=len(vocabulary), slots=vocabulary.slots)
-    ours = (VideoDiTConfig(**shape, context=True, label_std=0.5, qk_norm=True), Interpolant(**OURS, shift=6.0, delta=4.0, steady=0.05),
-            dict(lr=p.lr, schedule="linear", ema=0.998), dict(guidance=4.0, guidance_interval=(0.0, 0.5), shift=6.0))
+    ours = (VideoDiTConfig(**shape, context=True, label_std=0.5, relative_bias=p.bias, **MODERN), Interpolant(**OURS, shift=6.0),
+            dict(lr=p.lr, schedule="linear", ema=0.998), dict(guidance=3.0, guidance_interval=(0.0, 0.5), shift=6.0, solver="ddim", eta=1.0))
     plain = (VideoDiTConfig(**shape), Interpolant(), dict(lr=1e-4, ema=0.998), dict(guidance=4.0))
     for name, (config, objective, options, how) in dict(ours=ours, plain=plain).items():
         @torch.no_grad()
         def made(ema, objective=objective, how=how):
             s = sample(Cast(ema, a.device), objective, y, steps=p.sample_steps, seed=3, batch_size=64, **how)
+            if "eta" in how: s = settle(Cast(ema, a.device), objective, s, y, times=3, seed=3)
             return torch.cat([ae.decode(k * std + mean).clamp(-1, 1).cpu() for k in s.split(32)])
         look = lambda step, ema, minutes, made=made: {k: v for k, v in measure(made(ema)).items() if k != "n"}
         with stages(f"training {name}"): trained, took = train(a, p, name, VideoDiT(config), data, objective, look, p.looks, **options)
         out["recipes"][name] = dict(took, weights=sum(q.numel() for q in trained.ema.parameters()))
-        viz.contact_sheet(made(trained.ema)[:12], prompts[:12]).save(a.out / f"scenes-{name}.png")
-        if name == "ours": ship(trained.ema, dict(mean=mean, std=std, vocabulary=vocabulary.to_dict()), a.out, "scenes")
+        sheet = viz.contact_sheet(made(trained.ema)[:12], prompts[:12])
+        sheet.save(a.out / f"scenes-{name}.png")
+        if a.record: sheet.convert("RGB").save(IMAGES / f"single_gpu_scenes_{name}.jpg", quality=80)
+        if name == "ours":
+            ship(trained.ema, a.out / "scenes")
+            write_json(a.out / "scenes" / "latents.json", dict(mean=mean, std=std, vocabulary=vocabulary.to_dict()))
     out["all_right"] = out["recipes"]["ours"]["looks"][-1]["all_right"]
     out["bar"] = dict(all_right=0.97, met=out["all_right"] >= 0.97)
     out["faster"] = times_faster(out["recipes"]["ours"]["looks"], out["recipes"]["plain"]["looks"])
@@ -398,7 +426,7 @@ def the_plan(a, p, stages):
     "Ten seconds at 480p, and the training for it, before there is a card: operations counted, memory measured here in float32."
     ae = FoldedVAE.around(autoencoder_by_name(a.vae), p.fold, p.channels)
     config = VideoDiTConfig(channels=p.channels + 1, size=ae.spec.latent_shape(p.frames, *p.size)[1:], patch=p.patch, width=p.width,
-                            depth=p.depth, heads=p.heads, vocab=150, slots=2, context=True, label_std=0.5, qk_norm=True)
+                            depth=p.depth, heads=p.heads, vocab=150, slots=2, context=True, label_std=0.5, **MODERN)
     n, thin, g = 2, 3, torch.Generator().manual_seed(0)                    # a third of the frames: activations grow with the tokens
     size = (config.size[0] // thin, *config.size[1:])
     data = (torch.randn(n, p.channels, *size, generator=g), torch.randint(150, (n, 2), generator=g))
@@ -441,7 +469,7 @@ def main(a):
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--part", choices=PRESETS, required=True)
-    p.add_argument("--preset", default="gpu", help="gpu, cpu (signs) or smoke")
+    p.add_argument("--preset", default="gpu", help="gpu, cpu or smoke")
     p.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the folder that holds signs")
     p.add_argument("--vae", default=str(ROOT / "data" / "video-vae"), help="the video autoencoder's folder")
     p.add_argument("--out", type=Path, help="what was measured and made; default: in --work")
@@ -450,6 +478,7 @@ if __name__ == "__main__":
     p.add_argument("--chunk", type=float, default=0, help="leave after so many minutes of training, to be called again")
     p.add_argument("--as-is", action="store_true", help="after --chunk minutes, or at once, measure what there is")
     p.add_argument("--record", action="store_true", help="write the figures into benchmarks/single_gpu.json and the lesson's picture too")
+    p.add_argument("--ship", action="store_true", help="signs: write the weights into data/avatar too")
     p.add_argument("--device", help="default: CUDA where there is one")
     a = p.parse_args()
     if a.preset not in PRESETS[a.part]: p.error(f"--preset {a.preset}: {a.part} has {', '.join(PRESETS[a.part])}")

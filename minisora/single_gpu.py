@@ -4,17 +4,22 @@
 
 # %% auto #0
 __all__ = ['fold', 'unfold', 'FoldedVAE', 'training_flops', 'told', 'Continuation', 'leading', 'Given', 'sample_after', 'chain',
-           'seams']
+           'seams', 'Avatar']
 
 # %% ../nbs/16_single_gpu.ipynb #91c6c03b
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from .autoencoder import Autoencoder, CausalVideoVAE, Moments, Spec
+from .autoencoder import Autoencoder, CausalVideoVAE, Moments, Spec, tiled_decode
+from .clips import Vocabulary
+from .dit import written_whole
 from .interpolants import Interpolant
+from .latent_cache import write_json
 from .sampling import indices, latent_shape, sample
 from .temporal import VideoDiT
 
@@ -207,3 +212,66 @@ def seams(film, joints):
     at = [j - 1 for j in joints]
     rest = change[[i for i in range(len(change)) if i not in at]].max().clamp(min=1e-9)
     return (change[at] / rest).tolist()
+
+# %% ../nbs/16_single_gpu.ipynb #c1ab7e40
+@dataclass
+class Avatar:
+    """A model that makes the clip of a caption or goes on with one, and all that this needs: `clips`, `film`.
+
+    `mean` and `std` are those of the latents that `model` was trained on; `fps`: frames a second;
+    `options` go to `sample` where a call does not say otherwise."""
+    model: VideoDiT
+    autoencoder: FoldedVAE
+    vocabulary: Vocabulary
+    objective: Continuation
+    mean: float = 0.
+    std: float = 1.
+    fps: float = 12.
+    options: dict = field(default_factory=dict)
+
+    def _asked(self, captions):
+        return self.vocabulary.encode_batch(captions).to(self.autoencoder.centre.device)
+
+    def decode(self, z):
+        "Latents of the autoencoder (B, C, t, h, w) -> clips (B, 3, T, H, W); large ones in tiles."
+        if min(z.shape[3:]) <= 8: return self.autoencoder.decode(z)
+        return tiled_decode(self.autoencoder, z, tile=8, overlap=3, margin=1)
+
+    @torch.no_grad()
+    def clips(self, captions, given=None, seed=0, batch_size=8, **options):
+        """Clips (B, 3, T, H, W), in [-1, 1] on the CPU, one a caption; they begin as `given` (B, 3, 1 + 4k,
+        H, W) does. ValueError: a word that the model does not know."""
+        y = self._asked(captions)
+        if given is not None:
+            given = (self.autoencoder.encode(given.to(y.device)).mode - self.mean) / self.std
+        z = sample_after(self.model, self.objective, y, given, seed=seed, batch_size=batch_size,
+                         **self.options | options)
+        return torch.cat([self.decode(k * self.std + self.mean).clamp(-1, 1).cpu() for k in z.split(1)])
+
+    def film(self, captions, seed=0, **options):
+        "One film (3, T, H, W) on the CPU, of several captions in turn; see `chain`."
+        return chain(self.model, self.objective, self.autoencoder, self._asked(captions), mean=self.mean,
+                     std=self.std, decode=self.decode, seed=seed, **self.options | options).cpu()
+
+    def save_pretrained(self, folder):
+        "Write folders model and autoencoder, and avatar.json; each file is replaced whole."
+        with written_whole(folder) as part:
+            self.model.save_pretrained(part / 'model')
+            self.autoencoder.save_pretrained(part / 'autoencoder')
+            write_json(part / 'avatar.json', dict(
+                vocabulary=self.vocabulary.to_dict(), objective=self.objective.to_dict(), mean=self.mean,
+                std=self.std, fps=self.fps, options=self.options))
+
+    @classmethod
+    def from_pretrained(cls, folder, device='cpu'):
+        "What `save_pretrained` wrote. FileNotFoundError, ValueError: name the file that is missing or wrong."
+        file = Path(folder) / 'avatar.json'
+        if not file.is_file(): raise FileNotFoundError(f'{file}: no such file')
+        try:
+            about = json.loads(file.read_text())
+            parts = dict(about, vocabulary=Vocabulary.from_dict(about['vocabulary']),
+                         objective=Continuation.from_dict(about['objective']))
+            return cls(VideoDiT.from_pretrained(file.with_name('model')).to(device),
+                       FoldedVAE.from_pretrained(file.with_name('autoencoder')).to(device), **parts)
+        except (KeyError, TypeError, json.JSONDecodeError) as e:
+            raise ValueError(f'{file}: does not describe an Avatar of this version: {e!r}') from None

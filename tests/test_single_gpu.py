@@ -8,7 +8,8 @@ from torch import nn
 from minisora.autoencoder import CausalVideoVAE
 from minisora.diffusion import draw
 from minisora.sampling import Counted, sample
-from minisora.single_gpu import (Continuation, FoldedVAE, Given, chain, fold, leading, sample_after, seams, told,
+from minisora.clips import Vocabulary
+from minisora.single_gpu import (Avatar, Continuation, FoldedVAE, Given, chain, fold, leading, sample_after, seams, told,
                                  training_flops, unfold)
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import fit
@@ -285,6 +286,52 @@ def test_second_stage_is_saved_and_loaded_strictly(inner, tmp_path):
 def test_second_stage_names_what_does_not_fit(inner):
     with pytest.raises(ValueError, match="channels must be from 1 to 24"): FoldedVAE.around(inner, 2, 25)
     with pytest.raises(ValueError, match="multiples of 32"): FoldedVAE.around(inner, 4, 8).encode(clips()[..., :48])
+
+
+# ---------------------------------------------------------------- the avatar
+
+@pytest.fixture
+def avatar(inner):
+    ae = FoldedVAE.around(inner, 2, 3)
+    with torch.no_grad(): ae.init_pca([inner.encode(clips()).mode])
+    vocabulary = Vocabulary.from_captions(["hello", "you", "rest"])
+    model = awake(VideoDiTConfig(channels=4, size=(3, 2, 4), patch=(1, 1, 1), width=32, depth=2, heads=2, vocab=len(vocabulary)))
+    return Avatar(model, ae, vocabulary, Continuation(prediction="data", given=(0, 1)), mean=.1, std=2., fps=9.6,
+                  options=dict(steps=3, guidance=2., guidance_interval=(0., .5)))
+
+
+def test_an_avatar_makes_clips_and_goes_on_with_them(avatar):
+    x = avatar.clips(["hello", "rest", "hello"], seed=4)
+    assert x.shape == (3, 3, 9, 32, 64) and x.abs().max() <= 1
+    assert torch.allclose(x, avatar.clips(["hello", "rest", "hello"], seed=4, batch_size=2), atol=1e-5)
+    assert not torch.equal(x, avatar.clips(["hello", "rest", "hello"], seed=4, steps=1)), "a call may name another option"
+    z = sample_after(avatar.model, avatar.objective, avatar.vocabulary.encode_batch(["you"]), seed=4, **avatar.options)
+    with torch.no_grad():
+        assert torch.allclose(avatar.clips(["you"], seed=4), avatar.autoencoder.decode(z * 2 + .1).clamp(-1, 1), atol=1e-5)
+        ends = x[:, :, -1:]
+        given = (avatar.autoencoder.encode(ends).mode - .1) / 2
+        z = sample_after(avatar.model, avatar.objective, avatar.vocabulary.encode_batch(["rest"] * 3), given, **avatar.options)
+        on = avatar.clips(["rest"] * 3, ends)
+        assert torch.allclose(on, avatar.autoencoder.decode(z * 2 + .1).clamp(-1, 1), atol=1e-5)
+
+
+def test_an_avatars_film_is_its_clips_in_turn(avatar):
+    film = avatar.film(["hello", "rest"], seed=4)
+    assert film.shape == (3, 17, 32, 64)
+    assert torch.allclose(film[:, :9], avatar.clips(["hello"], seed=4)[0], atol=1e-5)
+    assert torch.allclose(film[:, 9:], avatar.clips(["rest"], film[None, :, 8:9], seed=5)[0, :, 1:], atol=1e-5)
+
+
+def test_an_avatar_is_saved_and_loaded_whole(avatar, tmp_path):
+    avatar.save_pretrained(tmp_path / "avatar")
+    again = Avatar.from_pretrained(tmp_path / "avatar")
+    assert torch.equal(again.film(["you", "rest"]), avatar.film(["you", "rest"])) and again.fps == 9.6
+    with pytest.raises(ValueError, match="unknown word 'helo'.*did you mean 'hello'"): again.clips(["helo"])
+    with pytest.raises(FileNotFoundError, match="avatar.json"): Avatar.from_pretrained(tmp_path)
+    file = tmp_path / "avatar" / "avatar.json"
+    for text, field in (("{", "JSONDecodeError"), ('{"mean": 0}', "vocabulary")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=f"(?s)avatar.json.*{field}"): Avatar.from_pretrained(tmp_path / "avatar")
 
 
 # ---------------------------------------------------------------- FLOPs
