@@ -384,7 +384,7 @@ def scenes(a, p, stages):
         out["recipes"][name] = dict(took, weights=sum(q.numel() for q in trained.ema.parameters()))
         sheet = viz.contact_sheet(made(trained.ema)[:12], prompts[:12])
         sheet.save(a.out / f"scenes-{name}.png")
-        if a.record: sheet.convert("RGB").save(IMAGES / f"single_gpu_scenes_{name}.jpg", quality=80)
+        if a.record and name == "ours": sheet.convert("RGB").save(IMAGES / "single_gpu_scenes_ours.jpg", quality=80)
         if name == "ours":
             ship(trained.ema, a.out / "scenes")
             write_json(a.out / "scenes" / "latents.json", dict(mean=mean, std=std, vocabulary=vocabulary.to_dict()))

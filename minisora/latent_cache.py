@@ -10,8 +10,8 @@ __all__ = ['DTYPES', 'ROW', 'FORMAT', 'VERSION', 'CHANGED', 'views', 'statistics
            'make_plan', 'same_plan', 'read_ahead', 'StreamReader', 'as_dataset', 'read_clips', 'found', 'write_shard',
            'ranks', 'share', 'attempt', 'write_shards', 'published', 'publish', 'tidy', 'recover', 'prepare',
            'config_of', 'evaluating', 'write_cache', 'load_manifest', 'read_manifest', 'shard_problem', 'foreign',
-           'verify', 'MappedShards', 'new_batch', 'gather', 'Rows', 'coins', 'LatentCache', 'LatentSampler', 'repair',
-           'NpyFolder', 'load_npy', 'Encoded', 'ReadyClips', 'convert', 'write_caches']
+           'verify', 'MappedShards', 'new_batch', 'gather', 'Rows', 'coins', 'LatentCache', 'LatentSampler',
+           'write_caches', 'repair', 'NpyFolder', 'load_npy', 'Encoded', 'ReadyClips', 'convert']
 
 # %% ../nbs/02_latent_cache.ipynb #6772b5fb
 import dataclasses, hashlib, json, math, mmap, os, shutil, struct, time, warnings
@@ -886,6 +886,25 @@ class LatentSampler(torch.utils.data.Sampler):
         if self.uneven == 'keep': return len(range(self.rank, left, self.world_size))
         return left // self.world_size if self.uneven == 'drop' else -(-left // self.world_size)
 
+# %% ../nbs/02_latent_cache.ipynb #c3b8f0aa
+def write_caches(path, clips, autoencoder, **options):
+    """Encode clips in buckets, each bucket into a cache of its own, `path`/16x48x80 (frames, height, width);
+    returns {'16x48x80': LatentCache, …}, which is what `train.Buckets` takes.
+
+    `clips.bucket_of[i]` is clip i's `Bucket`, as in `FolderClips(…, buckets=…)`. `options` and errors are
+    those of `write_cache`, and the same call goes on after an interruption. Later, without the clips, open
+    them with `{p.name: LatentCache(p) for p in sorted(Path(path).iterdir())}`. ValueError: the clips have no
+    buckets, or `path` is itself a cache."""
+    path, members = Path(path), {}
+    for i, bucket in enumerate(getattr(clips, 'bucket_of', ())): members.setdefault(bucket, []).append(i)
+    if not members or None in members:
+        raise ValueError(f'these {type(clips).__name__} are in no buckets: write_cache makes their one cache')
+    if (path / 'manifest.json').exists():
+        raise ValueError(f'{path} is a latent cache: choose another folder for the caches of the buckets')
+    part = lambda bucket: torch.utils.data.Subset(clips, members[bucket])
+    name = lambda b: f'{b.frames}x{b.height}x{b.width}'
+    return {name(b): write_cache(path / name(b), part(b), autoencoder, **options) for b in sorted(members)}
+
 # %% ../nbs/02_latent_cache.ipynb #a746d562
 def repair(path, clips, autoencoder, exact=True):
     """Encode again the shards that `verify` finds bad; returns their file names.
@@ -992,22 +1011,3 @@ def convert(folder, path, made_by='', axes='TCHW', batch_size=256, **options):
         raise ValueError('a mirrored latent is not the latent of a mirrored clip: no flips here')
     clips = ReadyClips(NpyFolder(folder, axes))
     return write_cache(path, clips, Encoded(made_by), batch_size=batch_size, **options)
-
-# %% ../nbs/02_latent_cache.ipynb #c3b8f0aa
-def write_caches(path, clips, autoencoder, **options):
-    """Encode clips in buckets, each bucket into a cache of its own, `path`/16x48x80 (frames, height, width);
-    returns {'16x48x80': LatentCache, …}, which is what `train.Buckets` takes.
-
-    `clips.bucket_of[i]` is clip i's `Bucket`, as in `FolderClips(…, buckets=…)`. `options` and errors are
-    those of `write_cache`, and the same call goes on after an interruption. Later, without the clips, open
-    them with `{p.name: LatentCache(p) for p in sorted(Path(path).iterdir())}`. ValueError: the clips have no
-    buckets, or `path` is itself a cache."""
-    path, members = Path(path), {}
-    for i, bucket in enumerate(getattr(clips, 'bucket_of', ())): members.setdefault(bucket, []).append(i)
-    if not members or None in members:
-        raise ValueError(f'these {type(clips).__name__} are in no buckets: write_cache makes their one cache')
-    if (path / 'manifest.json').exists():
-        raise ValueError(f'{path} is a latent cache: choose another folder for the caches of the buckets')
-    part = lambda bucket: torch.utils.data.Subset(clips, members[bucket])
-    name = lambda b: f'{b.frames}x{b.height}x{b.width}'
-    return {name(b): write_cache(path / name(b), part(b), autoencoder, **options) for b in sorted(members)}
