@@ -54,7 +54,7 @@ library_name: minisora
 # An avatar that signs, at 480p
 
 Type words, get a film: 864×480 pixels, 33 frames a word, each clip going on where the last one ended. Weights in half precision.
-Made by `python benchmarks/single_gpu.py --part signs --ship` in {minutes:.0f} minutes of training on {machine}, {steps:,} steps, from one
+Made by `python benchmarks/single_gpu.py --part signs --preset {preset} --ship` in {minutes:.0f} minutes of training on {machine}, {steps:,} steps, from one
 clip a word of an animated avatar ([MIT](https://github.com/jigargajjar55/Audio-Speech-To-Sign-Language-Converter)). **This is memorised
 motion**: it knows the signs of *{words}*, and no others; "rest" lets the arms down. `benchmarks/single_gpu.json` has what was
 measured.
@@ -335,7 +335,7 @@ def signs(a, p, stages):
         (IMAGES / "avatar.webp").write_bytes(viz.animated(small(whole[0][None, :, ::2], 432)[0], fps=avatar.fps / 2))
     for folder in (a.out / "avatar", ROOT / "data" / "avatar")[: 1 + a.ship]:
         ship(replace(avatar, model=trained.ema), folder)
-        (folder / "README.md").write_text(CARD.format(words=", ".join(run.train), film=list(captions), steps=took["steps"],
+        (folder / "README.md").write_text(CARD.format(preset=a.preset, words=", ".join(run.train), film=list(captions), steps=took["steps"],
                                                       minutes=took["cpu_minutes"] if a.device.type == "cpu" else took["minutes"],
                                                       machine="one processor core" if a.device.type == "cpu" else "one GPU"))
     t, h, w = trained.ema.config.grid
