@@ -43,6 +43,7 @@ from minisora.train import estimate, fit
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "nbs" / "images"
+NEAR = (60, 104)                     # height and width at which clips are compared with those of the training
 REST = "rest"                        # the caption of a clip that runs backwards: from the sign to arms at rest
 OURS = dict(prediction="data", weight="velocity", max_weight=25.0, std=1.4)
 
@@ -181,6 +182,12 @@ def ship(model, folder):
     for file in folder.rglob("*.safetensors"): halve(file)
 
 
+def shrunk(clips, height, width):
+    "Clips (B, 3, T, H, W) -> (B, 3, T, height, width): each pixel the mean of those that it stands for."
+    frames = F.interpolate(clips.transpose(1, 2).flatten(0, 1), (height, width), mode="area")
+    return frames.unflatten(0, (len(clips), -1)).transpose(1, 2)
+
+
 def pile(pictures, path):
     "Pictures below each other, in one file."
     whole = Image.new("RGB", (max(k.width for k in pictures), sum(k.height for k in pictures)))
@@ -227,9 +234,8 @@ class SignsRun:
         self.captions = [c for w in self.train for c in (w, REST)]
         self.latents, self.y = (raw - self.mean) / self.std, self.vocabulary.encode_batch(self.captions)
         self.objective = Continuation(**OURS, given=(0, 1, 2), shift=3.0)
-        small = lambda x: F.interpolate(to_float(x)[0].transpose(0, 1), (60, 104), mode="area").transpose(0, 1)
-        self.known = {REST: torch.stack([small(x.flip(2)) for x in self.train.values()]),
-                      "word": torch.stack([small(x) for x in self.train.values()])}
+        words = torch.cat([shrunk(to_float(x), *NEAR) for x in self.train.values()])
+        self.known = {REST: words.flip(2), "word": words}
 
     def two_stages(self):
         "The video autoencoder, and a PCA of its latents of the training words."
@@ -257,7 +263,7 @@ class SignsRun:
 
     def nearest(self, clips, kind="word"):
         "The training clip nearest to each: names, and PSNR to it at 60×104 pixels."
-        small = F.interpolate(clips.transpose(1, 2).flatten(0, 1), (60, 104), mode="area").unflatten(0, (len(clips), -1)).transpose(1, 2)
+        small = shrunk(clips, *NEAR)
         index, _ = nearest_clip(small, self.known[kind])
         db = [round(float(psnr(x[None], self.known[kind][i][None])), 2) for x, i in zip(small, index.tolist())]
         return [list(self.train)[i] for i in index.tolist()], db
@@ -273,8 +279,7 @@ def signs(a, p, stages):
     out, n = {}, min(len(run.train), 24)
     words = list(run.train)[:: max(1, len(run.train) // n)][:n]
     own = [to_float(run.train[w]) for w in words]
-    small = lambda x, most=208: F.interpolate(x.transpose(1, 2).flatten(0, 1), scale_factor=min(1, most / p.size[1]), mode="area").unflatten(
-        0, (len(x), -1)).transpose(1, 2)
+    small = lambda x, most=208: shrunk(x, p.size[0] * min(p.size[1], most) // p.size[1], min(p.size[1], most))
 
     def made(captions, real, kind="word", given=None, **options):
         "One clip at a time, for the memory: (small, nearest training clip, dB to it, dB to the real clip, the clip itself)."

@@ -127,8 +127,9 @@ def open_clips(source, split='train', streaming=False, size=None, frames=None, f
     if any(at.glob('train/n[0-9]*')) or any(at.glob('val/n[0-9]*')):
         return ImageNetClips(at, split, **({} if size is None else dict(size=size)))
     tars = at.suffix == '.tar' or any(at.glob('*.tar'))
-    saved = any(f.name == 'state.json' or f.suffix == '.parquet' for f in at.rglob('*'))
-    if not tars and (saved or not at.exists()): return open_rows(source, split, streaming, on_error, **shape)
+    rows = not tars and (not at.exists() or any(f.name == 'state.json' or f.suffix == '.parquet'
+                                                for f in at.rglob('*')))
+    if rows: return open_rows(source, split, streaming, on_error, **shape)
     if streaming or split != 'train':
         raise ValueError(f'{source} holds files of clips: these have no split {split!r} and are not streamed')
     if tars: return TarClips(at, **shape, on_error=on_error)

@@ -1,4 +1,5 @@
 """Before any test: no network, no windows, repeatable."""
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -28,6 +29,26 @@ sys.addaudithook(block_network)
 def root():
     "The repository's root folder."
     return ROOT
+
+
+def benchmark(name):
+    "The script benchmarks/NAME.py as a module, under a name of its own: minisora has modules so called."
+    folder = ROOT / "benchmarks"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(folder))                                     # its `machine`
+    try: spec.loader.exec_module(module)
+    finally: sys.path.remove(str(folder))
+    return module
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch):
+    "Hugging Face `datasets`, quiet, with a cache of this test's own."
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return datasets
 
 
 def pytest_collection_modifyitems(items):

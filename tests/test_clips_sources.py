@@ -127,14 +127,6 @@ def test_bad_captions_in_tars_are_named(tmp_path, parts, words):
 # ---------------------------------------------------------------- datasets
 
 @pytest.fixture
-def datasets(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    datasets.disable_progress_bars()
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return datasets
-
-
-@pytest.fixture
 def imagenet_rows(datasets):
     names = ["tench, Tinca tinca", "goldfish, Carassius auratus"]
     kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))

@@ -1,10 +1,9 @@
 """The table of fewer steps: what it counts, and that its last row is the recipe's own."""
-import importlib.util
 import json
-import sys
 
 import pytest
 import torch
+from conftest import benchmark
 
 from minisora.interpolants import Interpolant
 from minisora.pipeline import Recipe
@@ -12,14 +11,7 @@ from minisora.sampling import Counted, sample, settle
 
 
 @pytest.fixture(scope="module")
-def few(root):
-    sys.path.insert(0, str(root / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("few_steps", root / "benchmarks" / "few_steps.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally: sys.path.remove(str(root / "benchmarks"))
-    return module
+def few(): return benchmark("few_steps")
 
 
 class Zero:

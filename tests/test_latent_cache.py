@@ -1,7 +1,6 @@
 """Faults that the lesson does not show: kills, damage, full disks, foreign files."""
 
 import errno
-import importlib.util
 import json
 import os
 import pickle
@@ -10,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, benchmark
 from safetensors import safe_open
 
 from minisora import latent_cache as lc
@@ -40,6 +40,20 @@ class Clips:
             256, (3, 2, size, size), generator=torch.Generator().manual_seed(i), dtype=torch.uint8
         )
         return Clip(frames, f"clip number {i % 7}", 8.0, f"noise:{i}", dict(digit=i % 7, name="naïve 图"))
+
+
+class Counted(Clips):
+    "Clips that know the most of them that were in memory at once."
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.alive, self.most = weakref.WeakSet(), 0
+
+    def __getitem__(self, i):
+        clip = super().__getitem__(i)
+        self.alive.add(clip.frames)
+        self.most = max(self.most, len(self.alive))
+        return clip
 
 
 class Tiny(torch.nn.Module):
@@ -718,11 +732,7 @@ def test_training_mode_is_given_back(tmp_path):
     assert ae.training
 
 
-def test_a_million_samples_open_at_once(tmp_path, monkeypatch):
+def test_a_million_samples_open_at_once(tmp_path):
     "Opening takes no time or memory that grow with the latents: 8 GB of holes, in a new process."
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # its `machine`
-    spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks/latent_cache.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
-    result = bench.sparse_million(tmp_path, rows=False)
+    result = benchmark("latent_cache").sparse_million(tmp_path, rows=False)
     assert result["samples"] == 1_000_000 and result["added_rss_mb"] < 200 and result["first_batch_cpu_s"] < 1

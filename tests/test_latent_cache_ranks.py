@@ -9,13 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
-from test_latent_cache import Clips, Stop, Stopping, Tiny, content, write
+from test_latent_cache import Clips, Counted, Stop, Stopping, Tiny, content, write
 
 from minisora import latent_cache as lc
 from minisora.latent_cache import LatentCache, verify, write_cache
@@ -251,19 +250,10 @@ def test_reading_overlaps_encoding(tmp_path):
 
 
 def test_memory_is_bounded_by_the_batch(tmp_path):
-    alive, most = weakref.WeakSet(), 0
-
-    class Frames(Clips):
-        def __getitem__(self, i):
-            nonlocal most
-            clip = super().__getitem__(i)
-            alive.add(clip.frames)
-            most = max(most, len(alive))
-            return clip
-
-    write_cache(tmp_path / "c", Frames(200), Tiny(), batch_size=4, shard_size=80, progress=False)
+    clips = Counted(200)
+    write_cache(tmp_path / "c", clips, Tiny(), batch_size=4, shard_size=80, progress=False)
     gc.collect()
-    assert 4 < most <= 3 * 4 + 2, f"{most} clips were in memory: three batches, and the two that the plan looks at"
+    assert 4 < clips.most <= 3 * 4 + 2, f"{clips.most} clips were in memory: three batches, and the two that the plan looks at"
 
 
 def test_progress_counts_only_what_is_done_now(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import weakref
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from conftest import ROOT
 from test_autoencoder import tiny_kl
 from test_autoencoder_families import SIZES, tiny
 from test_clips_sources import grey, packed, write_tar
-from test_latent_cache import Clips, Stop, Tiny, content, flip, write
+from test_latent_cache import Clips, Counted, Stop, Tiny, content, flip, write
 
 from minisora import clips as C
 from minisora import latent_cache as lc
@@ -126,21 +125,11 @@ def test_two_ranks_share_a_stream(tmp_path):
 
 
 def test_memory_of_a_stream_is_bounded_by_the_batch(tmp_path):
-    alive, most = weakref.WeakSet(), 0
-
-    class Frames(Clips):
-        def __getitem__(self, i):
-            nonlocal most
-            clip = super().__getitem__(i)
-            alive.add(clip.frames)
-            most = max(most, len(alive))
-            return clip
-
     stream = Stream(200)
-    stream.clips = Frames(200)
+    stream.clips = Counted(200)
     write_cache(tmp_path / "c", stream, Tiny(), samples=200, batch_size=4, shard_size=80, progress=False)
     gc.collect()
-    assert 4 < most <= 3 * 4 + 2, f"{most} clips were in memory"
+    assert 4 < stream.clips.most <= 3 * 4 + 2, f"{stream.clips.most} clips were in memory"
 
 
 def test_a_shard_of_a_stream_is_repaired(tmp_path):
@@ -177,14 +166,6 @@ def test_another_stream_is_not_mixed_in(tmp_path):
     other = Stream()
     other.clips.size = 8                                                     # its first clip is another
     with pytest.raises(ValueError, match="another"): write_cache(tmp_path / "c", other, Tiny(), samples=20, **SMALL)
-
-
-@pytest.fixture
-def datasets(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    datasets.disable_progress_bars()
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return datasets
 
 
 def rows(datasets, n=10, other=None):

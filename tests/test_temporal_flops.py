@@ -1,11 +1,10 @@
 """The prediction of benchmarks/flops.py: what it counts, against numbers known another way."""
 import dataclasses
-import importlib.util
 import json
-import sys
 
 import pytest
 import torch
+from conftest import benchmark
 
 from minisora.dit import DiTConfig, dit_macs
 from minisora.temporal import VideoDiT, VideoDiTConfig
@@ -14,14 +13,7 @@ TINY = VideoDiTConfig(size=(4, 8, 8), patch=(1, 2, 2), width=64, depth=4, heads=
 
 
 @pytest.fixture(scope="module")
-def flops(root):
-    sys.path.insert(0, str(root / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("flops", root / "benchmarks" / "flops.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally: sys.path.remove(str(root / "benchmarks"))
-    return module
+def flops(): return benchmark("flops")
 
 
 def test_flops_are_six_times_the_multiply_adds(flops):
