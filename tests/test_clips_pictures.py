@@ -13,7 +13,7 @@ from minisora import clips as C
 from minisora.latent_cache import LatentCache, write_cache, write_caches
 from minisora.train import Buckets
 
-datasets, imagenet, video = sources.datasets, sources.imagenet, sources.video                        # fixtures
+imagenet, video = sources.imagenet, sources.video                                                    # fixtures
 
 
 def ramp(h=16, w=48):
