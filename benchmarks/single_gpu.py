@@ -104,7 +104,7 @@ PRESETS = {
               "smoke": Preset(**SMALL | TINY | dict(size=(64, 128), frames=17, words=("hello", "eat"), held_out=("world",),
                                                     sentences=(("hello", "eat"),), fold=4, channels=16))},
     "scenes": {"gpu": Preset(**SCENES, minutes=3, batch=64, lr=3e-3, width=192),
-               "cpu": Preset(**SCENES, minutes=35, batch=8, lr=4.5e-3, width=144, judged=108, looks=5),
+               "cpu": Preset(**SCENES, steps=20000, batch=8, lr=4.5e-3, width=144, judged=108),
                "smoke": Preset(**SCENES | TINY)},
     "plan": {"gpu": Preset()}}
 
@@ -395,16 +395,17 @@ def scenes(a, p, stages):
             write_json(a.out / "scenes" / "latents.json", dict(mean=mean, std=std, vocabulary=vocabulary.to_dict()))
     out["all_right"] = out["recipes"]["ours"]["looks"][-1]["all_right"]
     out["bar"] = dict(all_right=0.97, met=out["all_right"] >= 0.97)
-    out["faster"] = times_faster(out["recipes"]["ours"]["looks"], out["recipes"]["plain"]["looks"])
+    clock = "minutes" if a.device.type == "cuda" else "cpu_minutes"          # a processor may be shared
+    out["faster"] = times_faster(*(out["recipes"][k]["looks"] for k in ("ours", "plain")), clock)
     return out
 
 
-def times_faster(ours, plain):
+def times_faster(ours, plain, clock):
     "Minutes that the plain recipe took to its best share of right clips, over ours to the same; None if ours never got there."
-    best = max(plain, key=lambda r: (r["all_right"], -r["minutes"]))
-    there = [r["minutes"] for r in ours if r["all_right"] >= best["all_right"]]
-    return dict(plain_best=best["all_right"], plain_minutes=best["minutes"], our_minutes=there[0] if there else None,
-                times=round(best["minutes"] / there[0], 2) if there else None)
+    best = max(plain, key=lambda r: (r["all_right"], -r[clock]))
+    there = [r[clock] for r in ours if r["all_right"] >= best["all_right"]]
+    return dict(plain_best=best["all_right"], plain_minutes=best[clock], our_minutes=there[0] if there else None,
+                times=round(best[clock] / there[0], 2) if there else None)
 
 
 def the_judge(a, p, ae):
