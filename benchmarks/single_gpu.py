@@ -13,6 +13,7 @@ and the weights in half precision: at most eight files, none above 15 MB. What t
 goes on where it was stopped; --chunk leaves after so many minutes of training, to be called again."""
 
 import argparse
+import copy
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from compression import moving_psnr
 from first_video import halve
 from machine import machine
 from PIL import Image
@@ -30,14 +32,14 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from minisora import viz
-from minisora.autoencoder import autoencoder_by_name
+from minisora.autoencoder import autoencoder_by_name, tiled_decode
 from minisora.clips import SceneClips, Vocabulary, caption_of, read_video, scene_caption, stack, to_float, write_video
 from minisora.interpolants import Interpolant
 from minisora.latent_cache import write_json
 from minisora.metrics import Judge, area_flicker, jerk_px, judge_clips, nearest_clip, psnr, shape_measures, train_judge
 from minisora.pipeline import MODERN
 from minisora.sampling import sample, settle
-from minisora.single_gpu import Avatar, Continuation, FoldedVAE, seams, training_flops
+from minisora.single_gpu import Avatar, Continuation, FoldedVAE, seams, training_flops, tune_refiner
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import estimate, fit
 
@@ -71,7 +73,7 @@ film = avatar.film({film})                     # (3, T, 480, 864), in [-1, 1]
 @dataclass(frozen=True)
 class Preset:
     "One row a machine; the two parts read what they need."
-    minutes: float = 6.5             # of training; of each of the two recipes for scenes
+    minutes: float = 4.0             # of training; of each of the two recipes for scenes
     steps: int = 0                   # 0: as many as the minutes allow, by `estimate`
     batch: int = 16
     lr: float = 1.5e-3
@@ -84,6 +86,9 @@ class Preset:
     sample_steps: int = 24
     fold: int = 4                    # signs: latents a side that the second stage makes one
     channels: int = 128              # signs: numbers it leaves
+    refine: int = 256                # signs: width of the network that mends what a PCA cannot see
+    refine_steps: int = 3000
+    again: float = 0.5               # signs: of the steps or minutes once more, on going on above all
     patch: tuple = (1, 1, 1)
     words: tuple = ()                # signs: the words to train on; none named: all that are not held out
     held_out: tuple = ("beautiful", "home", "sing", "world", "thank you")
@@ -98,7 +103,7 @@ SMALL = dict(width=192, depth=6, heads=6, bias=True, fold=12, channels=192, batc
              words=("hello", "you", "learn", "thank", "good", "eat", "happy", "me", "see", "sign", "help", "work"),
              held_out=("world", "thank you"), sentences=(("hello", "you", "learn"), ("me", "happy")))
 SCENES = dict(size=(64, 64), frames=17, patch=(1, 2, 2), depth=6, heads=6, bias=True)
-TINY = dict(steps=6, judge_steps=3, clips=24, judged=6, looks=2, width=48, depth=2, heads=4, batch=4, sample_steps=2)
+TINY = dict(steps=6, refine=16, refine_steps=4, judge_steps=3, clips=24, judged=6, looks=2, width=48, depth=2, heads=4, batch=4, sample_steps=2)
 PRESETS = {
     "signs": {"gpu": Preset(), "cpu": Preset(**SMALL, steps=3000),
               "smoke": Preset(**SMALL | TINY | dict(size=(64, 128), frames=17, words=("hello", "eat"), held_out=("world",),
@@ -224,11 +229,10 @@ def encode(ae, clip, device): return ae.encode(to_float(clip).to(device)).mode
 class SignsRun:
     "What the signs part has: clips, the two-stage autoencoder, latents, vocabulary, objective."
     def __init__(self, a, p, stages):
-        self.a, self.p = a, p
+        self.a, self.p, self.stages = a, p, stages
         with stages("reading"): self.train, self.held = read_words(a, p)
-        with stages("autoencoder"): self.ae = self.two_stages()
-        with stages("encoding"): self.z = kept(a.work / "latents.safetensors", self.encoded)
-        raw = self.z["latents"].float()
+        self.ae = self.two_stages()
+        raw = self.codes()
         self.mean, self.std = raw.mean().item(), raw.std().item()
         self.vocabulary = Vocabulary.from_captions([*self.train, *self.held, REST])
         self.captions = [c for w in self.train for c in (w, REST)]
@@ -238,18 +242,20 @@ class SignsRun:
         self.known = {REST: words.flip(2), "word": words}
 
     def two_stages(self):
-        "The video autoencoder, and a PCA of its latents of the training words."
+        """The video autoencoder, a PCA of its latents of the training words, and a refiner. The words' own latents are made on
+        the way, forward and backward in time, in half precision: `self.inner` (2·words, 48, t, h, w)."""
         path, inner = self.a.work / "autoencoder", autoencoder_by_name(self.a.vae).to(self.a.device)
+        both = lambda: torch.cat([encode(inner, k, self.a.device).half().cpu() for x in self.train.values() for k in (x, x.flip(2))])
+        with self.stages("encoding"): self.inner = kept(self.a.work / "inner.safetensors", lambda: dict(latents=both()))["latents"]
         if not (path / "config.json").is_file():
-            ae = FoldedVAE.around(inner, self.p.fold, self.p.channels)
-            ae.init_pca(encode(inner, x, self.a.device) for x in self.train.values())
+            ae = FoldedVAE.around(inner, self.p.fold, self.p.channels, self.p.refine)
+            ae.init_pca(x[None].float().to(self.a.device) for x in self.inner[::2])
+            with self.stages("refiner"): tune_refiner(ae, self.inner, self.p.refine_steps, progress=True)
             ae.save_pretrained(path)
         return FoldedVAE.from_pretrained(path).to(self.a.device)
 
-    def encoded(self):
-        "Latents of each word, forward and backward in time: (2·words, C, t, h, w) in half precision."
-        both = [encode(self.ae, k, self.a.device).half().cpu() for x in self.train.values() for k in (x, x.flip(2))]
-        return dict(latents=torch.cat(both).contiguous())
+    @torch.no_grad()
+    def codes(self): return torch.cat([self.ae.codes(x[None].float().to(self.a.device)).cpu() for x in self.inner])
 
     def model(self):
         p, (C, *size) = self.p, self.latents.shape[1:]
@@ -273,8 +279,14 @@ def signs(a, p, stages):
     run = SignsRun(a, p, stages)
     model = run.model()
     print(f"{len(run.train)} words, latents {tuple(run.latents.shape)}, {sum(q.numel() for q in model.parameters()):,} weights", flush=True)
-    with stages("training"): trained, took = train(a, p, "signs", model, (run.latents, run.y), run.objective, lr=p.lr, ema=0.998,
-                                                   schedule="linear")
+    options = dict(ema=0.998, schedule="linear")
+    with stages("training"):
+        trained, took = train(a, p, "signs", model, (run.latents, run.y), run.objective, lr=p.lr, **options)
+        # words are learnt by then, going on is not: rests twice as often, and a single frame is given twice as often
+        rows, more = [i for i, c in enumerate(run.captions) for _ in range(1 + (c == REST))], replace(
+            p, steps=round(p.again * p.steps), minutes=p.again * p.minutes)
+        trained, again = train(a, more, "signs-again", copy.deepcopy(trained.ema).requires_grad_(True), (run.latents[rows], run.y[rows]),
+                               replace(run.objective, given=(0, 1, 1, 2)), lr=p.lr / 2, warmup=50, **options)
     avatar = run.avatar(Cast(trained.ema, a.device))
     out, n = {}, min(len(run.train), 24)
     words = list(run.train)[:: max(1, len(run.train) // n)][:n]
@@ -282,33 +294,44 @@ def signs(a, p, stages):
     small = lambda x, most=208: shrunk(x, p.size[0] * min(p.size[1], most) // p.size[1], min(p.size[1], most))
 
     def made(captions, real, kind="word", given=None, **options):
-        "One clip at a time, for the memory: (small, nearest training clip, dB to it, dB to the real clip, the clip itself)."
+        "One at a time, for the memory: (small, nearest training clip, dB to it, to the real clip and where that moves, the clip)."
         for i, (caption, x) in enumerate(zip(captions, real)):
             clip = avatar.clips([caption], None if given is None else given[i], seed=11, index=[i], **options)
             (name,), (db,) = run.nearest(clip, kind)
-            yield small(clip), name, db, psnr(clip, x), clip
+            yield small(clip), name, db, psnr(clip, x), moving_psnr(clip, x), clip
 
     def measured(rows, names):
         "What `made` yields, but for the clips: small clips together, and the share of the right nearest ones."
-        pictures, nearest, db, to_real = zip(*(row[:4] for row in rows))
-        right = sum(map(str.__eq__, nearest, names)) / len(names)
-        return torch.cat(pictures), dict(n=len(names), right=right, mean_db_to_nearest=sum(db) / len(db), psnr=sum(to_real) / len(to_real),
+        pictures, nearest, *db = zip(*(row[:5] for row in rows))
+        db = dict(zip(("mean_db_to_nearest", "psnr", "moving_psnr"), (sum(k) / len(k) for k in db)))
+        return torch.cat(pictures), dict(n=len(names), right=sum(map(str.__eq__, nearest, names)) / len(names), **db,
                                          nearest=dict(zip(names, nearest)))
+
+    def rebuilt(x):
+        "A clip (1, 3, T, H, W) through the inner autoencoder alone, the linear stage and the whole: psnr, and where it moves."
+        z = encode(run.ae.inner, x, a.device)
+        stages = dict(inner=z, linear=run.ae.linear(run.ae.codes(z)), whole=run.ae.latents(run.ae.codes(z)))
+        decoded = ((k, tiled_decode(run.ae.inner, v, 64, 10, 4).clamp(-1, 1).cpu()) for k, v in stages.items())
+        return {k: torch.tensor([psnr(y, to_float(x)), moving_psnr(y, to_float(x))]) for k, y in decoded}
+
+    def rebuilt_all(clips):
+        rows = [rebuilt(x) for x in clips]
+        mean = {k: (sum(row[k] for row in rows) / len(rows)).tolist() for k in rows[0]}
+        return {k: dict(zip(("psnr", "moving_psnr"), v)) for k, v in mean.items()}
 
     with stages("sampling"), torch.no_grad():
         few = words[: -(-n // 3)]                                      # whose clips are kept, to compare fewer steps with
-        rows = [row if i < len(few) else row[:4] for i, row in enumerate(made(words, own))]
-        (pictures, out["words"]), most = measured(rows, words), [row[4] for row in rows[: len(few)]]
-        rec = [psnr(avatar.decode(encode(run.ae, run.train[w], a.device)).clamp(-1, 1).cpu(), x) for w, x in zip(words, own)]
-        out["words"]["reconstruction_psnr"] = sum(rec) / n
+        rows = [row if i < len(few) else row[:5] for i, row in enumerate(made(words, own))]
+        (pictures, out["words"]), most = measured(rows, words), [row[5] for row in rows[: len(few)]]
+        out["reconstructions"] = dict(words=rebuilt_all(run.train[w] for w in words), held_out=rebuilt_all(run.held.values()))
         # the caption says "rest" to all; only the given frame says from where
         back, out["going_on"] = measured(made([REST] * n, [x.flip(2) for x in own], REST, [x[:, :, -1:] for x in own]), words)
         out["steps"] = []
         for steps in (s for s in (2, 4, 8, 16) if s < p.sample_steps):
-            rows = [(*row[:4], psnr(row[4], x)) for row, x in zip(made(few, own, steps=steps), most)]
+            rows = [(*row[:5], psnr(row[5], x)) for row, x in zip(made(few, own, steps=steps), most)]
             scores = measured(rows, few)[1]
             out["steps"].append(dict(steps=steps, n=len(few), psnr=scores["psnr"], right=scores["right"],
-                                     psnr_to_most_steps=sum(row[4] for row in rows) / len(rows)))
+                                     psnr_to_most_steps=sum(row[5] for row in rows) / len(rows)))
         true = [to_float(x) for x in run.held.values()]
         held, of_words = measured(made(list(run.held), true), list(run.held))
         down, of_rests = measured(made([REST] * len(true), [x.flip(2) for x in true], REST, [x[:, :, -1:] for x in true]), list(run.held))
@@ -340,12 +363,12 @@ def signs(a, p, stages):
         (IMAGES / "avatar.webp").write_bytes(viz.animated(small(whole[0][None, :, ::2], 432)[0], fps=avatar.fps / 2))
     for folder in (a.out / "avatar", ROOT / "data" / "avatar")[: 1 + a.ship]:
         ship(replace(avatar, model=trained.ema), folder)
-        (folder / "README.md").write_text(CARD.format(preset=a.preset, words=", ".join(run.train), film=list(captions), steps=took["steps"],
-                                                      minutes=took["cpu_minutes"] if a.device.type == "cpu" else took["minutes"],
+        (folder / "README.md").write_text(CARD.format(preset=a.preset, words=", ".join(run.train), film=list(captions), steps=took["steps"] + again["steps"],
+                                                      minutes=sum(k["cpu_minutes" if a.device.type == "cpu" else "minutes"] for k in (took, again)),
                                                       machine="one processor core" if a.device.type == "cpu" else "one GPU"))
     t, h, w = trained.ema.config.grid
     return dict(words_trained=len(run.train), weights=sum(q.numel() for q in trained.ema.parameters()), tokens=t * h * w,
-                fps=avatar.fps, tflops_a_sample_step=training_flops(trained.ema.config) / 1e12, training=took, **out)
+                fps=avatar.fps, tflops_a_sample_step=training_flops(trained.ema.config) / 1e12, training=took, again=again, **out)
 
 
 # ---------------------------------------------------------------- scenes

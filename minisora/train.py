@@ -707,6 +707,9 @@ class _Run:
         self.averages = {d: EMA(self.model, start(model)) for d in decays}
         self.ema = self.averages[a.ema].model
         self.named = {k: p for k, p in self.model.named_parameters() if p.requires_grad}
+        if not self.named:
+            raise ValueError('no weight of the model has requires_grad, as in the averages of a Trained: '
+                             'copy.deepcopy(model).requires_grad_(True) can be trained')
         self.optimizers = _optimizers(self.model, self.named, a)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=a.precision == 'fp16')
         _compile(self.model, a.compile)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from minisora.autoencoder import CausalVideoVAE
+from minisora.autoencoder import CausalVideoVAE, tiled_decode
 from minisora.diffusion import draw
 from minisora.sampling import Counted, sample
 from minisora.clips import Vocabulary
-from minisora.single_gpu import (Avatar, Continuation, FoldedVAE, Given, chain, fold, leading, sample_after, seams, told,
-                                 training_flops, unfold)
+from minisora.single_gpu import (Avatar, Continuation, FoldedVAE, Given, chain, channel_weights, fold, leading, sample_after, seams, told,
+                                 training_flops, tune_refiner, unfold)
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import fit
 
@@ -286,6 +286,71 @@ def test_second_stage_is_saved_and_loaded_strictly(inner, tmp_path):
 def test_second_stage_names_what_does_not_fit(inner):
     with pytest.raises(ValueError, match="channels must be from 1 to 24"): FoldedVAE.around(inner, 2, 25)
     with pytest.raises(ValueError, match="multiples of 32"): FoldedVAE.around(inner, 4, 8).encode(clips()[..., :48])
+
+
+# ---------------------------------------------------------------- the refiner
+
+@pytest.fixture
+def refined(inner):
+    "A second stage that keeps 4 of 24 numbers, with a refiner; and the inner latents it was made from."
+    torch.manual_seed(0)
+    ae = FoldedVAE.around(inner, 2, 4, refine=32)
+    with torch.no_grad():
+        latents = inner.encode(clips(1)).mode
+        ae.init_pca([latents])
+    return ae, latents
+
+
+def test_a_new_refiner_changes_nothing(refined):
+    ae, latents = refined
+    z = ae.codes(latents)
+    with torch.no_grad(): assert torch.equal(ae.latents(z), ae.linear(z))
+
+
+def test_a_tuned_refiner_errs_less_and_stays_causal(refined):
+    ae, latents = refined
+    z = ae.codes(latents)
+    log = tune_refiner(ae, latents, 60, window=3)
+    with torch.no_grad():
+        off = [(k - latents).square().mean().item() for k in (ae.linear(z), ae.latents(z))]
+        assert len(log) == 60 and off[1] < .8 * off[0], off
+        later = z.clone()
+        later[:, :, 2] += 1
+        assert torch.equal(ae.latents(later)[:, :, :2], ae.latents(z)[:, :, :2])
+        assert not torch.equal(ae.latents(later)[:, :, 2], ae.latents(z)[:, :, 2])
+        wide = ae.linear(z) + unfold(ae.refiner.wide(z), 2)
+        assert torch.equal(ae.latents(z), wide + ae.refiner.fine(wide)) and not torch.equal(wide, ae.linear(z))
+
+
+def test_tuning_a_refiner_leaves_the_rest_and_repeats_itself(inner, refined):
+    ae, latents = refined
+    before = {k: v.clone() for k, v in ae.state_dict().items() if not k.startswith("refiner")}
+    again = FoldedVAE.around(inner, 2, 4, refine=32)
+    again.load_state_dict(ae.state_dict())
+    assert tune_refiner(ae, latents, 3, seed=1) == tune_refiner(again, latents, 3, seed=1)
+    assert all(torch.equal(v, ae.state_dict()[k]) for k, v in before.items())
+    with pytest.raises(ValueError, match="has no refiner"): tune_refiner(FoldedVAE.around(inner, 2, 4), latents, 1)
+
+
+def test_a_channel_weighs_what_it_shows():
+    class Louder:
+        def decode(self, z): return z * torch.tensor([1., 3., 0.])[:, None, None, None]
+    w = channel_weights(Louder(), torch.randn(1, 3, 2, 16, 16))
+    assert w.tolist() == pytest.approx([.3, 2.7, 0], abs=.2) and w.mean() == pytest.approx(1)
+
+
+def test_a_refined_stage_is_saved_decoded_in_tiles_and_loaded(refined, tmp_path):
+    ae, latents = refined
+    tune_refiner(ae, latents, 2)
+    ae.save_pretrained(tmp_path)
+    again = FoldedVAE.from_pretrained(tmp_path)
+    with torch.no_grad():
+        x = clips(2)
+        assert torch.equal(again(x), ae(x))
+        z = ae.encode(x).mode
+        whole, tiles = ae.decode(z), ae.decode_tiled(z, 6, 5, 2)
+        assert torch.equal(ae.decode_tiled(z), whole) and not torch.equal(tiles, whole)
+        assert torch.equal(tiles, tiled_decode(ae.inner, ae.latents(z), 6, 5, 2))
 
 
 # ---------------------------------------------------------------- the avatar

@@ -1,4 +1,5 @@
 """`fit` keeps its promises: exact resume, whole checkpoints, errors that say what and where."""
+import copy
 import json
 import math
 import os
@@ -500,6 +501,12 @@ def test_model_without_null_class():
     net = Net(); net.null_id = None
     with pytest.raises(ValueError, match="condition_dropout: the model has no null_id"): go(None, net=net)
     assert go(None, net=net, condition_dropout=0, steps=2).step == 2
+
+
+def test_averages_of_a_run_are_trained_again_once_they_have_gradients():
+    ema = go(None, steps=3).ema
+    with pytest.raises(ValueError, match="no weight of the model has requires_grad"): go(None, net=ema)
+    assert go(None, net=copy.deepcopy(ema).requires_grad_(True), steps=3).step == 3
 
 
 # ------------------------------------------------------------------------------------- what is trained
