@@ -41,7 +41,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from machine import machine
-from minisora.autoencoder import tiled_decode
 from minisora.dit import PRESETS, DiT, LabelEmbedder
 from minisora.pipeline import MODERN
 from minisora.sampling import grid
@@ -60,8 +59,8 @@ OPTIMISER = dict(foreach=92, fused=40)     # bytes a weight: AdamW in single pas
 KNOWN = {"Latte-XL/2 as in its train.py": dict(  # what others found to fit, to hold against the prediction
     batch=5, source="local_batch_size of configs/*/*_train.yaml in Vchitect/Latte (b27c24a), which do not name the card")}
 BARS = {"DiT-XL/2": dict(times_faster=2.5, memory_share=.5, mfu_percent=45), "Latte-XL/2": dict(times_faster=4, memory_share=.4)}
-FILM = dict(seconds=10, size=(480, 864), frames=33, fps=19.2, fold=4, channels=128, width=256, depth=8, heads=4, shift=3.,
-            guide_until=.5, tile=8, overlap=3, margin=1, steps=(24, 8, 4))     # the preset 'gpu' of benchmarks/single_gpu.py
+FILM = dict(seconds=10, size=(480, 864), frames=33, fps=19.2, fold=4, channels=128, refine=256, width=224, depth=8, heads=4,
+            shift=3., guide_until=.5, tile=64, overlap=10, margin=4, steps=(24, 8, 4))     # the preset 'gpu' of benchmarks/single_gpu.py
 FILM_BARS = dict(seconds=60, peak_gb=24)
 Op = namedtuple("Op", "name flops kind reads writes")                  # reads, writes: {storage: bytes}
 
@@ -243,7 +242,7 @@ def film_parts(f, inner):
     "Traces of a film's parts, {name: (operations, storages of the result)}; storages of the weights, and their bytes."
     LabelEmbedder.check_ids = blind = lambda *_: None                  # fake ids and pixels have no values
     with patch.multiple("minisora.autoencoder", check_clips=blind, check_latents=blind), FakeTensorMode(), torch.no_grad():
-        ae = FoldedVAE(inner, f["fold"], f["channels"]).eval()
+        ae = FoldedVAE(inner, f["fold"], f["channels"], f["refine"]).eval()
         C, *size = ae.spec.latent_shape(f["frames"], *f["size"])
         model = VideoDiT(VideoDiTConfig(channels=C + 1, size=tuple(size), patch=(1, 1, 1), vocab=150, slots=2, context=True,
                                         **{k: f[k] for k in ("width", "depth", "heads")}, **MODERN)).eval()
@@ -255,7 +254,7 @@ def film_parts(f, inner):
             if rows == 2: out = out[1:] + 2. * (out[:1] - out[1:])
             return x + .1 * out
         parts = dict(guided=lambda: call(2), free=lambda: call(1), encode=lambda: ae.encode(last).mode,
-                     decode=lambda: tiled_decode(ae, x, f["tile"], f["overlap"], f["margin"]).clamp(-1, 1))
+                     decode=lambda: ae.decode_tiled(x, f["tile"], f["overlap"], f["margin"]).clamp(-1, 1))
         traced = {}
         for name, part in parts.items():
             with Trace() as seen: out = part()

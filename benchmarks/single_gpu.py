@@ -29,7 +29,6 @@ from first_video import halve
 from machine import machine
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch.utils.flop_counter import FlopCounterMode
 
 from minisora import viz
 from minisora.autoencoder import autoencoder_by_name, tiled_decode
@@ -443,18 +442,10 @@ def the_judge(a, p, ae):
 
 # ---------------------------------------------------------------- the plan
 
-@torch.no_grad()
-def decode_flops(ae, frames, size):
-    "Operations of decoding a clip, counted on no device; whole, so without the overlap of tiles."
-    z = torch.empty(1, *ae.inner.spec.latent_shape(frames, *size), device="meta")
-    with FlopCounterMode(display=False) as counter: ae.inner.to("meta")._decode(z)
-    return counter.get_total_flops()
-
-
 def the_plan(a, p, stages):
-    "Ten seconds at 480p, and the training for it, before there is a card: operations counted, memory measured here in float32."
-    ae = FoldedVAE.around(autoencoder_by_name(a.vae), p.fold, p.channels)
-    config = VideoDiTConfig(channels=p.channels + 1, size=ae.spec.latent_shape(p.frames, *p.size)[1:], patch=p.patch, width=p.width,
+    "Training at 480p before there is a card: operations counted, memory measured here in float32. Sampling stands in flops.json."
+    spec = FoldedVAE.around(autoencoder_by_name(a.vae), p.fold, p.channels).spec
+    config = VideoDiTConfig(channels=p.channels + 1, size=spec.latent_shape(p.frames, *p.size)[1:], patch=p.patch, width=p.width,
                             depth=p.depth, heads=p.heads, vocab=150, slots=2, context=True, label_std=0.5, **MODERN)
     n, thin, g = 2, 3, torch.Generator().manual_seed(0)                    # a third of the frames: activations grow with the tokens
     size = (config.size[0] // thin, *config.size[1:])
@@ -463,17 +454,11 @@ def the_plan(a, p, stages):
                                   device="cpu")
     with stages("estimate"): one, two = need(1), need(2)                   # every further block needs as much again
     deep = lambda field: getattr(one, field) + (p.depth - 1) * (getattr(two, field) - getattr(one, field))
-    clip, forward, fps = thin * deep("activations") / n, training_flops(config, backward=False), 24 * (p.frames - 1) / 40
-    clips = -(-(10 * fps - 1) // (p.frames - 1))
-    calls = p.sample_steps * 1.5                                           # guided, two rows a call, for half of the times
-    sampling, decoding = clips * calls * forward, clips * decode_flops(ae, p.frames, p.size)
+    clip = thin * deep("activations") / n
     t, h, w = config.grid
     return dict(tokens=t * h * w, weights=deep("parameters"), static_gb=deep("static") / 2**30, activations_gb_a_clip_float32=clip / 2**30,
                 batch=p.batch, peak_gb_float32=(deep("static") + p.batch * clip) / 2**30, card_gb=24,
-                tflops_a_training_clip=training_flops(config) / 1e12, clips_in_ten_seconds=int(clips), fps=fps,
-                tflops_sampling=sampling / 1e12, tflops_decoding=decoding / 1e12,
-                seconds={f"{rate} TFLOP/s": round((sampling + decoding) / rate / 1e12, 2) for rate in (20, 50, 200)},
-                training_clips_a_minute={f"{rate} TFLOP/s": round(60 * rate * 1e12 / training_flops(config)) for rate in (20, 50, 200)})
+                tflops_a_training_clip=training_flops(config) / 1e12)
 
 
 # ---------------------------------------------------------------- both

@@ -70,7 +70,7 @@ def test_the_file_says_that_it_predicts(root):
     assert {r["group"] for r in said["rows"].values()} == {"DiT-XL/2", "Latte-XL/2"} and len(said["rows"]) == 14
 
 
-SMALL = dict(seconds=3, size=(64, 96), frames=9, fps=5, fold=2, channels=8, width=64, depth=2, heads=2, shift=3., guide_until=.5,
+SMALL = dict(seconds=3, size=(64, 96), frames=9, fps=5, fold=2, channels=8, refine=0, width=64, depth=2, heads=2, shift=3., guide_until=.5,
              tile=4, overlap=3, margin=1, steps=(8, 2))
 INNER = dict(channels=4, width=8, depth=1)
 
@@ -78,12 +78,11 @@ INNER = dict(channels=4, width=8, depth=1)
 def test_a_film_is_so_many_calls_and_tiles(flops):
     "FLOPs of a call and of the tiles, by PyTorch's own counter; 15 frames are two clips of 9 that share one."
     from torch.utils.flop_counter import FlopCounterMode
-    from minisora.autoencoder import tiled_decode
     from minisora.single_gpu import FoldedVAE
     traced, weights, held = flops.film_parts(SMALL, INNER)
     once = {k: flops.Pass(ops, weights) for k, (ops, _) in traced.items()}
     ae = FoldedVAE(INNER, 2, 8)
-    with FlopCounterMode(display=False) as counter: tiled_decode(ae, torch.randn(1, 8, 3, 4, 6), 4, 3, 1)
+    with FlopCounterMode(display=False) as counter: ae.decode_tiled(torch.randn(1, 8, 3, 4, 6), 4, 3, 1)
     assert once["decode"].flops == counter.get_total_flops()
     tokens, D = 3 * 4 * 6 + 2, 64                                      # two of them the words
     assert once["free"].flops == pytest.approx(2 * 2 * tokens * (12 * D * D + 2 * tokens * D), rel=.1)
