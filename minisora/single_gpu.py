@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from .autoencoder import (Autoencoder, CausalBlock, CausalConv3d, CausalVideoVAE, FrameNorm, Moments,
-                                  Spec, countdown, descend, likely_place, tiled_decode, warm_and_decay, zero)
+                                  Spec, countdown, descend, likely_place, seeded, tiled_decode,
+                                  warm_and_decay, zero)
 from .clips import Vocabulary
 from .dit import written_whole
 from .interpolants import Interpolant
@@ -69,7 +70,7 @@ class FoldedVAE(Autoencoder):
         self.register_buffer('centre', torch.zeros(whole))
         self.register_buffer('basis', torch.eye(whole)[:, :channels].contiguous())      # (C·f·f, channels)
         self.register_buffer('scale', torch.ones(()))
-        self.refiner = Refiner(channels, s.channels, fold, refine) if refine else None
+        with seeded(0): self.refiner = Refiner(channels, s.channels, fold, refine) if refine else None
 
     @classmethod
     def around(cls, ae, fold=4, channels=64, refine=0):
