@@ -282,8 +282,8 @@ def signs(a, p, stages):
     with stages("training"):
         trained, took = train(a, p, "signs", model, (run.latents, run.y), run.objective, lr=p.lr, **options)
         # words are learnt by then, going on is not: rests twice as often, and a single frame is given twice as often
-        rows, more = [i for i, c in enumerate(run.captions) for _ in range(1 + (c == REST))], replace(
-            p, steps=round(p.again * p.steps), minutes=p.again * p.minutes)
+        rows = [i for i, c in enumerate(run.captions) for _ in range(1 + (c == REST))]
+        more = replace(p, steps=round(p.again * p.steps), minutes=p.again * p.minutes)
         trained, again = train(a, more, "signs-again", copy.deepcopy(trained.ema).requires_grad_(True), (run.latents[rows], run.y[rows]),
                                replace(run.objective, given=(0, 1, 1, 2)), lr=p.lr / 2, warmup=50, **options)
     avatar = run.avatar(Cast(trained.ema, a.device))
@@ -309,8 +309,8 @@ def signs(a, p, stages):
     def rebuilt(x):
         "A clip (1, 3, T, H, W) through the inner autoencoder alone, the linear stage and the whole: psnr, and where it moves."
         z = encode(run.ae.inner, x, a.device)
-        stages = dict(inner=z, linear=run.ae.linear(run.ae.codes(z)), whole=run.ae.latents(run.ae.codes(z)))
-        decoded = ((k, tiled_decode(run.ae.inner, v, 64, 10, 4).clamp(-1, 1).cpu()) for k, v in stages.items())
+        ways = dict(inner=z, linear=run.ae.linear(run.ae.codes(z)), whole=run.ae.latents(run.ae.codes(z)))
+        decoded = ((k, tiled_decode(run.ae.inner, v, 64, 10, 4).clamp(-1, 1).cpu()) for k, v in ways.items())
         return {k: torch.tensor([psnr(y, to_float(x)), moving_psnr(y, to_float(x))]) for k, y in decoded}
 
     def rebuilt_all(clips):

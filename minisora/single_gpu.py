@@ -149,7 +149,7 @@ def tune_refiner(ae, latents, steps, window=36, noise=.2, lr=2e-3, seed=0, progr
         z = z + (level * torch.randn(z.shape, generator=g)).to(device)
         x = ae.linear(z)
         energy = F.avg_pool2d((x - right).square().mean((1, 2)), f)[0]                   # of squares (h, w)
-        top, left = likely_place(energy.cpu(), f, size, right.shape[3:], g)
+        top, left = likely_place(energy.cpu() + 1e-12, f, size, right.shape[3:], g)
         cut = (..., slice(top, top + size[0]), slice(left, left + size[1]))
         if weight is None: weight = channel_weights(ae.inner, right[cut][..., :16, :16])[:, None, None, None]
         wide = x + unfold(ae.refiner.wide(z), f)
