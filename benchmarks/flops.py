@@ -41,6 +41,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from machine import machine
+from single_gpu import PRESETS as RUNS
+
 from minisora.dit import PRESETS, DiT, LabelEmbedder
 from minisora.pipeline import MODERN
 from minisora.sampling import grid
@@ -59,8 +61,9 @@ OPTIMISER = dict(foreach=92, fused=40)     # bytes a weight: AdamW in single pas
 KNOWN = {"Latte-XL/2 as in its train.py": dict(  # what others found to fit, to hold against the prediction
     batch=5, source="local_batch_size of configs/*/*_train.yaml in Vchitect/Latte (b27c24a), which do not name the card")}
 BARS = {"DiT-XL/2": dict(times_faster=2.5, memory_share=.5, mfu_percent=45), "Latte-XL/2": dict(times_faster=4, memory_share=.4)}
-FILM = dict(seconds=10, size=(480, 864), frames=33, fps=19.2, fold=4, channels=128, refine=256, width=224, depth=8, heads=4,
-            shift=3., guide_until=.5, tile=64, overlap=10, margin=4, steps=(24, 8, 4))     # the preset 'gpu' of benchmarks/single_gpu.py
+# the model of lesson 16's run on a GPU; guided half of the way, which clips learnt by heart do not need
+FILM = dict({k: getattr(RUNS["signs"]["gpu"], k) for k in "size frames fold channels refine width depth heads".split()},
+            seconds=10, fps=19.2, shift=3., guide_until=.5, tile=64, overlap=10, margin=4, steps=(24, 8, 4))
 FILM_BARS = dict(seconds=60, peak_gb=24)
 Op = namedtuple("Op", "name flops kind reads writes")                  # reads, writes: {storage: bytes}
 

@@ -360,8 +360,7 @@ def signs(a, p, stages):
         pile([few, viz.contact_sheet(small(film[None], 71), [", ".join(captions) + ": one film"], 12)], a.out / "few.png")
         Image.open(a.out / "few.png").convert("RGB").save(IMAGES / "single_gpu.jpg", quality=72)
         (IMAGES / "avatar.webp").write_bytes(viz.animated(small(whole[0][None, :, ::2], 432)[0], fps=avatar.fps / 2))
-    clock = ("cpu_minutes", "cpu_seconds") if a.device.type == "cpu" else ("minutes", "seconds")
-    spent = took[clock[0]] + again[clock[0]] + stages.seen["refiner"][clock[1]] / 60
+    spent = took[f"{a.clock}minutes"] + again[f"{a.clock}minutes"] + stages.seen["refiner"][f"{a.clock}seconds"] / 60
     for folder in (a.out / "avatar", ROOT / "data" / "avatar")[: 1 + a.ship]:
         ship(replace(avatar, model=trained.ema), folder)
         (folder / "README.md").write_text(CARD.format(preset=a.preset, words=", ".join(run.train), film=list(captions), minutes=spent,
@@ -418,8 +417,7 @@ def scenes(a, p, stages):
             write_json(a.out / "scenes" / "latents.json", dict(mean=mean, std=std, vocabulary=vocabulary.to_dict()))
     out["all_right"] = out["recipes"]["ours"]["looks"][-1]["all_right"]
     out["bar"] = dict(all_right=0.97, met=out["all_right"] >= 0.97)
-    clock = "minutes" if a.device.type == "cuda" else "cpu_minutes"          # a processor may be shared
-    out["faster"] = times_faster(*(out["recipes"][k]["looks"] for k in ("ours", "plain")), clock)
+    out["faster"] = times_faster(*(out["recipes"][k]["looks"] for k in ("ours", "plain")), f"{a.clock}minutes")
     return out
 
 
@@ -469,6 +467,7 @@ def the_plan(a, p, stages):
 
 def main(a):
     a.device, p = torch.device(a.device or ("cuda" if torch.cuda.is_available() else "cpu")), PRESETS[a.part][a.preset]
+    a.clock = "" if a.device.type == "cuda" else "cpu_"                      # a processor may be shared
     if a.minutes is not None: p = replace(p, minutes=a.minutes)
     a.work = (a.work or ROOT / "runs" / "single-gpu") / f"{a.part}-{a.preset}"
     if not a.out: a.out = a.work / "results"
