@@ -1,4 +1,6 @@
-"Everything that describes the package stands in settings.ini; this file only hands it to setuptools."
+"""Everything that describes the package stands in settings.ini; this file only hands it to
+setuptools."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -25,8 +27,9 @@ setup(
     packages=find_packages(include=["minisora", "minisora.*"]),
     package_data={cfg["lib_name"]: ["reference/*.json"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={k.removesuffix("_requirements"): cfg[k].split()
-                    for k in cfg if k.endswith("_requirements")},
+    extras_require={
+        k.removesuffix("_requirements"): cfg[k].split() for k in cfg if k.endswith("_requirements")
+    },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

@@ -39,7 +39,8 @@ def decode_all(path, chosen):
     with av.open(str(path)) as f:
         f.streams.video[0].thread_type = "AUTO"
         for k, frame in enumerate(f.decode(video=0)):
-            if chosen(k): out.append(frame.to_ndarray(format="rgb24"))
+            if chosen(k):
+                out.append(frame.to_ndarray(format="rgb24"))
     return out
 
 
@@ -59,7 +60,9 @@ def readers(path):
     return n, {
         "bare: decode, no picture": lambda: decode_all(path, lambda k: False),
         "bare: decode, 16 pictures": lambda: decode_all(path, wanted.__contains__),
-        "bare: 16 of 128×128 by Pillow": lambda: [shrunk(p) for p in decode_all(path, wanted.__contains__)],
+        "bare: 16 of 128×128 by Pillow": lambda: [
+            shrunk(p) for p in decode_all(path, wanted.__contains__)
+        ],
         "minisora: 16 frames of 128×128": lambda: read_video(path, 16, 128),
         "bare: every picture": lambda: decode_all(path, lambda k: True),
         "minisora: every frame, full size": lambda: read_video(path, n, whole),
@@ -79,13 +82,15 @@ def speeds(files, rounds):
                 ways[name]()
                 best[name] = min(best[name], time.process_time() - start)
         frames += n
-        for name, s in best.items(): seconds[name] = seconds.get(name, 0) + s
+        for name, s in best.items():
+            seconds[name] = seconds.get(name, 0) + s
     return {name: round(frames / s, 1) for name, s in seconds.items()}
 
 
 class Blocks:
     """An 'autoencoder' that averages blocks of 8×8 pixels: next to no work, so that reading is what is
     measured."""
+
     spec = None
 
     def encode(self, x):
@@ -97,9 +102,11 @@ class Blocks:
 class Watched:
     "A dataset that notes after how many CPU seconds of the process each clip was read."
 
-    def __init__(self, clips): self.clips, self.times = clips, []
+    def __init__(self, clips):
+        self.clips, self.times = clips, []
 
-    def __len__(self): return len(self.clips)
+    def __len__(self):
+        return len(self.clips)
 
     def __getitem__(self, i):
         clip = self.clips[i]
@@ -107,7 +114,8 @@ class Watched:
         return clip
 
 
-def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2**20
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2**20
 
 
 def folder_to_cache(films, count, batch_size=2):
@@ -121,25 +129,41 @@ def folder_to_cache(films, count, batch_size=2):
         memory, done, begin, start = [], threading.Event(), resident(), time.process_time()
 
         def watch():
-            while not done.wait(0.1): memory.append((len(clips.times), resident()))
+            while not done.wait(0.1):
+                memory.append((len(clips.times), resident()))
+
         thread = threading.Thread(target=watch)
         thread.start()
-        try: write_cache(Path(home) / "cache", clips, Blocks(), batch_size=batch_size, progress=False)
+        try:
+            write_cache(
+                Path(home) / "cache", clips, Blocks(), batch_size=batch_size, progress=False
+            )
         finally:
             done.set()
             thread.join()
     t, half = [x - start for x in clips.times], count // 2
     tenth = lambda k: [m for n, m in memory if k * count <= 10 * n <= (k + 1) * count]
     at = [round(max(tenth(k), default=begin) - begin) for k in range(10)]
-    return dict(films=count, frames=16, height=480, width=640, batch_size=batch_size,
-                clips_per_cpu_second=round(count / t[-1], 2), first_half=round(half / t[half - 1], 2),
-                second_half=round((count - half) / (t[-1] - t[half - 1]), 2), memory_before_mib=round(begin),
-                growth_by_tenth_mib=at, growth_mib=max(at),
-                all_frames_mib=round(count * 3 * 16 * 480 * 640 / 2**20))
+    return dict(
+        films=count,
+        frames=16,
+        height=480,
+        width=640,
+        batch_size=batch_size,
+        clips_per_cpu_second=round(count / t[-1], 2),
+        first_half=round(half / t[half - 1], 2),
+        second_half=round((count - half) / (t[-1] - t[half - 1]), 2),
+        memory_before_mib=round(begin),
+        growth_by_tenth_mib=at,
+        growth_mib=max(at),
+        all_frames_mib=round(count * 3 * 16 * 480 * 640 / 2**20),
+    )
 
 
 def main():
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     args.add_argument("--data", type=Path, default=Path("../shared/data"))
     args.add_argument("--files", type=int, default=4)
     args.add_argument("--rounds", type=int, default=3)
@@ -151,14 +175,20 @@ def main():
     report = dict(machine=machine(), cores_used=len(os.sched_getaffinity(0)), speed={})
     for name, ext in (("signs", "mp4"), ("asl", "mkv")):
         found = sorted((a.data / name).glob(f"*.{ext}"))
-        if not found: raise SystemExit(f"no *.{ext} in {a.data / name}")
+        if not found:
+            raise SystemExit(f"no *.{ext} in {a.data / name}")
         used = found[:: max(1, len(found) // a.files)][: a.files]
         got = speeds(used, a.rounds)
         clip, every = got["minisora: 16 frames of 128×128"], got["minisora: every frame, full size"]
-        report["speed"][name] = dict(files=len(used), frames_per_cpu_second=got, ratio=dict(
-            same_clip=round(clip / got["bare: 16 of 128×128 by Pillow"], 3),
-            clip_against_every_picture=round(clip / got["bare: every picture"], 3),
-            every_frame=round(every / got["bare: every picture"], 3)))
+        report["speed"][name] = dict(
+            files=len(used),
+            frames_per_cpu_second=got,
+            ratio=dict(
+                same_clip=round(clip / got["bare: 16 of 128×128 by Pillow"], 3),
+                clip_against_every_picture=round(clip / got["bare: every picture"], 3),
+                every_frame=round(every / got["bare: every picture"], 3),
+            ),
+        )
         print(name, json.dumps(report["speed"][name], ensure_ascii=False, indent=1), flush=True)
     films = [f.resolve() for f in sorted((a.data / "asl").glob("*.mkv"))]
     report["folder_to_cache"] = folder_to_cache(films, a.films)

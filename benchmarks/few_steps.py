@@ -16,7 +16,14 @@ from machine import machine
 from minisora.clips import stack
 from minisora.latent_cache import write_json
 from minisora.metrics import (
-    Judge, bootstrap_interval, frechet_distance, frechet_interval, jerk_px, judge_clips, shape_measures, shipped_judge_network,
+    Judge,
+    bootstrap_interval,
+    frechet_distance,
+    frechet_interval,
+    jerk_px,
+    judge_clips,
+    shape_measures,
+    shipped_judge_network,
 )
 from minisora.pipeline import Run
 from minisora.sampling import grid
@@ -26,23 +33,38 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def rows_asked(recipe, steps):
     "Rows that a clip puts through the network: one a step, two where guidance is on, and those of `settle`."
-    return steps + sum(t <= recipe.guide_until for t in grid(steps, recipe.shift)[:-1]) + recipe.settle
+    return (
+        steps + sum(t <= recipe.guide_until for t in grid(steps, recipe.shift)[:-1]) + recipe.settle
+    )
 
 
 def row(run, judge, real, prompts, wanted, steps):
     "Measures of the clips that `steps` steps make of the prompts."
     start = time.process_time()
     clips = run.sample(prompts, seed=run.recipe.seed + 1, steps=steps)
-    cpu, jerk, network = time.process_time() - start, jerk_px(clips, per_clip=True), shipped_judge_network(ROOT / "data" / "judge")
+    cpu, jerk, network = (
+        time.process_time() - start,
+        jerk_px(clips, per_clip=True),
+        shipped_judge_network(ROOT / "data" / "judge"),
+    )
     sets = network(real), network(clips)
-    return dict(steps=steps, network_rows=rows_asked(run.recipe, steps), cpu_ms_a_clip=round(1000 * cpu / len(clips)),
-                **judge_clips(judge, clips, wanted), **shape_measures(clips, [w["object"] for w in wanted]),
-                jerk_px=jerk.median().item(), jerk_px_interval=bootstrap_interval(jerk, "median"),
-                frechet=frechet_distance(*sets), frechet_interval=frechet_interval(*sets, rounds=30))
+    return dict(
+        steps=steps,
+        network_rows=rows_asked(run.recipe, steps),
+        cpu_ms_a_clip=round(1000 * cpu / len(clips)),
+        **judge_clips(judge, clips, wanted),
+        **shape_measures(clips, [w["object"] for w in wanted]),
+        jerk_px=jerk.median().item(),
+        jerk_px_interval=bootstrap_interval(jerk, "median"),
+        frechet=frechet_distance(*sets),
+        frechet_interval=frechet_interval(*sets, rounds=30),
+    )
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--run", default=str(ROOT / "data" / "first-video"))
     p.add_argument("--steps", nargs="+", type=int, default=[2, 4, 8, 16, 24])
     p.add_argument("--n", type=int, default=220)
@@ -55,7 +77,12 @@ def main():
     for steps in a.steps:
         rows.append(row(run, judge, real, prompts, wanted, steps))
         print({k: v for k, v in rows[-1].items() if "interval" not in k}, flush=True)
-    about = dict(model="data/first-video", judge="data/judge", recipe_steps=run.recipe.sample_steps, settle=run.recipe.settle)
+    about = dict(
+        model="data/first-video",
+        judge="data/judge",
+        recipe_steps=run.recipe.sample_steps,
+        settle=run.recipe.settle,
+    )
     write_json(Path(__file__).with_suffix(".json"), dict(machine=machine(), **about, rows=rows))
 
 

@@ -68,7 +68,8 @@ def scene_pictures(run, name):
     save_small(viz.contact_sheet(clips[:6], prompts[:6]), f"{name}-sheet")
     sheets = [Image.open(p) for p in sorted(run.out.glob("preview-*.png"))]
     both = Image.new("RGB", (sum(s.width for s in sheets), sheets[0].height))
-    for k, s in enumerate(sheets): both.paste(s, (sum(q.width for q in sheets[:k]), 0))
+    for k, s in enumerate(sheets):
+        both.paste(s, (sum(q.width for q in sheets[:k]), 0))
     save_small(both, f"{name}-progress")
 
 
@@ -79,7 +80,11 @@ def folder_pictures(run, name):
     real, captions = stack(run.clips())
     index, _ = nearest_clip(clips, real)
     pairs = [k for c, i in zip(clips, index) for k in (c, real[i].float() / 127.5 - 1)]
-    labels = [k for w, i in zip(words, index) for k in (f"{w}: generated", f"nearest real clip: {captions[i]}")]
+    labels = [
+        k
+        for w, i in zip(words, index)
+        for k in (f"{w}: generated", f"nearest real clip: {captions[i]}")
+    ]
     save_small(viz.contact_sheet(torch.stack(pairs), labels), name)
 
 
@@ -90,7 +95,9 @@ def sheet(run, name):
 
 def halve(file):
     "Weights of a safetensors file in half precision."
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}, file)
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}, file
+    )
     file.chmod(0o644)
 
 
@@ -99,12 +106,15 @@ def ship(run, folder):
     for part in ("model", "autoencoder", "decoder"):
         shutil.copytree(run.out / part, folder / part, dirs_exist_ok=True)
         halve(folder / part / "model.safetensors")
-    for file in ("recipe.json", "captions.json"): shutil.copy(run.out / file, folder / file)
+    for file in ("recipe.json", "captions.json"):
+        shutil.copy(run.out / file, folder / file)
     (folder / "README.md").write_text(CARD)
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--name", default="first_video")
     p.add_argument("--data", default="")
     p.add_argument("--out", help="folder of the run")
@@ -112,13 +122,22 @@ def main():
     p.add_argument("--ship", action="store_true")
     args = p.parse_args()
     out = Path(args.out or f"runs/{args.name.replace('_', '-')}")
-    _, metrics = make_video(out, data=args.data, **(dict(motions=MOTIONS) if args.motions == "all" else {}))
+    _, metrics = make_video(
+        out, data=args.data, **(dict(motions=MOTIONS) if args.motions == "all" else {})
+    )
     run = Run(out)
     log = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
     recipe = dict(asdict(run.recipe), data=Path(run.recipe.data).name)
-    write_json(ROOT / "benchmarks" / f"{args.name}.json",
-               dict(machine=machine(), recipe=recipe, metrics=metrics, times=json.loads((out / "times.json").read_text()),
-                    loss=[(r["step"], r["loss"]) for r in log]))
+    write_json(
+        ROOT / "benchmarks" / f"{args.name}.json",
+        dict(
+            machine=machine(),
+            recipe=recipe,
+            metrics=metrics,
+            times=json.loads((out / "times.json").read_text()),
+            loss=[(r["step"], r["loss"]) for r in log],
+        ),
+    )
     IMAGES.mkdir(exist_ok=True)
     pictures = dict(first_video=scene_pictures, signs=folder_pictures).get(args.name, sheet)
     pictures(run, args.name.replace("_", "-"))

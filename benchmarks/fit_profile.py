@@ -31,41 +31,63 @@ from minisora.pipeline import RECIPES, Run
 from minisora.temporal import VideoDiT, VideoDiTConfig
 
 RECIPE, PARTS = RECIPES["scenes"], ("forward", "backward", "optimiser")
-UPDATE = ("norm and clipping", "moving average")           # what a bare optimiser step leaves out
+UPDATE = ("norm and clipping", "moving average")  # what a bare optimiser step leaves out
 
 
 class Latents:
     "Clips whose frames are latents already; captions of four words."
+
     spec = dict(made_by="noise")
-    def __init__(self, n, shape): self.n, self.shape = n, shape
-    def __len__(self): return self.n
-    def encode(self, x): return x, None
+
+    def __init__(self, n, shape):
+        self.n, self.shape = n, shape
+
+    def __len__(self):
+        return self.n
+
+    def encode(self, x):
+        return x, None
 
     def __getitem__(self, i):
         x = torch.randn(self.shape, generator=torch.Generator().manual_seed(i))
-        return SimpleNamespace(frames=x, caption="", fps=8.0, source=f"{i}", attributes=dict(label=i % 20))
+        return SimpleNamespace(
+            frames=x, caption="", fps=8.0, source=f"{i}", attributes=dict(label=i % 20)
+        )
 
 
 class Words:
     "Four of twenty words for a caption."
-    def __init__(self): self.n = 0
-    def encode(self, caption): return torch.tensor([3, 7, 11, 19])
+
+    def __init__(self):
+        self.n = 0
+
+    def encode(self, caption):
+        return torch.tensor([3, 7, 11, 19])
 
 
 class Clock:
     "Counts CPU seconds by name; of nested calls the inner one counts."
-    def __init__(self): self.seconds, self.open, self.at = defaultdict(float), ["rest"], time.process_time()
+
+    def __init__(self):
+        self.seconds, self.open, self.at = defaultdict(float), ["rest"], time.process_time()
 
     def turn(self):
-        now = time.process_time(); self.seconds[self.open[-1]] += now - self.at; self.at = now
+        now = time.process_time()
+        self.seconds[self.open[-1]] += now - self.at
+        self.at = now
 
     def wrap(self, owner, attribute, name):
         real = getattr(owner, attribute)
 
         def timed(*args, **kwargs):
-            self.turn(); self.open.append(name)
-            try: return real(*args, **kwargs)
-            finally: self.turn(); self.open.pop()
+            self.turn()
+            self.open.append(name)
+            try:
+                return real(*args, **kwargs)
+            finally:
+                self.turn()
+                self.open.pop()
+
         setattr(owner, attribute, timed)
 
 
@@ -74,11 +96,33 @@ def parts(folder):
     r = RECIPE
     shape = (r.channels, r.frames, r.size // 8, r.size // 8)
     cache = folder / "latents"
-    if not cache.exists(): write_cache(cache, Latents(512, shape), Latents(0, shape), progress=False)
-    config = VideoDiTConfig(channels=r.channels, size=shape[1:], patch=r.patch, width=r.width, depth=r.depth, heads=r.heads,
-                            vocab=20, slots=4, relative_bias=r.relative_bias, context=r.context, label_std=r.label_std)
-    options = dict(batch_size=r.batch_size, lr=r.lr, warmup=150, schedule="linear", weight_decay=.01, betas=(.9, .95),
-                   ema=r.ema, seed=r.seed, device="cpu", progress=False)
+    if not cache.exists():
+        write_cache(cache, Latents(512, shape), Latents(0, shape), progress=False)
+    config = VideoDiTConfig(
+        channels=r.channels,
+        size=shape[1:],
+        patch=r.patch,
+        width=r.width,
+        depth=r.depth,
+        heads=r.heads,
+        vocab=20,
+        slots=4,
+        relative_bias=r.relative_bias,
+        context=r.context,
+        label_std=r.label_std,
+    )
+    options = dict(
+        batch_size=r.batch_size,
+        lr=r.lr,
+        warmup=150,
+        schedule="linear",
+        weight_decay=0.01,
+        betas=(0.9, 0.95),
+        ema=r.ema,
+        seed=r.seed,
+        device="cpu",
+        progress=False,
+    )
     objective = Run.objective.fget(SimpleNamespace(recipe=r))
     return VideoDiT(config), LatentCache(cache, vocabulary=Words()), objective, options
 
@@ -88,30 +132,51 @@ def profile(folder, steps, warm=10):
     model, data, objective, options = parts(folder)
     clock = Clock()
     for owner, attribute, name in (
-            (type(objective), "loss", "forward"), (torch.Tensor, "backward", "backward"), (torch.optim.AdamW, "step", "optimiser"),
-            (torch.optim.AdamW, "zero_grad", "optimiser"), (train.EMA, "update", "moving average"), (torch.nn.utils, "get_total_norm", "norm and clipping"),
-            (torch.nn.utils, "clip_grads_with_norm_", "norm and clipping"), (train, "draw", "noise"),
-            (train, "_fetch", "data"), (train, "_save", "checkpoint"), (train, "_record", "log")):
+        (type(objective), "loss", "forward"),
+        (torch.Tensor, "backward", "backward"),
+        (torch.optim.AdamW, "step", "optimiser"),
+        (torch.optim.AdamW, "zero_grad", "optimiser"),
+        (train.EMA, "update", "moving average"),
+        (torch.nn.utils, "get_total_norm", "norm and clipping"),
+        (torch.nn.utils, "clip_grads_with_norm_", "norm and clipping"),
+        (train, "draw", "noise"),
+        (train, "_fetch", "data"),
+        (train, "_save", "checkpoint"),
+        (train, "_record", "log"),
+    ):
         clock.wrap(owner, attribute, name)
     update = train._update
 
     def counted(run, batch):
-        if run.step == warm: clock.turn(); clock.seconds.clear()
+        if run.step == warm:
+            clock.turn()
+            clock.seconds.clear()
         update(run, batch)
+
     train._update = counted
     torch.set_num_threads(1)
     train.fit(model, data, objective, steps=steps + warm, out=folder / "run", **options)
     clock.turn()
-    clock.seconds["checkpoint"] *= steps / 1000                                # `save_every` of the recipe
+    clock.seconds["checkpoint"] *= steps / 1000  # `save_every` of the recipe
     total = sum(clock.seconds.values())
-    return dict(updates=steps, milliseconds_an_update=round(1e3 * total / steps, 2), parameters=sum(p.numel() for p in model.parameters()),
-                share={k: round(v / total, 5) for k, v in sorted(clock.seconds.items(), key=lambda kv: -kv[1])},
-                forward_backward_optimiser=round(sum(clock.seconds[k] for k in PARTS) / total, 5),
-                forward_backward_update=round(sum(clock.seconds[k] for k in (*PARTS, *UPDATE)) / total, 5))
+    return dict(
+        updates=steps,
+        milliseconds_an_update=round(1e3 * total / steps, 2),
+        parameters=sum(p.numel() for p in model.parameters()),
+        share={
+            k: round(v / total, 5) for k, v in sorted(clock.seconds.items(), key=lambda kv: -kv[1])
+        },
+        forward_backward_optimiser=round(sum(clock.seconds[k] for k in PARTS) / total, 5),
+        forward_backward_update=round(sum(clock.seconds[k] for k in (*PARTS, *UPDATE)) / total, 5),
+    )
 
 
 def used():
-    return sum(getattr(resource.getrusage(w), f) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN) for f in ("ru_utime", "ru_stime"))
+    return sum(
+        getattr(resource.getrusage(w), f)
+        for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        for f in ("ru_utime", "ru_stime")
+    )
 
 
 def startup(folder, how, updates=20):
@@ -120,10 +185,16 @@ def startup(folder, how, updates=20):
     torch.set_num_threads(1)
     at, update = [used()], train._update
 
-    def counted(run, batch): update(run, batch); at.append(used())
+    def counted(run, batch):
+        update(run, batch)
+        at.append(used())
+
     train._update = counted
     train.fit(model, data, objective, steps=updates + 2, compile=how, **options)
-    return dict(first_update_seconds=round(at[1] - at[0], 1), milliseconds_an_update=round(1e3 * (at[-1] - at[2]) / updates, 1))
+    return dict(
+        first_update_seconds=round(at[1] - at[0], 1),
+        milliseconds_an_update=round(1e3 * (at[-1] - at[2]) / updates, 1),
+    )
 
 
 def main():
@@ -134,18 +205,32 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     if args.startup:
-        return print(json.dumps(startup(args.startup[0], {"eager": False, "blocks": "blocks", "whole": True}[args.startup[1]])))
+        return print(
+            json.dumps(
+                startup(
+                    args.startup[0],
+                    {"eager": False, "blocks": "blocks", "whole": True}[args.startup[1]],
+                )
+            )
+        )
     with tempfile.TemporaryDirectory() as folder:
         result = dict(machine=machine(), profile=profile(Path(folder), args.steps))
-        for k, v in result["profile"]["share"].items(): print(f"{k:20} {100 * v:6.2f} %")
-        for k in ("forward_backward_optimiser", "forward_backward_update"): print(f"{k}: {100 * result['profile'][k]:.2f} %")
+        for k, v in result["profile"]["share"].items():
+            print(f"{k:20} {100 * v:6.2f} %")
+        for k in ("forward_backward_optimiser", "forward_backward_update"):
+            print(f"{k}: {100 * result['profile'][k]:.2f} %")
         old = json.loads(args.out.read_text()) if args.out.exists() else {}
         result["compile"] = old.get("compile", {})
         for how in () if args.no_compile else ("eager", "blocks", "whole"):
-            env = os.environ | dict(TORCHINDUCTOR_CACHE_DIR=f"{folder}/{how}", TORCHINDUCTOR_COMPILE_THREADS="1")
+            env = os.environ | dict(
+                TORCHINDUCTOR_CACHE_DIR=f"{folder}/{how}", TORCHINDUCTOR_COMPILE_THREADS="1"
+            )
             command = [sys.executable, __file__, "--startup", folder, how]
-            said = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
-            result["compile"][how] = json.loads(said.splitlines()[-1]); print(how, result["compile"][how])
+            said = subprocess.run(
+                command, env=env, check=True, capture_output=True, text=True
+            ).stdout
+            result["compile"][how] = json.loads(said.splitlines()[-1])
+            print(how, result["compile"][how])
     args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

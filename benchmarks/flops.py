@@ -51,26 +51,63 @@ from minisora.temporal import VIDEO_PRESETS, VideoDiT, VideoDiTConfig
 
 FILE = Path(__file__).with_suffix(".json")
 CARDS = {  # peak rates of dense products (no sparsity), bytes a second, bytes of memory
-    "H100 SXM": dict(bf16=989.4e12, tf32=494.7e12, bandwidth=3.35e12, memory=80e9,
-                     source="NVIDIA H100 Tensor Core GPU datasheet (half of the figures with sparsity)"),
-    "RTX 4090": dict(bf16=165.2e12, tf32=82.6e12, bandwidth=1.008e12, memory=24e9,
-                     source="NVIDIA Ada GPU Architecture whitepaper, appendix A (float32 accumulation)")}
-ASSUMED = dict(product=.65, attention=.4, bandwidth=.85, memory=.95)   # shares of the peak that are reached
-LAUNCH = 5e-6                                                          # seconds a kernel, at least
-OPTIMISER = dict(foreach=92, fused=40)     # bytes a weight: AdamW in single passes and EMA, or each in one kernel
-KNOWN = {"Latte-XL/2 as in its train.py": dict(  # what others found to fit, to hold against the prediction
-    batch=5, source="local_batch_size of configs/*/*_train.yaml in Vchitect/Latte (b27c24a), which do not name the card")}
-BARS = {"DiT-XL/2": dict(times_faster=2.5, memory_share=.5, mfu_percent=45), "Latte-XL/2": dict(times_faster=4, memory_share=.4)}
+    "H100 SXM": dict(
+        bf16=989.4e12,
+        tf32=494.7e12,
+        bandwidth=3.35e12,
+        memory=80e9,
+        source="NVIDIA H100 Tensor Core GPU datasheet (half of the figures with sparsity)",
+    ),
+    "RTX 4090": dict(
+        bf16=165.2e12,
+        tf32=82.6e12,
+        bandwidth=1.008e12,
+        memory=24e9,
+        source="NVIDIA Ada GPU Architecture whitepaper, appendix A (float32 accumulation)",
+    ),
+}
+ASSUMED = dict(
+    product=0.65, attention=0.4, bandwidth=0.85, memory=0.95
+)  # shares of the peak that are reached
+LAUNCH = 5e-6  # seconds a kernel, at least
+OPTIMISER = dict(
+    foreach=92, fused=40
+)  # bytes a weight: AdamW in single passes and EMA, or each in one kernel
+KNOWN = {
+    "Latte-XL/2 as in its train.py": dict(  # what others found to fit, to hold against the prediction
+        batch=5,
+        source="local_batch_size of configs/*/*_train.yaml in Vchitect/Latte (b27c24a), which do not name the card",
+    )
+}
+BARS = {
+    "DiT-XL/2": dict(times_faster=2.5, memory_share=0.5, mfu_percent=45),
+    "Latte-XL/2": dict(times_faster=4, memory_share=0.4),
+}
 # the model of lesson 16's run on a GPU; guided half of the way, which clips learnt by heart do not need
-FILM = dict({k: getattr(RUNS["signs"]["gpu"], k) for k in "size frames fold channels refine width depth heads".split()},
-            seconds=10, fps=19.2, shift=3., guide_until=.5, tile=64, overlap=10, margin=4, steps=(24, 8, 4))
+FILM = dict(
+    {
+        k: getattr(RUNS["signs"]["gpu"], k)
+        for k in "size frames fold channels refine width depth heads".split()
+    },
+    seconds=10,
+    fps=19.2,
+    shift=3.0,
+    guide_until=0.5,
+    tile=64,
+    overlap=10,
+    margin=4,
+    steps=(24, 8, 4),
+)
 FILM_BARS = dict(seconds=60, peak_gb=24)
-Op = namedtuple("Op", "name flops kind reads writes")                  # reads, writes: {storage: bytes}
+Op = namedtuple("Op", "name flops kind reads writes")  # reads, writes: {storage: bytes}
 
 
 class Trace(TorchDispatchMode):
     "Writes down every operation that would be a kernel."
-    def __init__(self): super().__init__(); self.ops, self.keep = [], []
+
+    def __init__(self):
+        super().__init__()
+        self.ops, self.keep = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -78,48 +115,65 @@ class Trace(TorchDispatchMode):
         if writes and (not set(writes) <= set(reads) or func._schema.is_mutable):
             fused = "scaled_dot_product" in str(func)
             flops = self.attention(func, args) if fused else 0
-            if (count := flop_registry.get(func._overloadpacket)) and not fused: flops = count(*args, **(kwargs or {}), out_val=out)
+            if (count := flop_registry.get(func._overloadpacket)) and not fused:
+                flops = count(*args, **(kwargs or {}), out_val=out)
             first = next(t for t in tree_leaves((args, out)) if isinstance(t, torch.Tensor))
-            kind = ("attention " if fused else "product ") + ("bf16" if first.dtype == torch.bfloat16 else "tf32")
+            kind = ("attention " if fused else "product ") + (
+                "bf16" if first.dtype == torch.bfloat16 else "tf32"
+            )
             self.ops.append(Op(str(func), flops, kind if flops else "", reads, writes))
         return out
 
     @staticmethod
     def attention(func, args):
         shapes = [a.shape for a in args if isinstance(a, torch.Tensor)]
-        return sdpa_backward_flop_count(*shapes[:4]) if "backward" in str(func) else sdpa_flop_count(*shapes[:3])
+        return (
+            sdpa_backward_flop_count(*shapes[:4])
+            if "backward" in str(func)
+            else sdpa_flop_count(*shapes[:3])
+        )
 
     def sizes(self, values):
         found = {}
         for t in tree_leaves(values):
-            if not isinstance(t, torch.Tensor): continue
+            if not isinstance(t, torch.Tensor):
+                continue
             storage = t.untyped_storage()
-            self.keep.append(storage)                                  # so that no two storages share an address
-            found[storage._cdata] = max(found.get(storage._cdata, 0), min(t.numel() * t.itemsize, storage.nbytes()))
+            self.keep.append(storage)  # so that no two storages share an address
+            found[storage._cdata] = max(
+                found.get(storage._cdata, 0), min(t.numel() * t.itemsize, storage.nbytes())
+            )
         return found
 
 
 def written_out(q, k, v, attn_mask=None):
     "Attention as Latte's 'math' branch computes it: the N × N weights exist."
-    return ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -.5).softmax(-1) @ v
+    return ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).softmax(-1) @ v
 
 
 def trace(config, batch, precision, math):
     "Operations of forward and backward, storages of weights and of gradients, number of weights."
-    LabelEmbedder.check_ids = lambda self, y: None                     # fake ids have no values
-    fused, F.scaled_dot_product_attention = F.scaled_dot_product_attention, written_out if math else F.scaled_dot_product_attention
+    LabelEmbedder.check_ids = lambda self, y: None  # fake ids have no values
+    fused, F.scaled_dot_product_attention = (
+        F.scaled_dot_product_attention,
+        written_out if math else F.scaled_dot_product_attention,
+    )
     try:
         with FakeTensorMode():
             model = (DiT if hasattr(config, "num_classes") else VideoDiT)(config).train()
             frames = config.size if len(config.size) == 3 else (1, *config.size)
             x, t = torch.empty(batch, config.channels, *frames), torch.empty(batch)
             with Trace() as seen:
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"): out = model(x, t)
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                    out = model(x, t)
                 out.float().square().mean().backward()
             weights = {p.untyped_storage()._cdata for p in model.parameters()}
-            grads = {p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None}
+            grads = {
+                p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None
+            }
             return seen, weights, grads, sum(p.numel() for p in model.parameters())
-    finally: F.scaled_dot_product_attention = fused
+    finally:
+        F.scaled_dot_product_attention = fused
 
 
 def fuse(ops, kept):
@@ -127,11 +181,15 @@ def fuse(ops, kept):
     last = {s: i for i, op in enumerate(ops) for s in op.reads} | {s: len(ops) for s in kept}
     out, group = [], []
     for i, op in enumerate(ops + [Op("end", 1, "", {}, {})]):
-        if not op.flops: group.append(op); continue
+        if not op.flops:
+            group.append(op)
+            continue
         if group:
             made = {s: b for o in group for s, b in o.writes.items()}
             reads = {s: b for o in group for s, b in o.reads.items() if s not in made}
-            out.append(Op("fused", 0, "", reads, {s: b for s, b in made.items() if last.get(s, -1) >= i}))
+            out.append(
+                Op("fused", 0, "", reads, {s: b for s, b in made.items() if last.get(s, -1) >= i})
+            )
             group = []
         out.append(op)
     return out[:-1]
@@ -144,16 +202,19 @@ def alive(ops, weights, grads):
         for s, b in op.writes.items():
             birth.setdefault(s, i)
             size[s] = max(size.get(s, 0), b)
-        for s in (*op.reads, *op.writes): death[s] = i
+        for s in (*op.reads, *op.writes):
+            death[s] = i
     change = [0] * (len(ops) + 1)
     for s in birth.keys() - weights:
         change[birth[s]] += size[s]
-        if s not in grads: change[death[s] + 1] -= size[s]
+        if s not in grads:
+            change[death[s] + 1] -= size[s]
     return torch.tensor(change, dtype=torch.float64).cumsum(0)
 
 
 class Case:
     "What the traces of a case at two batch sizes say about any batch: all of it lies on straight lines."
+
     def __init__(self, config, precision, compiled, math, optimiser, batches=(4, 8)):
         found = []
         for b in batches:
@@ -161,57 +222,95 @@ class Case:
             ops = fuse(seen.ops, grads) if compiled else seen.ops
             found.append((ops, alive(ops, weights, grads)))
         (low, self.least), (high, self.most) = found
-        if [o.name for o in low] != [o.name for o in high]: raise ValueError("the operations depend on the batch size")
+        if [o.name for o in low] != [o.name for o in high]:
+            raise ValueError("the operations depend on the batch size")
         total = lambda op: sum(op.reads.values()) + sum(op.writes.values())
         self.table = [(o.kind, o.flops, p.flops, total(o), total(p)) for o, p in zip(low, high)]
-        self.batches, self.update, self.always = batches, self.weights * OPTIMISER[optimiser], self.weights * 16
+        self.batches, self.update, self.always = (
+            batches,
+            self.weights * OPTIMISER[optimiser],
+            self.weights * 16,
+        )
 
-    def line(self, a, b, n): return a + (b - a) * (n - self.batches[0]) / (self.batches[1] - self.batches[0])
-    def kernels(self, n): return [(k, self.line(f, g, n), self.line(a, b, n)) for k, f, g, a, b in self.table]
-    def flops(self, n): return sum(f for _, f, _ in self.kernels(n))
-    def moved(self, n): return sum(b for *_, b in self.kernels(n))
-    def memory(self, n): return self.always + self.line(self.least, self.most, n).max().item()
+    def line(self, a, b, n):
+        return a + (b - a) * (n - self.batches[0]) / (self.batches[1] - self.batches[0])
+
+    def kernels(self, n):
+        return [(k, self.line(f, g, n), self.line(a, b, n)) for k, f, g, a, b in self.table]
+
+    def flops(self, n):
+        return sum(f for _, f, _ in self.kernels(n))
+
+    def moved(self, n):
+        return sum(b for *_, b in self.kernels(n))
+
+    def memory(self, n):
+        return self.always + self.line(self.least, self.most, n).max().item()
 
     def fits(self, memory, most=512):
         "The largest batch whose step fits: memory grows with the batch, so halve the interval."
         low, high = 0, most + 1
         while high - low > 1:
             middle = (low + high) // 2
-            if self.memory(middle) <= memory: low = middle
-            else: high = middle
+            if self.memory(middle) <= memory:
+                low = middle
+            else:
+                high = middle
         return low
 
 
 def seconds(case, n, card, shares):
     "Time of a step: kernel by kernel the larger of arithmetic and traffic; never less than its launches."
-    bandwidth, time = card["bandwidth"] * shares["bandwidth"], 0.
+    bandwidth, time = card["bandwidth"] * shares["bandwidth"], 0.0
     for kind, flops, moved in case.kernels(n):
         what, rate = kind.split() if kind else ("", "")
-        time += max(flops / (card[rate] * shares[what]) if kind else 0., moved / bandwidth)
+        time += max(flops / (card[rate] * shares[what]) if kind else 0.0, moved / bandwidth)
     return max(time, len(case.table) * LAUNCH) + case.update / bandwidth
 
 
 def predict(case, useful):
     "One row of the file: the case itself, what a sample adds, and what follows for each card."
     add = lambda f: f(2) - f(1)
-    out = dict(weights=case.weights, kernels=len(case.table), gflop=round(add(case.flops) / 1e9, 1),
-               gigabytes_moved=round(add(case.moved) / 1e9, 3),
-               activations_mb=round((case.memory(512) - case.memory(256)) / 256e6, 1))
+    out = dict(
+        weights=case.weights,
+        kernels=len(case.table),
+        gflop=round(add(case.flops) / 1e9, 1),
+        gigabytes_moved=round(add(case.moved) / 1e9, 3),
+        activations_mb=round((case.memory(512) - case.memory(256)) / 256e6, 1),
+    )
     for name, card in CARDS.items():
         batch = case.fits(card["memory"] * ASSUMED["memory"])
-        if batch < 1: out[name] = None; continue
-        time, bound = (seconds(case, batch, card, s) for s in (ASSUMED, dict.fromkeys(ASSUMED, 1.)))
-        out[name] = dict(batch=batch, samples_per_second=round(batch / time, 2), bound=round(batch / bound, 2),
-                         mfu_percent=round(100 * useful * batch / time / card["bf16"], 1), memory_gb=round(case.memory(batch) / 1e9, 1))
+        if batch < 1:
+            out[name] = None
+            continue
+        time, bound = (
+            seconds(case, batch, card, s) for s in (ASSUMED, dict.fromkeys(ASSUMED, 1.0))
+        )
+        out[name] = dict(
+            batch=batch,
+            samples_per_second=round(batch / time, 2),
+            bound=round(batch / bound, 2),
+            mfu_percent=round(100 * useful * batch / time / card["bf16"], 1),
+            memory_gb=round(case.memory(batch) / 1e9, 1),
+        )
     return out
 
 
 def cases():
     "{name: (group, config, precision, compiled, attention written out, optimiser)}; the first of a group is its baseline."
     dit, latte = PRESETS["DiT-XL/2"], VIDEO_PRESETS["Latte-XL/2"]
-    image = VideoDiTConfig(size=(1, 32, 32), patch=(1, 2, 2), width=1152, depth=28, heads=16, vocab=1000, learn_sigma=True, time="ddpm")
+    image = VideoDiTConfig(
+        size=(1, 32, 32),
+        patch=(1, 2, 2),
+        width=1152,
+        depth=28,
+        heads=16,
+        vocab=1000,
+        learn_sigma=True,
+        time="ddpm",
+    )
     joint = replace(latte, attention="joint", positions="rope", patch=(4, 2, 2))
-    routed, checkpoint = dict(route=.5, route_blocks=(2, 24)), dict(checkpoint=True)
+    routed, checkpoint = dict(route=0.5, route_blocks=(2, 24)), dict(checkpoint=True)
     ours, theirs = ("bf16", True, False, "fused"), ("tf32", False, False, "foreach")
     return {
         "DiT-XL/2 as in its train.py": ("DiT-XL/2", dit, *theirs),
@@ -219,48 +318,102 @@ def cases():
         "DiT-XL/2, bf16, compiled": ("DiT-XL/2", dit, *ours),
         "DiT-XL/2, and checkpointed": ("DiT-XL/2", replace(dit, **checkpoint), *ours),
         "DiT-XL/2, and half of the tokens routed": ("DiT-XL/2", replace(image, **routed), *ours),
-        "DiT-XL/2, routed and checkpointed": ("DiT-XL/2", replace(image, **routed, **checkpoint), *ours),
+        "DiT-XL/2, routed and checkpointed": (
+            "DiT-XL/2",
+            replace(image, **routed, **checkpoint),
+            *ours,
+        ),
         "Latte-XL/2 as in its train.py": ("Latte-XL/2", latte, "tf32", False, True, "foreach"),
         "Latte-XL/2, bf16, compiled": ("Latte-XL/2", latte, *ours),
         "Latte-XL/2, and checkpointed": ("Latte-XL/2", replace(latte, **checkpoint), *ours),
-        "Latte-XL/2, and half of the tokens routed": ("Latte-XL/2", replace(latte, **routed), *ours),
+        "Latte-XL/2, and half of the tokens routed": (
+            "Latte-XL/2",
+            replace(latte, **routed),
+            *ours,
+        ),
         "Latte-XL/2, routed, every third block checkpointed": (
-            "Latte-XL/2", replace(latte, **routed, **checkpoint, checkpoint_every=3), *ours),
-        "Latte-XL/2, routed and checkpointed": ("Latte-XL/2", replace(latte, **routed, **checkpoint), *ours),
+            "Latte-XL/2",
+            replace(latte, **routed, **checkpoint, checkpoint_every=3),
+            *ours,
+        ),
+        "Latte-XL/2, routed and checkpointed": (
+            "Latte-XL/2",
+            replace(latte, **routed, **checkpoint),
+            *ours,
+        ),
         "joint, tubelets of 4 frames": ("Latte-XL/2", joint, *ours),
-        "joint, tubelets, routed and checkpointed": ("Latte-XL/2", replace(joint, **routed, **checkpoint), *ours)}
+        "joint, tubelets, routed and checkpointed": (
+            "Latte-XL/2",
+            replace(joint, **routed, **checkpoint),
+            *ours,
+        ),
+    }
 
 
 class Pass:
     "Operations that were traced once, on storages of `weights`, for `seconds`: what it needs of a Case."
+
     update = 0
+
     def __init__(self, ops, weights):
-        self.table = [(o.kind, o.flops, sum(o.reads.values()) + sum(o.writes.values())) for o in ops]
+        self.table = [
+            (o.kind, o.flops, sum(o.reads.values()) + sum(o.writes.values())) for o in ops
+        ]
         self.peak = alive(ops, weights, set()).max().item()
         self.flops, self.moved = (sum(k) for k in list(zip(*self.table))[1:])
-    def kernels(self, n): return self.table
+
+    def kernels(self, n):
+        return self.table
 
 
 def film_parts(f, inner):
     "Traces of a film's parts, {name: (operations, storages of the result)}; storages of the weights, and their bytes."
-    LabelEmbedder.check_ids = blind = lambda *_: None                  # fake ids and pixels have no values
-    with patch.multiple("minisora.autoencoder", check_clips=blind, check_latents=blind), FakeTensorMode(), torch.no_grad():
+    LabelEmbedder.check_ids = blind = lambda *_: None  # fake ids and pixels have no values
+    with (
+        patch.multiple("minisora.autoencoder", check_clips=blind, check_latents=blind),
+        FakeTensorMode(),
+        torch.no_grad(),
+    ):
         ae = FoldedVAE(inner, f["fold"], f["channels"], f["refine"]).eval()
         C, *size = ae.spec.latent_shape(f["frames"], *f["size"])
-        model = VideoDiT(VideoDiTConfig(channels=C + 1, size=tuple(size), patch=(1, 1, 1), vocab=150, slots=2, context=True,
-                                        **{k: f[k] for k in ("width", "depth", "heads")}, **MODERN)).eval()
-        x, t, y, last = torch.empty(1, C, *size), torch.empty(1), torch.empty(1, 2).long(), torch.empty(1, 3, 1, *f["size"])
+        model = VideoDiT(
+            VideoDiTConfig(
+                channels=C + 1,
+                size=tuple(size),
+                patch=(1, 1, 1),
+                vocab=150,
+                slots=2,
+                context=True,
+                **{k: f[k] for k in ("width", "depth", "heads")},
+                **MODERN,
+            )
+        ).eval()
+        x, t, y, last = (
+            torch.empty(1, C, *size),
+            torch.empty(1),
+            torch.empty(1, 2).long(),
+            torch.empty(1, 3, 1, *f["size"]),
+        )
         given = Given(model, torch.empty(1, C, 1, *size[1:]))
+
         def call(rows):
             "A solver's step on as many rows: two where it is guided."
-            with torch.autocast("cpu", torch.bfloat16): out = given(*(torch.cat([k] * rows) for k in (x, t, y))).float()
-            if rows == 2: out = out[1:] + 2. * (out[:1] - out[1:])
-            return x + .1 * out
-        parts = dict(guided=lambda: call(2), free=lambda: call(1), encode=lambda: ae.encode(last).mode,
-                     decode=lambda: ae.decode_tiled(x, f["tile"], f["overlap"], f["margin"]).clamp(-1, 1))
+            with torch.autocast("cpu", torch.bfloat16):
+                out = given(*(torch.cat([k] * rows) for k in (x, t, y))).float()
+            if rows == 2:
+                out = out[1:] + 2.0 * (out[:1] - out[1:])
+            return x + 0.1 * out
+
+        parts = dict(
+            guided=lambda: call(2),
+            free=lambda: call(1),
+            encode=lambda: ae.encode(last).mode,
+            decode=lambda: ae.decode_tiled(x, f["tile"], f["overlap"], f["margin"]).clamp(-1, 1),
+        )
         traced = {}
         for name, part in parts.items():
-            with Trace() as seen: out = part()
+            with Trace() as seen:
+                out = part()
             traced[name] = seen.ops, set(seen.sizes(out))
         own = [k for m in (model, ae) for k in (*m.parameters(), *m.buffers())]
         return traced, {k.untyped_storage()._cdata for k in own}, sum(k.nbytes for k in own)
@@ -268,40 +421,81 @@ def film_parts(f, inner):
 
 def film_row(f, steps, parts, held):
     "One row of `sampling`: how often each part runs, and what follows."
-    clips = -(-round(f["seconds"] * f["fps"] - 1) // (f["frames"] - 1))        # the last frame of one begins the next
+    clips = -(
+        -round(f["seconds"] * f["fps"] - 1) // (f["frames"] - 1)
+    )  # the last frame of one begins the next
     guided = sum(t <= f["guide_until"] for t in grid(steps, f["shift"])[:-1])
-    times = dict(guided=clips * guided, free=clips * (steps - guided), encode=clips - 1, decode=clips)
+    times = dict(
+        guided=clips * guided, free=clips * (steps - guided), encode=clips - 1, decode=clips
+    )
     made = 12 * f["size"][0] * f["size"][1] * (1 + clips * (f["frames"] - 1))  # bytes of the film
     total = lambda what: sum(n * what(parts[k]) for k, n in times.items())
-    peak = held + max(2 * made, made + max(p.peak for p in parts.values()))    # two films while one is joined
-    row = dict(steps=steps, clips=clips, network_rows=clips * (steps + guided), kernels=total(lambda p: len(p.table)),
-               tflop=round(total(lambda p: p.flops) / 1e12, 2), gigabytes_moved=round(total(lambda p: p.moved) / 1e9, 1),
-               peak_gb=round(peak / 1e9, 2), alive_gb={k: round(p.peak / 1e9, 2) for k, p in parts.items()})
+    peak = held + max(
+        2 * made, made + max(p.peak for p in parts.values())
+    )  # two films while one is joined
+    row = dict(
+        steps=steps,
+        clips=clips,
+        network_rows=clips * (steps + guided),
+        kernels=total(lambda p: len(p.table)),
+        tflop=round(total(lambda p: p.flops) / 1e12, 2),
+        gigabytes_moved=round(total(lambda p: p.moved) / 1e9, 1),
+        peak_gb=round(peak / 1e9, 2),
+        alive_gb={k: round(p.peak / 1e9, 2) for k, p in parts.items()},
+    )
     for name, card in CARDS.items():
-        part, bound = ({k: n * seconds(parts[k], 1, card, s) for k, n in times.items()} for s in (ASSUMED, dict.fromkeys(ASSUMED, 1.)))
-        row[name] = dict(seconds=round(sum(part.values()), 2), bound=round(sum(bound.values()), 2),
-                         network=round(part["guided"] + part["free"], 2), encode=round(part["encode"], 2), decode=round(part["decode"], 2))
+        part, bound = (
+            {k: n * seconds(parts[k], 1, card, s) for k, n in times.items()}
+            for s in (ASSUMED, dict.fromkeys(ASSUMED, 1.0))
+        )
+        row[name] = dict(
+            seconds=round(sum(part.values()), 2),
+            bound=round(sum(bound.values()), 2),
+            network=round(part["guided"] + part["free"], 2),
+            encode=round(part["encode"], 2),
+            decode=round(part["decode"], 2),
+        )
     return row
 
 
 def film(f, inner):
     "Rows of `sampling`: one for each number of steps, kernel by kernel and fused."
     traced, weights, held = film_parts(f, inner)
-    eager, fused = ({k: Pass(fuse(ops, out) if fusing else ops, weights) for k, (ops, out) in traced.items()} for fusing in (False, True))
-    return [dict(fused=parts is fused, **film_row(f, steps, parts, held)) for parts in (eager, fused) for steps in f["steps"]]
+    eager, fused = (
+        {k: Pass(fuse(ops, out) if fusing else ops, weights) for k, (ops, out) in traced.items()}
+        for fusing in (False, True)
+    )
+    return [
+        dict(fused=parts is fused, **film_row(f, steps, parts, held))
+        for parts in (eager, fused)
+        for steps in f["steps"]
+    ]
 
 
 def bars(rows, card="H100 SXM"):
     """For each bar, what every row of the same model predicts, and which meet it; and which rows meet all bars of their group.
     Rows of another model, as joint attention on tubelets beside Latte's own layout, do not count."""
-    def meets(row, what, bar): return row[what] <= bar if what == "memory_share" else row[what] >= bar
+
+    def meets(row, what, bar):
+        return row[what] <= bar if what == "memory_share" else row[what] >= bar
+
     found = {}
     for group, wanted in BARS.items():
-        names = [k for k in rows if rows[k]["group"] == group and k.startswith(group)][1:]       # without the baseline
+        names = [k for k in rows if rows[k]["group"] == group and k.startswith(group)][
+            1:
+        ]  # without the baseline
         mine = {k: rows[k] | rows[k][card] for k in names}
-        found[group] = {what: dict(bar=bar, predicted={k: r[what] for k, r in mine.items()},
-                                   met_by=[k for k, r in mine.items() if meets(r, what, bar)]) for what, bar in wanted.items()}
-        found[group]["all_met_by"] = [k for k, r in mine.items() if all(meets(r, what, bar) for what, bar in wanted.items())]
+        found[group] = {
+            what: dict(
+                bar=bar,
+                predicted={k: r[what] for k, r in mine.items()},
+                met_by=[k for k, r in mine.items() if meets(r, what, bar)],
+            )
+            for what, bar in wanted.items()
+        }
+        found[group]["all_met_by"] = [
+            k for k, r in mine.items() if all(meets(r, what, bar) for what, bar in wanted.items())
+        ]
     return found
 
 
@@ -311,28 +505,56 @@ def main():
     wanted = parser.parse_args().cases
     rows = json.loads(FILE.read_text())["rows"] if FILE.exists() else {}
     for name, (group, config, *how) in cases().items():
-        if wanted is not None and not any(name.startswith(w) for w in wanted): continue
+        if wanted is not None and not any(name.startswith(w) for w in wanted):
+            continue
         case = Case(config, *how)
         # useful: what the model costs without computing anything twice
-        useful = (Case(replace(config, checkpoint=False), *how) if config.checkpoint else case).flops(1)
+        useful = (
+            Case(replace(config, checkpoint=False), *how) if config.checkpoint else case
+        ).flops(1)
         rows[name] = dict(group=group, **predict(case, useful))
         first = next(r for r in rows.values() if r["group"] == group)
         batch, held = first["H100 SXM"]["batch"], first["H100 SXM"]["memory_gb"]
-        rows[name]["memory_share"] = round(case.memory(batch) / 1e9 / held, 2)     # of the baseline's, at its batch
+        rows[name]["memory_share"] = round(
+            case.memory(batch) / 1e9 / held, 2
+        )  # of the baseline's, at its batch
         print(name, json.dumps(rows[name]), flush=True)
     base = {}
     for name, (group, *_) in cases().items():
-        if name not in rows: continue
+        if name not in rows:
+            continue
         first, mine = rows[base.setdefault(group, name)], rows[name]
         for card in CARDS:
             if mine[card] and first[card]:
-                mine[card]["times_faster"] = round(mine[card]["samples_per_second"] / first[card]["samples_per_second"], 2)
+                mine[card]["times_faster"] = round(
+                    mine[card]["samples_per_second"] / first[card]["samples_per_second"], 2
+                )
     note = "PREDICTED from counted operations and published peak rates, not measured on any GPU. See benchmarks/flops.py."
     rows = {name: rows[name] for name in cases() if name in rows}
-    inner = {k: v for k, v in json.loads((FILE.parents[1] / "data" / "video-vae" / "config.json").read_text()).items() if k != "kind"}
+    inner = {
+        k: v
+        for k, v in json.loads(
+            (FILE.parents[1] / "data" / "video-vae" / "config.json").read_text()
+        ).items()
+        if k != "kind"
+    }
     more = dict(bars=bars(rows), sampling=dict(film=FILM, bars=FILM_BARS, rows=film(FILM, inner)))
-    FILE.write_text(json.dumps(dict(note=note, cards=CARDS, known=KNOWN, assumed=dict(ASSUMED, launch_seconds=LAUNCH, optimiser_bytes=OPTIMISER),
-                                    machine=machine(), rows=rows, **more), indent=1) + "\n")
+    FILE.write_text(
+        json.dumps(
+            dict(
+                note=note,
+                cards=CARDS,
+                known=KNOWN,
+                assumed=dict(ASSUMED, launch_seconds=LAUNCH, optimiser_bytes=OPTIMISER),
+                machine=machine(),
+                rows=rows,
+                **more,
+            ),
+            indent=1,
+        )
+        + "\n"
+    )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

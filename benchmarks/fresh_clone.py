@@ -23,19 +23,23 @@ def minutes(target, folder):
     "Wall minutes of `make target` in `folder`; ends the script if it fails."
     start = time.time()
     status = subprocess.run(["make", target], cwd=folder).returncode
-    if status: sys.exit(f"make {target} failed with status {status}")
+    if status:
+        sys.exit(f"make {target} failed with status {status}")
     return round((time.time() - start) / 60, 2)
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--video", action="store_true")
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "minisora"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         result = dict(machine=machine(), setup_minutes=minutes(".venv/.ready", clone))
-        if args.video: result["video_minutes"] = minutes("video", clone)
+        if args.video:
+            result["video_minutes"] = minutes("video", clone)
         result["test_minutes"] = minutes("test", clone)
     write_json(ROOT / "benchmarks" / "fresh_clone.json", result)
     print(result)

@@ -63,8 +63,15 @@ def measure(run, n):
     real = [c for c in run.clips("heldout", n, r.seed + 1)]
     x, wanted = stack(real)[0], [c.attributes for c in real]
     rec = torch.cat([run.reconstruct(k) for k in x.split(16)])
-    return dict(kind=r.kind, steps=r.judge_steps, seed=r.seed, cpu_seconds=round(cpu, 1),
-                real=judge_clips(judge, x, wanted), reconstructions=judge_clips(judge, rec, wanted), machine=machine())
+    return dict(
+        kind=r.kind,
+        steps=r.judge_steps,
+        seed=r.seed,
+        cpu_seconds=round(cpu, 1),
+        real=judge_clips(judge, x, wanted),
+        reconstructions=judge_clips(judge, rec, wanted),
+        machine=machine(),
+    )
 
 
 def ship(judge, folder):
@@ -78,14 +85,25 @@ def card(judge, row):
     "The model card, with what was measured."
     sums = {k: file_hash(SHIPPED / k) for k in ("config.json", "model.safetensors")}
     print("JUDGE =", sums)
-    share = lambda s: " | ".join(f"{s[k]:.3f}" for k in ("all_right", "object_right", "colour_right", "motion_right"))
-    return CARD.format(features=12 * judge.width, weights=sum(p.numel() for p in judge.parameters()), steps=row["steps"],
-                       seconds=row["cpu_seconds"], n=row["real"]["n"], real=share(row["real"]),
-                       reconstructions=share(row["reconstructions"]), sums="\n".join(f"    {v}  {k}" for k, v in sums.items()))
+    share = lambda s: " | ".join(
+        f"{s[k]:.3f}" for k in ("all_right", "object_right", "colour_right", "motion_right")
+    )
+    return CARD.format(
+        features=12 * judge.width,
+        weights=sum(p.numel() for p in judge.parameters()),
+        steps=row["steps"],
+        seconds=row["cpu_seconds"],
+        n=row["real"]["n"],
+        real=share(row["real"]),
+        reconstructions=share(row["reconstructions"]),
+        sums="\n".join(f"    {v}  {k}" for k, v in sums.items()),
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", help="the run's folder")
     parser.add_argument("--n", type=int, default=440)
     parser.add_argument("--out", default=str(Path(__file__).with_suffix(".json")))
@@ -93,9 +111,11 @@ if __name__ == "__main__":
     a = parser.parse_args()
     torch.set_num_threads(1)
     run = Run(a.run)
-    if a.ship: run.judge = ship(run.judge, SHIPPED)
+    if a.ship:
+        run.judge = ship(run.judge, SHIPPED)
     row, out, same = measure(run, a.n), Path(a.out), ("kind", "steps", "seed")
-    if a.ship: (SHIPPED / "README.md").write_text(card(run.judge, row))
+    if a.ship:
+        (SHIPPED / "README.md").write_text(card(run.judge, row))
     rows = json.loads(out.read_text())["rows"] if out.exists() else []
     rows = [r for r in rows if any(r[k] != row[k] for k in same)] + [row]
     write_json(out, dict(rows=sorted(rows, key=lambda r: [r[k] for k in same])))

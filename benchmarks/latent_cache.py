@@ -25,7 +25,15 @@ import torch
 from machine import machine
 
 from minisora.clips import Clip
-from minisora.latent_cache import FORMAT, VERSION, LatentCache, digest, shard_header, write_cache, write_json
+from minisora.latent_cache import (
+    FORMAT,
+    VERSION,
+    LatentCache,
+    digest,
+    shard_header,
+    write_cache,
+    write_json,
+)
 
 SHAPES = {"image": (4, 1, 32, 32), "video": (4, 16, 32, 32)}  # C, T, h, w
 
@@ -114,7 +122,9 @@ def reading_rates(ways, batch, seconds, rounds=200):
     best = {}
     for name, data in ways.items():
         collate = LatentCache.collate if isinstance(data, LatentCache) else None
-        loader = torch.utils.data.DataLoader(data, batch, shuffle=True, drop_last=True, collate_fn=collate)
+        loader = torch.utils.data.DataLoader(
+            data, batch, shuffle=True, drop_last=True, collate_fn=collate
+        )
         best[name], ways[name] = 0, endless(loader)
     for _ in range(rounds):
         for name, batches in ways.items():
@@ -134,7 +144,10 @@ def best_write(write, tmp, n):
     for i in range(3):
         c, w = time.process_time(), time.perf_counter()
         out = write(f"{tmp}{i}")
-        cpu, wall = max(cpu, n / (time.process_time() - c)), max(wall, n / (time.perf_counter() - w))
+        cpu, wall = (
+            max(cpu, n / (time.process_time() - c)),
+            max(wall, n / (time.perf_counter() - w)),
+        )
     return dict(write_cpu=cpu, write_wall=wall), out, f"{tmp}{i}"
 
 
@@ -179,10 +192,16 @@ def time_first_batch(kind, folder, batch):
 def compare(name, shape, n, batch, seconds, tmp):
     "One part of the table: the same latents, both ways."
     z = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
-    to_cache = lambda dtype: lambda d: write_cache(
-        d, TinyClips(n), Replay(z), batch_size=batch, dtype=dtype, progress=False
+    to_cache = lambda dtype: (
+        lambda d: write_cache(
+            d, TinyClips(n), Replay(z), batch_size=batch, dtype=dtype, progress=False
+        )
     )
-    ways = dict(files=lambda d: write_file_per_sample(d, z), cache=to_cache("float16"), int8=to_cache("int8"))
+    ways = dict(
+        files=lambda d: write_file_per_sample(d, z),
+        cache=to_cache("float16"),
+        int8=to_cache("int8"),
+    )
     out, readers = dict(shape=list(shape), samples=n, batch=batch), {}
     for kind, write in ways.items():
         rates, data, folder = best_write(write, f"{tmp}/{name}-{kind}", n)
@@ -224,7 +243,11 @@ def sparse_cache(folder, n, shape, rows):
         autoencoder={},
         data="",
     )
-    plan["id"], shards, row = digest(plan), [], '{"caption": "", "source": "", "fps": 1, "attributes": {}}\n'
+    plan["id"], shards, row = (
+        digest(plan),
+        [],
+        '{"caption": "", "source": "", "fps": 1, "attributes": {}}\n',
+    )
     folder.mkdir()
     for k in range(-(-n // size)):
         head = shard_header(plan, k * size)
@@ -243,7 +266,9 @@ def sparse_cache(folder, n, shape, rows):
             f.truncate(s["bytes"])
         (folder / s["rows"]).write_text(row * s["samples"] if rows else "")
         shards.append(s)
-    one = dict(all=dict(mean=0.0, std=1.0), channel=dict(mean=[0.0] * shape[0], std=[1.0] * shape[0]))
+    one = dict(
+        all=dict(mean=0.0, std=1.0), channel=dict(mean=[0.0] * shape[0], std=[1.0] * shape[0])
+    )
     m = dict(format=FORMAT, code="", **plan, statistics=one, shards=shards)
     write_json(folder / "manifest.json", m | dict(sha256=digest(m)))
 
@@ -271,9 +296,16 @@ def sparse_million(tmp, n=1_000_000, shape=(4, 1, 32, 32), rows=True):
     run = [sys.executable, "-c", OPEN, f"{tmp}/million"]
     said = subprocess.run(run, check=True, capture_output=True, text=True).stdout
     wall, cpu, imported, before, after, own = map(float, said.split())
-    return dict(samples=n, first_batch_s=wall, first_batch_cpu_s=cpu, import_torch_rss_mb=imported,
-                import_minisora_rss_mb=before - imported, added_rss_mb=after - before, process_rss_mb=after,
-                own_mb=own)
+    return dict(
+        samples=n,
+        first_batch_s=wall,
+        first_batch_cpu_s=cpu,
+        import_torch_rss_mb=imported,
+        import_minisora_rss_mb=before - imported,
+        added_rss_mb=after - before,
+        process_rss_mb=after,
+        own_mb=own,
+    )
 
 
 LINES = dict(
@@ -296,7 +328,9 @@ def table(results):
     show = lambda v: f"{v:,.3f}" if v < 1 else f"{v:,.1f}" if v < 100 else f"{v:,.0f}"
     for r in (results[name] for name in SHAPES):
         for key, text in LINES.items():
-            f = r["files"].get(key, r["files"][{"write_least_cpu": "write_cpu"}.get(key, "batches")])
+            f = r["files"].get(
+                key, r["files"][{"write_least_cpu": "write_cpu"}.get(key, "batches")]
+            )
             rates = [r[k].get(key) for k in ("cache", "int8")]
             ours = " | ".join(f"{show(c)} | {c / f:.3g}×" if c else "– | –" for c in rates)
             out.append(f"| {tuple(r['shape'])} | {text.format(**r)} | {show(f)} | {ours} |")
@@ -317,8 +351,15 @@ def table(results):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--seconds", type=float, default=0.6, help="CPU time for each reading rate, in 200 stretches")
-    p.add_argument("--samples", type=int, default=8192, help="image latents; an eighth as many video latents")
+    p.add_argument(
+        "--seconds",
+        type=float,
+        default=0.6,
+        help="CPU time for each reading rate, in 200 stretches",
+    )
+    p.add_argument(
+        "--samples", type=int, default=8192, help="image latents; an eighth as many video latents"
+    )
     p.add_argument("--out", default=Path(__file__).with_suffix(".json"))
     p.add_argument("--tmp", help="folder for the files (default: the system's)")
     p.add_argument("--first", nargs=3, help=argparse.SUPPRESS)

@@ -20,15 +20,19 @@ def measured(f):
     "What f() gives, and its seconds by the wall and of the CPU."
     wall, cpu = time.perf_counter(), time.process_time()
     out = f()
-    return out, dict(wall_s=round(time.perf_counter() - wall, 2), cpu_s=round(time.process_time() - cpu, 2))
+    return out, dict(
+        wall_s=round(time.perf_counter() - wall, 2), cpu_s=round(time.process_time() - cpu, 2)
+    )
 
 
 def main(home):
     for k in range(CLASSES):
         folder = Path(home) / "train" / f"n{k:08}"
-        if (folder / f"{range(k, FILES, CLASSES)[-1]}.JPEG").exists(): continue
+        if (folder / f"{range(k, FILES, CLASSES)[-1]}.JPEG").exists():
+            continue
         folder.mkdir(parents=True, exist_ok=True)
-        for i in range(k, FILES, CLASSES): open(f"{folder}/{i}.JPEG", "wb").close()
+        for i in range(k, FILES, CLASSES):
+            open(f"{folder}/{i}.JPEG", "wb").close()
     data, found = measured(lambda: ImageNetClips(home))
     _, listed = measured(lambda: listing_of(data))
     results = dict(files=len(data), find=found, listing=listed, machine=machine())
@@ -36,4 +40,5 @@ def main(home):
     print(results)
 
 
-if __name__ == "__main__": main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,4 +1,5 @@
 """Before any test: no network, no windows, repeatable."""
+
 import importlib.util
 import os
 import sys
@@ -36,9 +37,11 @@ def benchmark(name):
     folder = ROOT / "benchmarks"
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(folder))                                     # its `machine`
-    try: spec.loader.exec_module(module)
-    finally: sys.path.remove(str(folder))
+    sys.path.insert(0, str(folder))  # its `machine`
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
     return module
 
 
@@ -53,8 +56,12 @@ def datasets(tmp_path, monkeypatch):
 
 def pytest_collection_modifyitems(items):
     "Tests marked `gpu` are skipped where there is no CUDA device."
-    marked = [i for i in items if i.get_closest_marker("gpu")]      # keywords hold names of folders too
-    if not marked: return
+    marked = [i for i in items if i.get_closest_marker("gpu")]  # keywords hold names of folders too
+    if not marked:
+        return
     import torch
-    if torch.cuda.is_available(): return
-    for item in marked: item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+    if torch.cuda.is_available():
+        return
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -2,6 +2,7 @@
 
 Each problem is one line that names the file, the cell and what is wrong. `test_lessons.py` runs the rules on
 every lesson, and on small notebooks broken on purpose, so that no rule can pass by looking at nothing."""
+
 import ast
 import io
 import json
@@ -18,6 +19,7 @@ PICTURE = re.compile(r"<(img|video|svg)\b", re.I)
 @dataclass
 class Cell:
     "One cell: its number in the notebook (from 1), kind, source, directives such as `export`, and outputs."
+
     n: int
     kind: str
     src: str
@@ -59,13 +61,16 @@ class Lesson:
         out, inside = [], False
         for c in self.cells:
             if c.kind != "markdown":
-                if inside: out.append(c)
+                if inside:
+                    out.append(c)
                 continue
             parts = re.split(r"^(##? .*)$", outside_fences(c.src), flags=re.M)
-            if inside and parts[0].strip(): out.append(Cell(c.n, c.kind, parts[0]))
+            if inside and parts[0].strip():
+                out.append(Cell(c.n, c.kind, parts[0]))
             for head, body in zip(parts[1::2], parts[2::2]):
                 inside = head.lstrip("# ").strip().lower().startswith(title.lower())
-                if inside: out.append(Cell(c.n, c.kind, body))
+                if inside:
+                    out.append(Cell(c.n, c.kind, body))
         return out
 
 
@@ -73,44 +78,57 @@ def outside_fences(text):
     "The text with the lines of fenced code blocks blanked where they could be taken for headings."
     out, fenced = [], False
     for line in text.split("\n"):
-        if line.lstrip().startswith("```"): fenced = not fenced
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
         out.append(line.replace("#", "·") if fenced else line)
     return "\n".join(out)
 
 
 def load(path):
     nb = json.loads(Path(path).read_text(encoding="utf-8"))
-    return Lesson(Path(path), [Cell(i, c["cell_type"], "".join(c["source"]), c.get("outputs", []))
-                               for i, c in enumerate(nb["cells"], 1)])
+    return Lesson(
+        Path(path),
+        [
+            Cell(i, c["cell_type"], "".join(c["source"]), c.get("outputs", []))
+            for i, c in enumerate(nb["cells"], 1)
+        ],
+    )
 
 
 def has_rich(cell, pattern=VISIBLE):
     "Does the cell show something to look at: a picture, or HTML or Markdown that `pattern` finds?"
     for o in cell.outputs:
         data = o.get("data", {})
-        if any(k.startswith("image/") for k in data): return True
-        if any(pattern.search("".join(data.get(k, ""))) for k in ("text/html", "text/markdown")): return True
+        if any(k.startswith("image/") for k in data):
+            return True
+        if any(pattern.search("".join(data.get(k, ""))) for k in ("text/html", "text/markdown")):
+            return True
     return False
 
 
 # ---------------------------------------------------------------- the template
 
+
 def title(lesson):
     "Cell 1 holds the title and the subtitle and nothing else: nbdev turns it into the page's header."
     c = lesson.cells[0]
     lines = [s for s in c.src.split("\n") if s.strip()]
-    if c.kind != "markdown" or not re.match(r"# \S", c.src): yield lesson.say(c, "must begin with '# Title'")
+    if c.kind != "markdown" or not re.match(r"# \S", c.src):
+        yield lesson.say(c, "must begin with '# Title'")
     elif len(lines) < 2 or not lines[1].startswith("> "):
         yield lesson.say(c, "needs a '> subtitle' below the title")
     elif len(lines) > 2:
-        yield lesson.say(c, "must hold only '# Title' and one line of '> subtitle': the page loses the rest")
+        yield lesson.say(
+            c, "must hold only '# Title' and one line of '> subtitle': the page loses the rest"
+        )
 
 
 def goals(lesson):
     "What the learner will be able to do, in at least two bullets, and what to have read before."
     sec = lesson.section("What you will be able to do")
     text = "\n".join(c.src for c in sec if c.kind == "markdown")
-    if not sec: yield lesson.say(None, "has no section '## What you will be able to do'")
+    if not sec:
+        yield lesson.say(None, "has no section '## What you will be able to do'")
     elif len(re.findall(r"^\s*[-*] \S", text, re.M)) < 2:
         yield lesson.say(sec[0], "'What you will be able to do' needs at least two bullets")
     if not any(re.search(r"what you need to have read", c.src, re.I) for c in lesson.markdown):
@@ -124,7 +142,7 @@ def cost(lesson):
     if not m:
         yield lesson.say(None, "does not say 'Time and memory'")
         return
-    near = text[m.start():m.start() + 900]
+    near = text[m.start() : m.start() + 900]
     if not re.search(r"\d\s*(s|sec|seconds?|min|minutes?|h|hours?)\b", near):
         yield lesson.say(None, "'Time and memory' names no time in s or min")
     if not re.search(r"\d\s*(MB|GB|MiB|GiB)\b", near):
@@ -136,9 +154,14 @@ def cost(lesson):
 def result_first(lesson):
     "Something to look at stands before the first exported function or class."
     for c in lesson.code:
-        if has_rich(c): return
-        if {"export", "exports", "exporti"} & c.flags.keys() and re.search(r"^(def|class) ", c.src, re.M):
-            yield lesson.say(c, "exports code before the lesson has shown its result (figure, clip, table)")
+        if has_rich(c):
+            return
+        if {"export", "exports", "exporti"} & c.flags.keys() and re.search(
+            r"^(def|class) ", c.src, re.M
+        ):
+            yield lesson.say(
+                c, "exports code before the lesson has shown its result (figure, clip, table)"
+            )
             return
     yield lesson.say(None, "shows no figure, clip or table at all")
 
@@ -146,7 +169,8 @@ def result_first(lesson):
 def failure(lesson):
     "A failure made on purpose, with its picture."
     sec = lesson.section("What goes wrong")
-    if not sec: yield lesson.say(None, "has no section '## What goes wrong'")
+    if not sec:
+        yield lesson.say(None, "has no section '## What goes wrong'")
     elif not any(has_rich(c, PICTURE) for c in sec if c.kind == "code"):
         yield lesson.say(sec[0], "'What goes wrong' shows no picture of the failure")
 
@@ -160,27 +184,34 @@ def recap(lesson):
     text = re.split(r"^#+ |^\*\*(?:Further reading|Next lesson)", sec[0].src, flags=re.M)[0]
     bullets = re.findall(r"^(?:[-*]|\d+\.) +\S", text, re.M)
     n = len(bullets) or len([s for s in text.split("\n") if s.strip()])
-    if n != 4: yield lesson.say(sec[0], f"'Recap' has {n} lines, not four")
+    if n != 4:
+        yield lesson.say(sec[0], f"'Recap' has {n} lines, not four")
 
 
 def reading(lesson):
     "Further reading with a link, and the way to the next lesson."
     text = "\n\n".join(c.src for c in lesson.markdown)
     _, found, rest = text.partition("Further reading")
-    if not found: yield lesson.say(None, "has no 'Further reading'")
-    elif not re.search(r"\]\(https?://", rest): yield lesson.say(None, "'Further reading' has no link")
+    if not found:
+        yield lesson.say(None, "has no 'Further reading'")
+    elif not re.search(r"\]\(https?://", rest):
+        yield lesson.say(None, "'Further reading' has no link")
     m = re.search(r".*next lesson(.*)", text, re.I | re.S)  # the last time it is said
     links = re.findall(r"\]\(([\w./-]+\.ipynb)\)", m.group(1) if m else "")
     later = sorted(p.name for p in lesson.path.parent.glob(f"{lesson.number + 1:02d}_*.ipynb"))
-    if not m: yield lesson.say(None, "has no 'Next lesson'")
-    elif later and later[0] not in links: yield lesson.say(None, f"'Next lesson' does not link to {later[0]}")
-    elif not links: yield lesson.say(None, "'Next lesson' links to no notebook")
+    if not m:
+        yield lesson.say(None, "has no 'Next lesson'")
+    elif later and later[0] not in links:
+        yield lesson.say(None, f"'Next lesson' does not link to {later[0]}")
+    elif not links:
+        yield lesson.say(None, "'Next lesson' links to no notebook")
     for link in links:
         if not (lesson.path.parent / link).exists():
             yield lesson.say(None, f"'Next lesson' links to {link}, which is not there")
 
 
 # ---------------------------------------------------------------- outputs and size
+
 
 def size(lesson):
     n = lesson.path.stat().st_size
@@ -198,21 +229,27 @@ def outputs(lesson):
                 yield lesson.say(c, f"ends in {o.get('ename')}: {o.get('evalue')}")
             data = o.get("data", {})
             if "image/gif" in data and "text/html" not in data:
-                yield lesson.say(c, "has a bare image/gif output, which the page drops: use viz.show_clips")
+                yield lesson.say(
+                    c, "has a bare image/gif output, which the page drops: use viz.show_clips"
+                )
             if o.get("name") == "stderr" and "Traceback (most recent" in "".join(o.get("text", "")):
                 yield lesson.say(c, "has a traceback in its output")
 
 
 def expects_output(cell):
     "Must this code print or show something when it runs? Only where that is sure from its text."
-    if cell.skipped: return False
+    if cell.skipped:
+        return False
     src = re.sub(r"^\s*[%!].*$", "pass", cell.src, flags=re.M)
-    try: body = ast.parse(src).body
-    except SyntaxError: return False
+    try:
+        body = ast.parse(src).body
+    except SyntaxError:
+        return False
     for s in body:
         call = s.value if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call) else None
         name = ast.unparse(call.func) if call else ""
-        if name == "print" or re.match(r"(viz\.show|display|plt\.show)", name): return True
+        if name == "print" or re.match(r"(viz\.show|display|plt\.show)", name):
+            return True
     last = body[-1] if body else None
     shown = isinstance(last, ast.Expr) and not isinstance(last.value, (ast.Call, ast.Await))
     docstring = isinstance(last, ast.Expr) and isinstance(last.value, ast.Constant)
@@ -220,6 +257,7 @@ def expects_output(cell):
 
 
 # ---------------------------------------------------------------- exercises
+
 
 @dataclass
 class Exercise:
@@ -231,12 +269,14 @@ class Exercise:
     wrong: str
 
     @property
-    def name(self): return f"exercise {self.number} ({self.title})"
+    def name(self):
+        return f"exercise {self.number} ({self.title})"
 
 
 HEADING = re.compile(r"^### Exercise (\d+): *(.+)$", re.M)
-SOLUTION = re.compile(r"<details>\s*<summary>Solution</summary>\s*\n```python\n(.*?)\n```\s*\n.*?</details>",
-                      re.S)
+SOLUTION = re.compile(
+    r"<details>\s*<summary>Solution</summary>\s*\n```python\n(.*?)\n```\s*\n.*?</details>", re.S
+)
 WRONG = re.compile(r"<!--\s*wrong:(.*?)-->", re.S)
 
 
@@ -248,37 +288,53 @@ def parse_exercise(cell):
     head, sol, wrong = HEADING.search(cell.src), SOLUTION.search(cell.src), WRONG.search(cell.src)
     prose = cell.src.split("<details>")[0]
     name = re.search(r"check\.(\w+)\(", prose)
-    return Exercise(cell, int(head.group(1)) if head else 0, head.group(2).strip() if head else "",
-                    name.group(1) if name else "", sol.group(1) if sol else "",
-                    wrong.group(1).strip() if wrong else "")
+    return Exercise(
+        cell,
+        int(head.group(1)) if head else 0,
+        head.group(2).strip() if head else "",
+        name.group(1) if name else "",
+        sol.group(1) if sol else "",
+        wrong.group(1).strip() if wrong else "",
+    )
 
 
 def exercises(lesson):
     "At least three, each with a task, a checker, a folded solution, a wrong answer and a cell to work in."
     found = exercise_cells(lesson)
-    if not lesson.section("Exercises"): yield lesson.say(None, "has no section '## Exercises'")
-    if len(found) < 3: yield lesson.say(None, f"has {len(found)} exercises; at least three are needed")
+    if not lesson.section("Exercises"):
+        yield lesson.say(None, "has no section '## Exercises'")
+    if len(found) < 3:
+        yield lesson.say(None, f"has {len(found)} exercises; at least three are needed")
     for i, c in enumerate(found, 1):
         e = parse_exercise(c)
-        if not HEADING.search(c.src): yield lesson.say(c, f"must begin with '### Exercise {i}: title'")
-        elif e.number != i: yield lesson.say(c, f"is exercise {e.number} where {i} was due")
-        if len(c.src.split("<details>")[0].split()) < 15: yield lesson.say(c, "says too little of what to do")
-        if not e.checker: yield lesson.say(c, "does not name its checker, check.<name>(answer), in the text")
+        if not HEADING.search(c.src):
+            yield lesson.say(c, f"must begin with '### Exercise {i}: title'")
+        elif e.number != i:
+            yield lesson.say(c, f"is exercise {e.number} where {i} was due")
+        if len(c.src.split("<details>")[0].split()) < 15:
+            yield lesson.say(c, "says too little of what to do")
+        if not e.checker:
+            yield lesson.say(c, "does not name its checker, check.<name>(answer), in the text")
         if not e.solution:
-            yield lesson.say(c, "has no folded solution (<details><summary>Solution, then ```python)")
+            yield lesson.say(
+                c, "has no folded solution (<details><summary>Solution, then ```python)"
+            )
         elif f"check.{e.checker}(" not in e.solution:
             yield lesson.say(c, f"solution does not call check.{e.checker}")
-        if not e.wrong: yield lesson.say(c, "has no wrong answer (<!-- wrong: ... -->)")
+        if not e.wrong:
+            yield lesson.say(c, "has no wrong answer (<!-- wrong: ... -->)")
         after = lesson.cells[c.n] if c.n < len(lesson.cells) else None
         if after is None or after.kind != "code":
             yield lesson.say(c, "is not followed by a code cell for the learner")
-        elif "your turn" not in after.src.lower(): yield lesson.say(after, "should begin with '# your turn'")
+        elif "your turn" not in after.src.lower():
+            yield lesson.say(after, "should begin with '# your turn'")
 
 
 def namespace():
     import torch
 
     from minisora import check
+
     return {"__name__": "__exercise__", "torch": torch, "check": check}
 
 
@@ -287,19 +343,24 @@ def run_exercise(lesson, e):
     ns, out = namespace(), io.StringIO()
     where = f"{lesson.path.name}, cell {e.cell.n}, {e.name}"
     try:
-        with redirect_stdout(out): exec(compile(e.solution, where, "exec"), ns)
+        with redirect_stdout(out):
+            exec(compile(e.solution, where, "exec"), ns)
     except Exception as err:
         yield f"{where}: the solution fails: {type(err).__name__}: {err}"
         return
-    if "✓" not in out.getvalue(): yield f"{where}: check.{e.checker} prints no '✓ ...' for the solution"
-    try: answer = evaluate(e.wrong, where, ns)
+    if "✓" not in out.getvalue():
+        yield f"{where}: check.{e.checker} prints no '✓ ...' for the solution"
+    try:
+        answer = evaluate(e.wrong, where, ns)
     except Exception as err:
         yield f"{where}: the wrong answer does not even run: {type(err).__name__}: {err}"
         return
     try:
-        with redirect_stdout(out): getattr(ns["check"], e.checker)(answer)
+        with redirect_stdout(out):
+            getattr(ns["check"], e.checker)(answer)
     except AssertionError as err:
-        if not str(err).strip(): yield f"{where}: check.{e.checker} refuses the wrong answer without a hint"
+        if not str(err).strip():
+            yield f"{where}: check.{e.checker} refuses the wrong answer without a hint"
     except Exception as err:
         got = f"{type(err).__name__}: {err}"
         yield f"{where}: check.{e.checker} meets the wrong answer with {got}, not an AssertionError"
@@ -311,7 +372,8 @@ def evaluate(code, where, ns):
     "The value of an expression, or what a small program calls `answer`."
     ns = dict(ns)
     ns.pop("answer", None)
-    try: return eval(compile(code, where, "eval"), ns)
+    try:
+        return eval(compile(code, where, "eval"), ns)
     except SyntaxError:
         exec(compile(code, where, "exec"), ns)
         return ns["answer"]

@@ -100,7 +100,8 @@ def test_bad_latents_are_refused_by_name(make):
     ae = make()
     z = torch.zeros(1, ae.spec.channels, 2, 2, 2)
     with pytest.raises(
-        ValueError, match=f"latents have {ae.spec.channels} channels, these have {ae.spec.channels + 1}"
+        ValueError,
+        match=f"latents have {ae.spec.channels} channels, these have {ae.spec.channels + 1}",
     ):
         ae.decode(torch.cat([z, z[:, :1]], 1))
     with pytest.raises(ValueError, match="latents must be"):
@@ -126,7 +127,9 @@ def test_number_of_frames(first_alone, frames, fits):
     if fits:
         assert spec.latent_shape(frames, 8, 8) == (16, fits, 1, 1)
     else:
-        with pytest.raises(ValueError, match=f"number of frames must be .*multiple of 4, not {frames}"):
+        with pytest.raises(
+            ValueError, match=f"number of frames must be .*multiple of 4, not {frames}"
+        ):
             spec.latent_shape(frames, 8, 8)
 
 
@@ -179,7 +182,9 @@ def test_a_frame_sees_no_later_latent(first_alone):
         a, b = ae.decode(z), ae.decode(w)
     first = 5 if first_alone else 8
     assert torch.allclose(a[:, :, :first], b[:, :, :first], atol=1e-6)
-    assert (a[:, :, first : first + 4] - b[:, :, first : first + 4]).abs().amax((0, 1, 3, 4)).min() > 1e-3
+    assert (a[:, :, first : first + 4] - b[:, :, first : first + 4]).abs().amax(
+        (0, 1, 3, 4)
+    ).min() > 1e-3
 
 
 def test_the_causality_test_can_fail():
@@ -201,7 +206,9 @@ def test_an_image_is_a_clip_of_one_frame():
         clip, image = ae.encode(x), ae.encode(x[:, :, :1])
     assert torch.allclose(clip.mean[:, :, :1], image.mean, atol=1e-5)
     with torch.no_grad():
-        assert torch.allclose(ae.decode(clip.mean)[:, :, :1], ae.decode(image.mean), atol=1e-3)  # values of ±50
+        assert torch.allclose(
+            ae.decode(clip.mean)[:, :, :1], ae.decode(image.mean), atol=1e-3
+        )  # values of ±50
 
 
 # ---------------------------------------------------------------- PCA
@@ -217,8 +224,14 @@ def test_pca_start_is_the_best_linear_codec():
     values = torch.linalg.eigvalsh((rows - rows.mean(0)).T @ (rows - rows.mean(0)) / len(rows))
     with torch.no_grad():
         y = ae(x)
-    colour = (rows.mean(0).reshape(3, 64) - rows.mean(0).reshape(3, 64).mean(1, keepdim=True)).square().mean()
-    assert ((x - y) ** 2).mean().item() == pytest.approx((values[:-4].sum() / 192 + colour).item(), rel=0.02)
+    colour = (
+        (rows.mean(0).reshape(3, 64) - rows.mean(0).reshape(3, 64).mean(1, keepdim=True))
+        .square()
+        .mean()
+    )
+    assert ((x - y) ** 2).mean().item() == pytest.approx(
+        (values[:-4].sum() / 192 + colour).item(), rel=0.02
+    )
     assert ae.encode(x).mean.var((0, 2, 3, 4)).mean().item() == pytest.approx(
         1, abs=0.1
     )  # one scale, mean variance 1
@@ -227,7 +240,9 @@ def test_pca_start_is_the_best_linear_codec():
 def test_patches_keep_every_pixel_once():
     x = torch.arange(2 * 3 * 4 * 16 * 8.0).reshape(2, 3, 4, 16, 8)
     p = A.patches(x, (2, 8, 4))
-    assert p.shape == (2 * 2 * 2 * 2, 3 * 2 * 8 * 4) and torch.equal(p.flatten().sort().values, x.flatten())
+    assert p.shape == (2 * 2 * 2 * 2, 3 * 2 * 8 * 4) and torch.equal(
+        p.flatten().sort().values, x.flatten()
+    )
     assert torch.equal(p[0].reshape(3, 2, 8, 4), x[0, :, :2, :8, :4])
 
 
@@ -259,7 +274,9 @@ def test_diffusers_parity(options):
             want = (dist.mean + dist.std * noise[:, :, t] - shift) * scale
             assert torch.allclose(z[:, :, t], want, atol=1e-5)
             assert not torch.allclose(z[:, :, t], dist.mean + dist.std * noise[:, :, t], atol=1e-2)
-            assert torch.allclose(ae.decode(z)[:, :, t], vae.decode(want / scale + shift).sample, atol=1e-3)
+            assert torch.allclose(
+                ae.decode(z)[:, :, t], vae.decode(want / scale + shift).sample, atol=1e-3
+            )
 
 
 def test_diffusers_from_a_folder(tmp_path):
@@ -288,7 +305,10 @@ def test_saved_and_loaded_is_bit_equal(make, tmp_path):
     x = noise_clips(1, 5 if ae.spec.first_alone else 8)
     with torch.no_grad():
         assert torch.equal(again(x), ae(x))
-    assert sorted(p.name for p in (tmp_path / "ae").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "ae").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def edit_weights(folder, change):
@@ -336,7 +356,17 @@ def cut(folder):
         (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, "no weights"),
         (lambda f: (f / "config.json").unlink(), FileNotFoundError, "no config.json"),
     ],
-    ids=["missing", "unknown", "shape", "config", "field", "kind", "cut", "no weights", "no config"],
+    ids=[
+        "missing",
+        "unknown",
+        "shape",
+        "config",
+        "field",
+        "kind",
+        "cut",
+        "no weights",
+        "no config",
+    ],
 )
 def test_a_spoilt_folder_is_an_error_that_names_it(tmp_path, spoil, error, message):
     A.ImageVAE(width=4, enc_width=4).save_pretrained(tmp_path)
@@ -402,7 +432,9 @@ def test_training_beats_the_pca(make):
     with torch.no_grad():
         after = foreground_psnr(ae(to_float(x)), x)
     assert after > before + 0.3, (before, after)
-    assert log["steps"] == 60 and log["loss"] >= log["error"] > 0 and log["kl"] > 0 and not ae.training
+    assert (
+        log["steps"] == 60 and log["loss"] >= log["error"] > 0 and log["kl"] > 0 and not ae.training
+    )
 
 
 def test_a_linear_encoder_stays_linear():
@@ -431,9 +463,14 @@ def test_lowpass_weighs_the_means_of_blocks():
     with torch.no_grad():
         loss = [A.vae_loss(ae, x, generator(), lowpass=w)[0].item() for w in (0, 10, 20)]
         z = ae.encode(x).sample(torch.randn(2, 4, 2, 2, 3, generator=generator()))
-        off = A.vae_loss(ae, x, generator(), noise=0.0, lowpass=1.0)[0] - A.vae_loss(ae, x, generator(), noise=0.0)[0]
+        off = (
+            A.vae_loss(ae, x, generator(), noise=0.0, lowpass=1.0)[0]
+            - A.vae_loss(ae, x, generator(), noise=0.0)[0]
+        )
         means = (ae.decode(z) - x).unflatten(3, (2, 8)).unflatten(5, (3, 8)).mean((4, 6))
-    assert loss[2] - loss[0] == pytest.approx(2 * (loss[1] - loss[0]), rel=1e-3) and loss[1] > loss[0]
+    assert (
+        loss[2] - loss[0] == pytest.approx(2 * (loss[1] - loss[0]), rel=1e-3) and loss[1] > loss[0]
+    )
     assert off.item() == pytest.approx(means.square().mean().item(), rel=1e-2)
 
 
@@ -465,6 +502,8 @@ def test_what_training_refuses():
 def test_seconds_end_the_training():
     assert (
         0
-        < A.train_autoencoder(A.ImageVAE(width=4, enc_width=4), scenes(4), seconds=0.5, crop=16)["seconds"]
+        < A.train_autoencoder(A.ImageVAE(width=4, enc_width=4), scenes(4), seconds=0.5, crop=16)[
+            "seconds"
+        ]
         < 20
     )

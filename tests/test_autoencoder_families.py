@@ -16,25 +16,48 @@ def tiny(kind, **options):
     import diffusers
 
     make = getattr(diffusers, kind)
-    config = dict(
-        AutoencoderTiny=dict(
-            encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(1, 1, 1),
-            num_decoder_blocks=(1, 1, 1), latent_channels=3, scaling_factor=0.7,
-        ),
-        AutoencoderKLWan=dict(
-            base_dim=4, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True],
-            latents_mean=[0.1, -0.2, 0.3, 0.4], latents_std=[2.0, 0.5, 1.5, 3.0],
-        ),
-        AutoencoderKLCogVideoX=dict(
-            block_out_channels=FOUR, down_block_types=("CogVideoXDownBlock3D",) * 4, layers_per_block=1,
-            up_block_types=("CogVideoXUpBlock3D",) * 4, latent_channels=4, norm_num_groups=2,
-        ),
-        AutoencoderKLLTXVideo=dict(
-            latent_channels=8, block_out_channels=FOUR, decoder_block_out_channels=FOUR, layers_per_block=(1,) * 5,
-            decoder_layers_per_block=(1,) * 5, patch_size=2, scaling_factor=0.9,
-        ),
-        AutoencoderKLHunyuanVideo=dict(block_out_channels=FOUR, layers_per_block=1, latent_channels=4, norm_num_groups=2),
-    )[kind] | options
+    config = (
+        dict(
+            AutoencoderTiny=dict(
+                encoder_block_out_channels=(8, 8, 8),
+                decoder_block_out_channels=(8, 8, 8),
+                num_encoder_blocks=(1, 1, 1),
+                num_decoder_blocks=(1, 1, 1),
+                latent_channels=3,
+                scaling_factor=0.7,
+            ),
+            AutoencoderKLWan=dict(
+                base_dim=4,
+                z_dim=4,
+                dim_mult=[1, 2, 2, 2],
+                num_res_blocks=1,
+                temperal_downsample=[False, True, True],
+                latents_mean=[0.1, -0.2, 0.3, 0.4],
+                latents_std=[2.0, 0.5, 1.5, 3.0],
+            ),
+            AutoencoderKLCogVideoX=dict(
+                block_out_channels=FOUR,
+                down_block_types=("CogVideoXDownBlock3D",) * 4,
+                layers_per_block=1,
+                up_block_types=("CogVideoXUpBlock3D",) * 4,
+                latent_channels=4,
+                norm_num_groups=2,
+            ),
+            AutoencoderKLLTXVideo=dict(
+                latent_channels=8,
+                block_out_channels=FOUR,
+                decoder_block_out_channels=FOUR,
+                layers_per_block=(1,) * 5,
+                decoder_layers_per_block=(1,) * 5,
+                patch_size=2,
+                scaling_factor=0.9,
+            ),
+            AutoencoderKLHunyuanVideo=dict(
+                block_out_channels=FOUR, layers_per_block=1, latent_channels=4, norm_num_groups=2
+            ),
+        )[kind]
+        | options
+    )
     with A.seeded(0):
         vae = make(**config).eval()
     if kind == "AutoencoderKLLTXVideo":
@@ -58,15 +81,27 @@ PIPELINES = dict(
         lambda v, z: 1 / v.config.scaling_factor * z,
     ),
     AutoencoderKLLTXVideo=(  # pipelines/ltx/pipeline_ltx.py: _normalize_latents, _denormalize_latents
-        lambda v, z: (z - v.latents_mean.view(1, -1, 1, 1, 1)) * v.config.scaling_factor / v.latents_std.view(1, -1, 1, 1, 1),
-        lambda v, z: z * v.latents_std.view(1, -1, 1, 1, 1) / v.config.scaling_factor + v.latents_mean.view(1, -1, 1, 1, 1),
+        lambda v, z: (
+            (z - v.latents_mean.view(1, -1, 1, 1, 1))
+            * v.config.scaling_factor
+            / v.latents_std.view(1, -1, 1, 1, 1)
+        ),
+        lambda v, z: (
+            z * v.latents_std.view(1, -1, 1, 1, 1) / v.config.scaling_factor
+            + v.latents_mean.view(1, -1, 1, 1, 1)
+        ),
     ),
     AutoencoderKLHunyuanVideo=(  # pipelines/hunyuan_video/pipeline_hunyuan_video_image2video.py
         lambda v, z: z * v.config.scaling_factor,
         lambda v, z: z / v.config.scaling_factor,
     ),
 )
-SIZES = dict(AutoencoderKLWan=(9, 16), AutoencoderKLCogVideoX=(9, 16), AutoencoderKLLTXVideo=(9, 32), AutoencoderKLHunyuanVideo=(9, 16))
+SIZES = dict(
+    AutoencoderKLWan=(9, 16),
+    AutoencoderKLCogVideoX=(9, 16),
+    AutoencoderKLLTXVideo=(9, 32),
+    AutoencoderKLHunyuanVideo=(9, 16),
+)
 
 
 def clip_for(kind, frames=None):
@@ -85,9 +120,13 @@ def test_scaled_as_the_pipeline_scales(kind):
     with torch.no_grad():
         m, dist = ae.encode(x), vae.encode(x).latent_dist
         noise = torch.randn(m.mean.shape, generator=torch.Generator().manual_seed(0))
-        want = forth(vae, dist.mean + dist.std * noise)  # a sample, so that the variance is held too
+        want = forth(
+            vae, dist.mean + dist.std * noise
+        )  # a sample, so that the variance is held too
         assert m.mean.shape[1:] == ae.spec.latent_shape(*x.shape[2:])
-        assert near(m.sample(noise), want) and not near(m.sample(noise), dist.mean + dist.std * noise, 1e-2)
+        assert near(m.sample(noise), want) and not near(
+            m.sample(noise), dist.mean + dist.std * noise, 1e-2
+        )
         options = (want.new_zeros(1),) if kind == "AutoencoderKLLTXVideo" else ()
         y = ae.decode(want)
         assert y.shape == x.shape == (1, *ae.spec.clip_shape(*m.mean.shape[2:]))
@@ -102,11 +141,17 @@ def test_tiny_has_no_variance_and_its_own_scale():
         m = ae.encode(x)
         for t in range(3):
             want = vae.encode(x[:, :, t]).latents * 0.7
-            assert near(m.mean[:, :, t], want) and near(ae.decode(m.mean)[:, :, t], vae.decode(want / 0.7).sample)
+            assert near(m.mean[:, :, t], want) and near(
+                ae.decode(m.mean)[:, :, t], vae.decode(want / 0.7).sample
+            )
     assert ae.spec.factors == (1, 4, 4) and ae.spec.causal and (m.logvar < -20).all()
 
 
-@pytest.mark.parametrize("options", [dict(scaling_factor=0.18215), dict(scaling_factor=1.5305, shift_factor=0.0609)], ids=["SD", "SD3"])
+@pytest.mark.parametrize(
+    "options",
+    [dict(scaling_factor=0.18215), dict(scaling_factor=1.5305, shift_factor=0.0609)],
+    ids=["SD", "SD3"],
+)
 def test_kl_scale_and_shift(options):
     vae = tiny_kl(**options)
     ae, x = A.DiffusersVAE(vae), noise_clips(1, 1)
@@ -155,14 +200,17 @@ def test_an_image_is_a_clip_of_one_frame(kind):
     with torch.no_grad():
         image, clip = ae.encode(x[:, :, :1]).mean, ae.encode(x).mean
         assert image.shape[2] == 1 and ae.decode(image).shape == x[:, :, :1].shape
-    if ae.spec.causal: assert torch.allclose(image, clip[:, :, :1], atol=1e-5)
+    if ae.spec.causal:
+        assert torch.allclose(image, clip[:, :, :1], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", PIPELINES)
 def test_number_of_frames(kind):
     ae = A.DiffusersVAE(tiny(kind))
     factor = ae.spec.factors[0]
-    with pytest.raises(ValueError, match=rf"number of frames must be 1 \+ a multiple of {factor}, not {2 + factor}"):
+    with pytest.raises(
+        ValueError, match=rf"number of frames must be 1 \+ a multiple of {factor}, not {2 + factor}"
+    ):
         ae.encode(clip_for(kind, 2 + factor))
 
 
@@ -177,11 +225,17 @@ def test_cogvideox_refuses_what_would_come_back_longer():
 
 def test_a_decoder_that_draws_noise_repeats_and_leaves_the_global_generator():
     "LTX-Video 0.9.1: noise inside the decoder, and a time step, which its pipeline leaves at 0."
-    vae = tiny("AutoencoderKLLTXVideo", decoder_inject_noise=(True,) * 5, timestep_conditioning=True)
+    vae = tiny(
+        "AutoencoderKLLTXVideo", decoder_inject_noise=(True,) * 5, timestep_conditioning=True
+    )
     with torch.no_grad():
         for name, p in vae.named_parameters():
-            if "per_channel_scale" in name: p.fill_(1.0)
-    ae, z = A.DiffusersVAE(vae), torch.randn(1, 8, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+            if "per_channel_scale" in name:
+                p.fill_(1.0)
+    ae, z = (
+        A.DiffusersVAE(vae),
+        torch.randn(1, 8, 2, 2, 2, generator=torch.Generator().manual_seed(0)),
+    )
     raw = z / A.per_channel(ae.spec.scale, z) + A.per_channel(ae.spec.shift, z)
     with torch.no_grad():
         torch.manual_seed(3)
@@ -209,9 +263,13 @@ def test_from_a_folder_by_name(kind, tmp_path):
 
 def test_a_family_that_is_not_known(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(dict(_class_name="AutoencoderOobleck")))
-    with pytest.raises(ValueError, match="_class_name is 'AutoencoderOobleck'; known families: AutoencoderKL, "):
+    with pytest.raises(
+        ValueError, match="_class_name is 'AutoencoderOobleck'; known families: AutoencoderKL, "
+    ):
         A.DiffusersVAE(tmp_path)
-    with pytest.raises(ValueError, match="kind is 'AutoencoderOobleck'; known kinds: ImageVAE.*HunyuanVideo"):
+    with pytest.raises(
+        ValueError, match="kind is 'AutoencoderOobleck'; known kinds: ImageVAE.*HunyuanVideo"
+    ):
         A.autoencoder_by_name(tmp_path)
 
 
@@ -224,7 +282,8 @@ def test_a_pipeline_on_the_hub(tmp_path, monkeypatch):
 
     def download(name, inside):
         asked.append(inside)
-        if inside == "config.json": raise OSError("404")
+        if inside == "config.json":
+            raise OSError("404")
         return tmp_path / inside
 
     def load(name, subfolder, **options):
@@ -235,5 +294,7 @@ def test_a_pipeline_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(diffusers.AutoencoderKL, "from_pretrained", load)
     assert A.autoencoder_by_name("someone/pipeline").vae is vae
     assert asked[:2] == ["config.json", "vae/config.json"]
-    with pytest.raises(FileNotFoundError, match="no such folder, and not found on the hub .OSError"):
+    with pytest.raises(
+        FileNotFoundError, match="no such folder, and not found on the hub .OSError"
+    ):
         A.find_config("someone/other", ("",))

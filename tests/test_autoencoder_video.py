@@ -9,7 +9,9 @@ from minisora import autoencoder as A
 
 
 def small(first_alone=True, **options):
-    return awake(A.CausalVideoVAE(**dict(channels=4, width=8, depth=1, first_alone=first_alone) | options))
+    return awake(
+        A.CausalVideoVAE(**dict(channels=4, width=8, depth=1, first_alone=first_alone) | options)
+    )
 
 
 def latents(ae, t, h=2, w=3):
@@ -32,10 +34,14 @@ def test_a_clip_encoded_in_pieces_is_the_clip_encoded_whole(first_alone, later):
     pieces = [x[:, :, :first], *x[:, :, first:].split(later, 2)]
     with torch.no_grad():
         whole, parts = ae.encode(x), list(A.encode_pieces(ae, iter(pieces)))
-        alone = [ae.encode(pieces[0]).mean] + [ae._encode(p, going_on=True).mean for p in pieces[1:]]
+        alone = [ae.encode(pieces[0]).mean] + [
+            ae._encode(p, going_on=True).mean for p in pieces[1:]
+        ]
     assert close(torch.cat([p.mean for p in parts], 2), whole.mean)
     assert close(torch.cat([p.logvar for p in parts], 2), whole.logvar)
-    assert not close(torch.cat(alone, 2), whole.mean, 1e-3), "without memory the pieces would not fit"
+    assert not close(torch.cat(alone, 2), whole.mean, 1e-3), (
+        "without memory the pieces would not fit"
+    )
 
 
 @pytest.mark.parametrize("first_alone", [True, False])
@@ -68,9 +74,12 @@ def test_memory_of_the_past_is_small():
     "Two frames a layer with a past, whatever the length of the pieces, and nothing that holds on to a piece."
     ae = small()
     past = A.Past(ae.dec)
-    with torch.no_grad(), past: ae._decode(latents(ae, 9))
+    with torch.no_grad(), past:
+        ae._decode(latents(ae, 9))
     held = [f for f in past.frames.values() if len(f)]
-    assert held and all(f.shape[2] == 2 and f.untyped_storage().nbytes() == f.numel() * 4 for f in held)
+    assert held and all(
+        f.shape[2] == 2 and f.untyped_storage().nbytes() == f.numel() * 4 for f in held
+    )
 
 
 def test_pieces_refuse_by_name():
@@ -93,7 +102,8 @@ def test_tiles_with_a_wide_margin_are_the_whole():
     "The decoder of depth 1 sees less than 6 latents to each side: with that margin no tile lacks anything."
     ae = small()
     z = latents(ae, 2, 22, 19)
-    with torch.no_grad(): whole = ae.decode(z)
+    with torch.no_grad():
+        whole = ae.decode(z)
     assert close(A.tiled_decode(ae, z, tile=15, overlap=13, margin=6), whole)
     narrow = A.tiled_decode(ae, z, tile=14, overlap=2, margin=0)
     assert not close(narrow, whole, 1e-3) and narrow.shape == whole.shape
@@ -102,11 +112,15 @@ def test_tiles_with_a_wide_margin_are_the_whole():
 def test_a_picture_smaller_than_a_tile_is_decoded_whole():
     ae = small()
     z = latents(ae, 2, 5, 20)
-    with torch.no_grad(): whole = ae.decode(z)
+    with torch.no_grad():
+        whole = ae.decode(z)
     assert torch.equal(A.tiled_decode(ae, z, tile=24, overlap=8), whole)
 
 
-@pytest.mark.parametrize("size, tile, overlap", [(60, 24, 8), (106, 24, 8), (24, 24, 8), (25, 24, 8), (7, 24, 8), (100, 10, 9)])
+@pytest.mark.parametrize(
+    "size, tile, overlap",
+    [(60, 24, 8), (106, 24, 8), (24, 24, 8), (25, 24, 8), (7, 24, 8), (100, 10, 9)],
+)
 def test_tiles_cover_everything_and_overlap_enough(size, tile, overlap):
     starts = A.tile_starts(size, tile, overlap)
     assert starts[0] == 0 and starts[-1] == max(0, size - tile)
@@ -122,14 +136,17 @@ def test_tiles_cover_everything_and_overlap_enough(size, tile, overlap):
 def test_tiles_work_for_any_autoencoder():
     ae = awake(A.ImageVAE(width=4, enc_width=4))
     z = torch.randn(1, 4, 2, 20, 20, generator=generator())
-    with torch.no_grad(): whole = ae.decode(z)
+    with torch.no_grad():
+        whole = ae.decode(z)
     assert close(A.tiled_decode(ae, z, tile=14, overlap=11, margin=5), whole)
 
 
 @pytest.mark.parametrize("tile, overlap, margin", [(8, 8, 0), (8, 4, 2), (8, 4, -1)])
 def test_tiles_refuse_by_name(tile, overlap, margin):
     ae = small()
-    with pytest.raises(ValueError, match=f"0 <= 2·margin < overlap < tile, not {margin}, {overlap}, {tile}"):
+    with pytest.raises(
+        ValueError, match=f"0 <= 2·margin < overlap < tile, not {margin}, {overlap}, {tile}"
+    ):
         A.tiled_decode(ae, latents(ae, 1), tile, overlap, margin)
 
 
@@ -147,19 +164,25 @@ def test_mixed_clips_lie_between_two_and_recoloured_ones_keep_black():
     assert 0.4 < share.max() < 0.501
     black = -torch.ones(2, 3, 1, 2, 2)
     assert torch.equal(A.recoloured(black, generator()), black)
-    plain, some = (A.Windows([(scenes(8), 1.0)], 5, 16, mix=m).draw(40, generator())[0] for m in (0., .4))
+    plain, some = (
+        A.Windows([(scenes(8), 1.0)], 5, 16, mix=m).draw(40, generator())[0] for m in (0.0, 0.4)
+    )
     changed = (plain != some).flatten(1).any(1).float().mean()
     assert 0.15 < changed < 0.65, "about mix of the windows, and no others"
 
 
 def test_eyes_learn_and_see_a_blur():
-    texture = (torch.rand(6, 3, 1, 24, 24, generator=generator()) * 255).byte().expand(-1, -1, 5, -1, -1)
+    texture = (
+        (torch.rand(6, 3, 1, 24, 24, generator=generator()) * 255).byte().expand(-1, -1, 5, -1, -1)
+    )
     w = A.Windows([(texture, 1.0)], 5, 16)
     eyes, (clip, kind) = A.train_eyes(w.frame, 6, steps=100, batch=24)
     assert kind > 0.6, "by chance it would be one in four"
     x = w.draw(4, generator())[0]
     blurred = A.spoilt(A.to_frames(x), torch.ones(20, dtype=torch.long))
-    assert eyes.distance(x, x) == 0 and eyes.distance(A.to_clips(blurred, 4), x) > 10 * eyes.distance(x + 0.02, x)
+    assert eyes.distance(x, x) == 0 and eyes.distance(
+        A.to_clips(blurred, 4), x
+    ) > 10 * eyes.distance(x + 0.02, x)
     assert not any(p.requires_grad for p in eyes.parameters())
 
 
@@ -175,9 +198,12 @@ def test_spoilt_does_what_it_says():
 def test_hinge_loss_of_the_critic():
     critic, x = A.Critic(width=4), noise_clips(2, 4)
     with torch.no_grad():
-        for p in critic.parameters(): p.zero_()
+        for p in critic.parameters():
+            p.zero_()
         critic[-1].bias.fill_(3.0)
-        assert critic.loss(x, x).item() == pytest.approx(0 + 4)  # real above 1 costs nothing, fake above -1 does
+        assert critic.loss(x, x).item() == pytest.approx(
+            0 + 4
+        )  # real above 1 costs nothing, fake above -1 does
         critic[-1].bias.fill_(-0.5)
         assert critic.loss(x, x).item() == pytest.approx(1.5 + 0.5)
 
@@ -187,7 +213,11 @@ def test_terms_of_the_loss():
     quiet = A.VideoLoss(noise=0.0, foreground=0.0)
     with torch.no_grad():
         total, terms, y = quiet(ae, x, generator())
-        want = dict(l1=(y - x).abs().mean().item(), l2=((y - x) ** 2).mean().item(), kl=ae.encode(x).kl().mean().item())
+        want = dict(
+            l1=(y - x).abs().mean().item(),
+            l2=((y - x) ** 2).mean().item(),
+            kl=ae.encode(x).kl().mean().item(),
+        )
     assert {k: v.item() for k, v in terms.items()} == pytest.approx(want, rel=1e-4)
     assert total.item() == pytest.approx(want["l1"] + 5 * want["l2"] + 1e-6 * want["kl"], rel=1e-4)
 
@@ -197,9 +227,14 @@ def test_each_clip_counts_the_same_whatever_its_background():
     x = torch.full((2, 3, 5, 32, 32), -1.0)
     x[0, :, :, :4, :4] = 1.0
     x[1] = 0.5
+
     class Off:
-        def encode(self, x): return A.Moments(torch.zeros(2, 1, 1, 1, 1), torch.zeros(2, 1, 1, 1, 1))
-        def decode(self, z): return x + torch.tensor([0.1, 0.3]).view(2, 1, 1, 1, 1)
+        def encode(self, x):
+            return A.Moments(torch.zeros(2, 1, 1, 1, 1), torch.zeros(2, 1, 1, 1, 1))
+
+        def decode(self, z):
+            return x + torch.tensor([0.1, 0.3]).view(2, 1, 1, 1, 1)
+
     _, terms, _ = A.VideoLoss(foreground=8.0)(Off(), x, generator())
     assert terms["l1"].item() == pytest.approx(0.2, rel=1e-3)
 
@@ -217,8 +252,14 @@ def test_video_training_repeats_and_leaves_the_global_generator():
     torch.manual_seed(7)
     before = torch.get_rng_state()
     (a, log), (b, _), (c, _) = run(), run(), run(seed=1)
-    assert torch.equal(a, b) and not torch.equal(a, c) and torch.equal(before, torch.get_rng_state())
-    assert log["steps"] == 6 and log.keys() >= {"l1", "l2", "kl", "seconds"} and "perceptual" not in log
+    assert (
+        torch.equal(a, b) and not torch.equal(a, c) and torch.equal(before, torch.get_rng_state())
+    )
+    assert (
+        log["steps"] == 6
+        and log.keys() >= {"l1", "l2", "kl", "seconds"}
+        and "perceptual" not in log
+    )
 
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.1])
@@ -227,17 +268,22 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path, adversarial):
     whole, log = run(loss=loss)
     state = tmp_path / "state.safetensors"
 
-    class Stop(Exception): pass
+    class Stop(Exception):
+        pass
 
     def stop(step, done, terms):
-        if state.is_file(): raise Stop  # at step 6, after the state of step 3
+        if state.is_file():
+            raise Stop  # at step 6, after the state of step 3
 
-    with pytest.raises(Stop): run(loss=loss, state=state, report=stop)
+    with pytest.raises(Stop):
+        run(loss=loss, state=state, report=stop)
     again, more = run(loss=loss, state=state)
     assert torch.equal(again, whole) and more["steps"] == 6 and more["l1"] == log["l1"]
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
     finished, none = run(loss=loss, state=state)
-    assert torch.equal(finished, whole) and none["steps"] == 6, "a finished run has nothing left to do"
+    assert torch.equal(finished, whole) and none["steps"] == 6, (
+        "a finished run has nothing left to do"
+    )
 
 
 def test_a_spoilt_state_is_an_error_that_names_it(tmp_path):
@@ -263,16 +309,19 @@ def test_video_training_beats_the_pca():
     ae, w = A.CausalVideoVAE(channels=4, width=32, depth=1), windows()
     x = w.draw(16, generator(3))[0]
     ae.init_pca(w.draw(256, generator())[0])
-    with torch.no_grad(): before = (ae(x) - x).square().mean().item()
+    with torch.no_grad():
+        before = (ae(x) - x).square().mean().item()
     A.train_video_vae(ae, w, steps=80, batch=4, lr=5e-3)
-    with torch.no_grad(): after = (ae(x) - x).square().mean().item()
+    with torch.no_grad():
+        after = (ae(x) - x).square().mean().item()
     assert after < 0.9 * before, (before, after)
 
 
 def test_a_video_loss_that_is_not_finite_changes_nothing():
     ae = A.CausalVideoVAE(channels=4, width=8, depth=1)
     opt = torch.optim.AdamW(ae.parameters(), 1e-2)
-    with torch.no_grad(): ae.dec[-2].bias.fill_(1e30)
+    with torch.no_grad():
+        ae.dec[-2].bias.fill_(1e30)
     before = [p.detach().clone() for p in ae.parameters()]
     with pytest.raises(FloatingPointError, match="lower lr"):
         A.video_step(ae, None, [opt], noise_clips(1, 5), generator(), A.VideoLoss(), None)
@@ -309,7 +358,15 @@ def test_a_state_holds_no_more_than_tensors(tmp_path):
     "Nothing is pickled; the file opens as safetensors, and holds weights, moments and the generator."
     run(steps=2, state=tmp_path / "s.safetensors")
     held = load_file(tmp_path / "s.safetensors")
-    assert "generator" in held and any(k.endswith("exp_avg_sq") for k in held) and any(k.startswith("ae.") for k in held)
-    save_file({k: v for k, v in held.items() if k != "ae.skip_in.bias"}, tmp_path / "s.safetensors", metadata=dict(step="2", seconds="1"))
+    assert (
+        "generator" in held
+        and any(k.endswith("exp_avg_sq") for k in held)
+        and any(k.startswith("ae.") for k in held)
+    )
+    save_file(
+        {k: v for k, v in held.items() if k != "ae.skip_in.bias"},
+        tmp_path / "s.safetensors",
+        metadata=dict(step="2", seconds="1"),
+    )
     with pytest.raises(ValueError, match="another model's state"):
         run(state=tmp_path / "s.safetensors")

@@ -32,26 +32,34 @@ def vae(tmp_path_factory):
 def films(path, n=3):
     path.mkdir()
     scenes = C.SceneClips(n, size=32)
-    for k in range(n): C.write_video(path / f"{scenes[k].caption}.mp4", scenes[k])
+    for k in range(n):
+        C.write_video(path / f"{scenes[k].caption}.mp4", scenes[k])
     return path
 
 
 def pictures(path):
     path.mkdir()
-    for k in range(3): (path / f"number {k}.png").write_bytes(packed(grey(50 * k)))
+    for k in range(3):
+        (path / f"number {k}.png").write_bytes(packed(grey(50 * k)))
     return path
 
 
 def manifest(path):
     films(path)
     names = sorted(p.name for p in path.glob("*.mp4"))
-    (path / "list.csv").write_text("file,caption\n" + "".join(f"{f},film {k}\n" for k, f in enumerate(names)))
+    (path / "list.csv").write_text(
+        "file,caption\n" + "".join(f"{f},film {k}\n" for k, f in enumerate(names))
+    )
     return path / "list.csv"
 
 
 def tar(path):
     path.mkdir()
-    parts = {f"{k}.{e}": d for k in range(3) for e, d in (("png", packed(grey(9 * k))), ("txt", b"a still"))}
+    parts = {
+        f"{k}.{e}": d
+        for k in range(3)
+        for e, d in (("png", packed(grey(9 * k))), ("txt", b"a still"))
+    }
     return write_tar(path / "x.tar", parts)
 
 
@@ -65,7 +73,9 @@ def imagenet(path):
 def hub_layout(path):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
-    kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["tench, fish", "hen"]))
+    kinds = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=["tench, fish", "hen"])
+    )
     path.mkdir()
     rows = [dict(image=grey(60 * k), label=k % 2) for k in range(3)]
     datasets.Dataset.from_list(rows, features=kinds).to_parquet(path / "train-00000.parquet")
@@ -73,9 +83,14 @@ def hub_layout(path):
 
 
 SOURCES = dict(
-    films=(films, 16, None), manifest=(manifest, 16, None), tar=(tar, 1, None),
-    tars=(lambda p: tar(p).parent, 1, None), imagenet=(imagenet, 1, [0, 1, 2]),
-    parquet=(hub_layout, 1, [0, 1, 0]), named=(lambda p: f"imagenet-1k={hub_layout(p)}", 1, [0, 1, 0]))
+    films=(films, 16, None),
+    manifest=(manifest, 16, None),
+    tar=(tar, 1, None),
+    tars=(lambda p: tar(p).parent, 1, None),
+    imagenet=(imagenet, 1, [0, 1, 2]),
+    parquet=(hub_layout, 1, [0, 1, 0]),
+    named=(lambda p: f"imagenet-1k={hub_layout(p)}", 1, [0, 1, 0]),
+)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -84,24 +99,42 @@ def test_any_source_becomes_a_cache_and_is_repaired(tmp_path, vae, name, capsys,
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     source, cache = str(make(tmp_path / "data")), tmp_path / "c"
     size = ["--size", "32", "48"] if name == "films" else ["--size", "32"]
-    assert cli.main(["encode", source, str(cache), "--autoencoder", vae, "--frames", str(frames), *size]) == 0
+    assert (
+        cli.main(
+            ["encode", source, str(cache), "--autoencoder", vae, "--frames", str(frames), *size]
+        )
+        == 0
+    )
     made = LatentCache(cache, None if labels is None else "label", autoencoder=ImageVAE())
     assert made.shape == (4, frames, 4, 6 if name == "films" else 4) and len(made) == 3
     assert str(made) in capsys.readouterr().out
-    if labels: assert made.conditions.flatten().tolist() == labels
-    if name == "named": assert made.captions == ["tench", "hen", "tench"]
-    if name == "manifest": assert made.captions == ["film 0", "film 1", "film 2"]
+    if labels:
+        assert made.conditions.flatten().tolist() == labels
+    if name == "named":
+        assert made.captions == ["tench", "hen", "tench"]
+    if name == "manifest":
+        assert made.captions == ["film 0", "film 1", "film 2"]
     before = content(cache)
-    assert cli.main(["encode", source, str(cache), "--autoencoder", vae, "--frames", str(frames), *size]) == 0
+    assert (
+        cli.main(
+            ["encode", source, str(cache), "--autoencoder", vae, "--frames", str(frames), *size]
+        )
+        == 0
+    )
     flip(cache / SHARD, -5)
-    assert cli.main(["repair", str(cache), source, "--autoencoder", vae]) == 0 and content(cache) == before
+    assert (
+        cli.main(["repair", str(cache), source, "--autoencoder", vae]) == 0
+        and content(cache) == before
+    )
 
 
 def test_a_folder_of_pictures(tmp_path, vae):
     source, cache = pictures(tmp_path / "data"), tmp_path / "c"
-    try: C.FolderClips(source)
+    try:
+        C.FolderClips(source)
     except ValueError as e:
-        if "its name is not that of a video" in str(e): pytest.skip("folders of pictures are not read here")
+        if "its name is not that of a video" in str(e):
+            pytest.skip("folders of pictures are not read here")
         raise
     assert cli.main(["encode", str(source), str(cache), "--autoencoder", vae, "--size", "32"]) == 0
     assert len(LatentCache(cache)) == 3 and LatentCache(cache).shape[1:] == (1, 4, 4)
@@ -110,18 +143,49 @@ def test_a_folder_of_pictures(tmp_path, vae):
 def test_what_is_asked_for_is_what_python_writes(tmp_path, vae):
     films(tmp_path / "data")
     options = "--size 32 --frames 5 --fps 4 --moments --flips --dtype float32 --batch-size 2 --samples 2".split()
-    assert cli.main(["encode", str(tmp_path / "data"), str(tmp_path / "c"), "--autoencoder", vae, *options]) == 0
-    clips = C.FolderClips(tmp_path / "data", size=32, frames=5, fps=4.)
-    write_cache(tmp_path / "d", clips, ImageVAE(), 2, "float32", moments=True, flips=True, limit=2, progress=False)
+    assert (
+        cli.main(
+            ["encode", str(tmp_path / "data"), str(tmp_path / "c"), "--autoencoder", vae, *options]
+        )
+        == 0
+    )
+    clips = C.FolderClips(tmp_path / "data", size=32, frames=5, fps=4.0)
+    write_cache(
+        tmp_path / "d",
+        clips,
+        ImageVAE(),
+        2,
+        "float32",
+        moments=True,
+        flips=True,
+        limit=2,
+        progress=False,
+    )
     assert content(tmp_path / "c") == content(tmp_path / "d")
-    again = ["encode", str(tmp_path / "data"), str(tmp_path / "c"), "--autoencoder", vae, "--size", "32"]
+    again = [
+        "encode",
+        str(tmp_path / "data"),
+        str(tmp_path / "c"),
+        "--autoencoder",
+        vae,
+        "--size",
+        "32",
+    ]
     assert cli.main(again) == 2 and cli.main([*again, "--overwrite"]) == 0
 
 
 def test_a_pipelines_vae_encodes(tmp_path):
     tiny_kl().save_pretrained(tmp_path / "pipeline/vae")
     imagenet(tmp_path / "data")
-    call = ["encode", str(tmp_path / "data"), str(tmp_path / "c"), "--autoencoder", str(tmp_path / "pipeline"), "--size", "32"]
+    call = [
+        "encode",
+        str(tmp_path / "data"),
+        str(tmp_path / "c"),
+        "--autoencoder",
+        str(tmp_path / "pipeline"),
+        "--size",
+        "32",
+    ]
     assert cli.main(call) == 0
     LatentCache(tmp_path / "c", autoencoder=DiffusersVAE(tmp_path / "pipeline/vae"))
 
@@ -129,25 +193,48 @@ def test_a_pipelines_vae_encodes(tmp_path):
 def test_a_stream_on_the_command_line(tmp_path, vae, capsys, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
     source = str(hub_layout(tmp_path / "data"))
-    call = ["encode", source, str(tmp_path / "c"), "--autoencoder", vae, "--size", "32", "--streaming"]
+    call = [
+        "encode",
+        source,
+        str(tmp_path / "c"),
+        "--autoencoder",
+        vae,
+        "--size",
+        "32",
+        "--streaming",
+    ]
     assert cli.main(call) == 2 and "pass samples" in capsys.readouterr().err
     assert cli.main([*call, "--samples", "3"]) == 0
     assert LatentCache(tmp_path / "c", "label").conditions.flatten().tolist() == [0, 1, 0]
     flip(tmp_path / "c" / SHARD, -5)
-    assert cli.main(["repair", str(tmp_path / "c"), source, "--autoencoder", vae, "--streaming"]) == 0
+    assert (
+        cli.main(["repair", str(tmp_path / "c"), source, "--autoencoder", vae, "--streaming"]) == 0
+    )
     assert not verify(tmp_path / "c")
 
 
-@pytest.mark.parametrize("more, words", [
-    (["--split", "val"], "no split 'val'"), (["--streaming", "--samples", "3"], "are not streamed"),
-    (["--size", "30"], "multiples of 8"), (["--size", "8", "8", "8"], "size must be"),
-    (["--on-error", "raise"], "broken.mp4"), (["--autoencoder", "nowhere"], "nowhere")])
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--split", "val"], "no split 'val'"),
+        (["--streaming", "--samples", "3"], "are not streamed"),
+        (["--size", "30"], "multiples of 8"),
+        (["--size", "8", "8", "8"], "size must be"),
+        (["--on-error", "raise"], "broken.mp4"),
+        (["--autoencoder", "nowhere"], "nowhere"),
+    ],
+)
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, vae, more, words, capsys):
     films(tmp_path / "data", 2)
     (tmp_path / "data/broken.mp4").write_bytes(b"no video")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert cli.main(["encode", str(tmp_path / "data"), str(tmp_path / "c"), "--autoencoder", vae, *more]) == 2
+        assert (
+            cli.main(
+                ["encode", str(tmp_path / "data"), str(tmp_path / "c"), "--autoencoder", vae, *more]
+            )
+            == 2
+        )
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("minisora: ") and words in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
@@ -157,7 +244,17 @@ def test_a_bad_file_is_told(tmp_path, vae):
     films(tmp_path / "data", 2)
     (tmp_path / "data/broken.mp4").write_bytes(b"no video")
     with pytest.warns(UserWarning, match="1 of 3 cannot be read .*broken.mp4"):
-        cli.main(["encode", str(tmp_path / "data"), str(tmp_path / "c"), "--autoencoder", vae, "--size", "32"])
+        cli.main(
+            [
+                "encode",
+                str(tmp_path / "data"),
+                str(tmp_path / "c"),
+                "--autoencoder",
+                vae,
+                "--size",
+                "32",
+            ]
+        )
     assert len(LatentCache(tmp_path / "c")) == 2
 
 
@@ -165,13 +262,39 @@ def test_torchrun_shares_the_work(tmp_path, vae):
     "Two processes of torchrun leave the bytes of one."
     imagenet(tmp_path / "data")
     code = "import sys; from minisora.cli import main; sys.exit(main(sys.argv[1:]))"
-    args = ["encode", str(tmp_path / "data"), str(tmp_path / "c"), "--autoencoder", vae, "--size", "32"]
-    run = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--standalone", "--nproc-per-node", "2",
-           sys.executable, "-c", code, *args]
-    done = subprocess.run(run, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=300)
+    args = [
+        "encode",
+        str(tmp_path / "data"),
+        str(tmp_path / "c"),
+        "--autoencoder",
+        vae,
+        "--size",
+        "32",
+    ]
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--no-python",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        sys.executable,
+        "-c",
+        code,
+        *args,
+    ]
+    done = subprocess.run(
+        run, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("LatentCache") == 1, "one of them says so"
-    write_cache(tmp_path / "alone", C.Readable(C.ImageNetClips(tmp_path / "data", size=32)), ImageVAE(), progress=False)
+    write_cache(
+        tmp_path / "alone",
+        C.Readable(C.ImageNetClips(tmp_path / "data", size=32)),
+        ImageVAE(),
+        progress=False,
+    )
     assert content(tmp_path / "c") == content(tmp_path / "alone")
 
 
@@ -181,11 +304,26 @@ def test_a_broken_picture_is_left_out_or_fatal(tmp_path, vae, on_error, capsys):
     bad = sorted((tmp_path / "data").rglob("*.JPEG"))[1]
     whole = len([*(tmp_path / "data").rglob("train/*/*.JPEG")])
     bad.write_bytes(bad.read_bytes()[:40])
-    call = ["encode", str(tmp_path / "data"), str(tmp_path / "c"), "--autoencoder", vae, "--size", "32", "--on-error", on_error]
+    call = [
+        "encode",
+        str(tmp_path / "data"),
+        str(tmp_path / "c"),
+        "--autoencoder",
+        vae,
+        "--size",
+        "32",
+        "--on-error",
+        on_error,
+    ]
     if on_error == "raise":
-        assert cli.main(call) == 2 and bad.name in capsys.readouterr().err and not (tmp_path / "c").exists()
+        assert (
+            cli.main(call) == 2
+            and bad.name in capsys.readouterr().err
+            and not (tmp_path / "c").exists()
+        )
     else:
-        with pytest.warns(UserWarning, match="clip 1"): assert cli.main(call) == 0
+        with pytest.warns(UserWarning, match="clip 1"):
+            assert cli.main(call) == 0
         assert len(LatentCache(tmp_path / "c")) == whole - 1
 
 
@@ -202,7 +340,10 @@ def test_a_mistaken_repair_begins_nothing(tmp_path, vae, capsys, monkeypatch):
     assert cli.main(["repair", "c"]) == 0 and "it was whole" in capsys.readouterr().out
     flip(tmp_path / "c" / SHARD, -5)
     assert cli.main(["repair", "c"]) == 2
-    assert "What was it made of? Say: minisora repair c SOURCE --autoencoder NAME" in capsys.readouterr().err
+    assert (
+        "What was it made of? Say: minisora repair c SOURCE --autoencoder NAME"
+        in capsys.readouterr().err
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "data"]
 
 
@@ -216,14 +357,22 @@ def test_the_cache_of_a_run_is_repaired_by_its_path(tmp_path, monkeypatch):
         assert cli.main(call) == 0 and content(cache) == before
     shutil.rmtree(tmp_path / "run/autoencoder")
     flip(cache / SHARD, -5)
-    monkeypatch.setattr("minisora.pipeline.train_autoencoder", lambda *a, **k: pytest.fail("it trains"))
-    assert cli.main(["repair", str(cache)]) == 2, "without its autoencoder there is nothing to repair with"
+    monkeypatch.setattr(
+        "minisora.pipeline.train_autoencoder", lambda *a, **k: pytest.fail("it trains")
+    )
+    assert cli.main(["repair", str(cache)]) == 2, (
+        "without its autoencoder there is nothing to repair with"
+    )
 
 
 def npy(path, shape):
-    for kind, make in (("features", lambda k: np.full(shape, k, np.float32)), ("labels", lambda k: np.array([k]))):
+    for kind, make in (
+        ("features", lambda k: np.full(shape, k, np.float32)),
+        ("labels", lambda k: np.array([k])),
+    ):
         (path / f"x_{kind}").mkdir(parents=True)
-        for k in range(3): np.save(path / f"x_{kind}" / f"{k}.npy", make(k))
+        for k in range(3):
+            np.save(path / f"x_{kind}" / f"{k}.npy", make(k))
     return str(path)
 
 
@@ -234,7 +383,10 @@ def test_converted_caches_have_axes_and_are_repaired(tmp_path, axes, want, capsy
     assert LatentCache(cache).shape == want
     before = content(cache)
     flip(cache / SHARD, -5)
-    assert cli.main(["repair", str(cache)]) == 2 and "the folder of the .npy files" in capsys.readouterr().err
+    assert (
+        cli.main(["repair", str(cache)]) == 2
+        and "the folder of the .npy files" in capsys.readouterr().err
+    )
     assert cli.main(["repair", str(cache), old, *axes]) == 0 and content(cache) == before
 
 

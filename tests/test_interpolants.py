@@ -1,29 +1,42 @@
 """SiT's paths, predictions and weights: conversions, times, and what is finite."""
+
 import itertools
 
 import pytest
 import torch
 
 from minisora.diffusion import Diffusion, draw
-from minisora.interpolants import Interpolant, logit_normal, objective_from_dict, path_coefficients, shift_time
+from minisora.interpolants import (
+    Interpolant,
+    logit_normal,
+    objective_from_dict,
+    path_coefficients,
+    shift_time,
+)
 
-PATHS, PREDICTIONS, WEIGHTS = ("linear", "gvp", "vp"), ("velocity", "score", "noise", "data"), ("none", "velocity", "likelihood")
+PATHS, PREDICTIONS, WEIGHTS = (
+    ("linear", "gvp", "vp"),
+    ("velocity", "score", "noise", "data"),
+    ("none", "velocity", "likelihood"),
+)
 SHAPE = (4, 2, 3, 3)
 
 
-def normal(seed, n=5): return draw(seed, 0, range(n), SHAPE)[0]
+def normal(seed, n=5):
+    return draw(seed, 0, range(n), SHAPE)[0]
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_ends_and_derivatives(path):
-    a, s, _, _ = path_coefficients(path, torch.tensor([0., 1.]))
+    a, s, _, _ = path_coefficients(path, torch.tensor([0.0, 1.0]))
     assert a[1] == 1 and abs(s[1]) < 1e-9 and s[0] > 0.9999 and a[0] < 0.01
     t, h = torch.linspace(0.01, 0.99, 50, dtype=torch.float64), 1e-6
     a, s, da, ds = path_coefficients(path, t)
     up, down = path_coefficients(path, t + h), path_coefficients(path, t - h)
     torch.testing.assert_close((up[0] - down[0]) / (2 * h), da, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close((up[1] - down[1]) / (2 * h), ds, rtol=1e-6, atol=1e-7)
-    if path != "linear": torch.testing.assert_close(a**2 + s**2, torch.ones_like(a))
+    if path != "linear":
+        torch.testing.assert_close(a**2 + s**2, torch.ones_like(a))
 
 
 def test_vp_is_the_limit_of_the_linear_ddpm():
@@ -39,8 +52,12 @@ def test_every_prediction_tells_data_noise_velocity_and_score(path, prediction):
     t = torch.tensor([1e-3, 0.05, 0.5, 0.95, 1 - 1e-3], dtype=torch.float64)
     x, said = o.mix(data, noise, t), o.target(data, noise, t)
     a, s, da, ds = (c.view(-1, 1, 1, 1, 1) for c in path_coefficients(path, t))
-    for got, want in ((o.split(said, x, t)[0], data), (o.split(said, x, t)[1], noise), (o.flow(said, x, t), da * data + ds * noise),
-                      (o.score(lambda *_: said, x, t), -noise / s)):
+    for got, want in (
+        (o.split(said, x, t)[0], data),
+        (o.split(said, x, t)[1], noise),
+        (o.flow(said, x, t), da * data + ds * noise),
+        (o.score(lambda *_: said, x, t), -noise / s),
+    ):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 
 
@@ -61,10 +78,21 @@ def rounding(path, source, to, t):
     one, none = torch.ones_like(a), torch.zeros_like(a)
     det = (a * ds - da * s).abs()
     speed = (da**2 + ds**2).sqrt()
-    of_data = {"velocity": (ds.abs() + s * speed) / det, "noise": 1 / a, "score": 1 / a, "data": none}[source]
-    of_noise = {"velocity": (da + a * speed) / det, "noise": none, "score": none, "data": 1 / s}[source] + one
-    return {"data": of_data + one, "noise": of_noise, "score": of_noise / s,
-            "velocity": da * (of_data + one) + ds.abs() * of_noise}[to]
+    of_data = {
+        "velocity": (ds.abs() + s * speed) / det,
+        "noise": 1 / a,
+        "score": 1 / a,
+        "data": none,
+    }[source]
+    of_noise = {"velocity": (da + a * speed) / det, "noise": none, "score": none, "data": 1 / s}[
+        source
+    ] + one
+    return {
+        "data": of_data + one,
+        "noise": of_noise,
+        "score": of_noise / s,
+        "velocity": da * (of_data + one) + ds.abs() * of_noise,
+    }[to]
 
 
 @pytest.mark.parametrize("path,source,to", list(itertools.product(PATHS, PREDICTIONS, PREDICTIONS)))
@@ -73,7 +101,10 @@ def test_the_matrix_of_conversions_in_float32(path, source, to):
     o, t = Interpolant(path, source), torch.tensor([1e-3, 0.01, 0.5, 0.99, 0.999])
     data, noise = normal(1), normal(2)
     x, said = o.mix(data, noise, t), o.target(data, noise, t)
-    got, want = o.convert(said, x, t, to), Interpolant(path, to).target(data.double(), noise.double(), t)
+    got, want = (
+        o.convert(said, x, t, to),
+        Interpolant(path, to).target(data.double(), noise.double(), t),
+    )
     allowed = 2e-6 * rounding(path, source, to, t)
     off = (got - want).flatten(1).abs().max(1).values
     assert got.dtype == torch.float32 and (off <= allowed).all(), (off, allowed)
@@ -82,21 +113,28 @@ def test_the_matrix_of_conversions_in_float32(path, source, to):
 @pytest.mark.parametrize("path,source,to", list(itertools.product(PATHS, PREDICTIONS, PREDICTIONS)))
 def test_there_and_back_in_float64(path, source, to):
     t = torch.tensor([1e-3, 0.02, 0.5, 0.98, 1 - 1e-3], dtype=torch.float64)
-    x, said = normal(1).double(), normal(2).double()                       # any output, not only a right one
+    x, said = normal(1).double(), normal(2).double()  # any output, not only a right one
     there = Interpolant(path, source).convert(said, x, t, to)
-    torch.testing.assert_close(Interpolant(path, to).convert(there, x, t, source), said, rtol=1e-7, atol=1e-7)
-    with pytest.raises(ValueError, match="prediction must be .*'v'"): Interpolant(path, source).convert(said, x, t, "v")
+    torch.testing.assert_close(
+        Interpolant(path, to).convert(there, x, t, source), said, rtol=1e-7, atol=1e-7
+    )
+    with pytest.raises(ValueError, match="prediction must be .*'v'"):
+        Interpolant(path, source).convert(said, x, t, "v")
 
 
-@pytest.mark.parametrize("path,prediction,weight", list(itertools.product(PATHS, PREDICTIONS, WEIGHTS)))
+@pytest.mark.parametrize(
+    "path,prediction,weight", list(itertools.product(PATHS, PREDICTIONS, WEIGHTS))
+)
 def test_loss_is_zero_for_the_right_answer_and_finite_for_all_times(path, prediction, weight):
     o = Interpolant(path, prediction, weight, time="uniform")
     data, noise = normal(1), normal(2)
-    t = o.times(torch.tensor([0., 1e-7, 0.5, 0.9999, 1 - 1e-7]))
+    t = o.times(torch.tensor([0.0, 1e-7, 0.5, 0.9999, 1 - 1e-7]))
     said = o.target(data, noise, t)
     assert o.loss(lambda *_: said, data, None, noise, t)["loss"].max() == 0
     terms = o.loss(lambda *_: said + 0.1, data, None, noise, t)
-    assert terms["loss"].isfinite().all() and (terms["loss"] > 0).all() and next(iter(terms)) == "loss"
+    assert (
+        terms["loss"].isfinite().all() and (terms["loss"] > 0).all() and next(iter(terms)) == "loss"
+    )
 
 
 @pytest.mark.parametrize("path,weight", list(itertools.product(PATHS, ("velocity", "likelihood"))))
@@ -107,22 +145,34 @@ def test_weights_make_all_predictions_one_loss(path, weight):
         o = Interpolant(path, prediction, weight)
         x = o.mix(data, noise, t)
         a, s = (c.view(-1, 1, 1, 1, 1) for c in path_coefficients(path, t)[:2])
-        said = o.target((x - s * wrong) / a, wrong, t)                     # one wrong belief, in each language
-        losses.append(o.loss(lambda *_: said, data, None, noise, t)["loss"])       # noqa: B023
-    for loss in losses[1:]: torch.testing.assert_close(loss, losses[0], rtol=1e-4, atol=1e-6)
+        said = o.target((x - s * wrong) / a, wrong, t)  # one wrong belief, in each language
+        losses.append(o.loss(lambda *_: said, data, None, noise, t)["loss"])  # noqa: B023
+    for loss in losses[1:]:
+        torch.testing.assert_close(loss, losses[0], rtol=1e-4, atol=1e-6)
 
 
 def test_weights_are_the_originals():
     "SiT's transport.py: the noise error times (drift_var/sigma)² or drift_var/sigma²; the score's times sigma² as well."
     t = torch.tensor([0.1, 0.5, 0.9])
     drift = (1 - t) ** 2 / t + (1 - t)
-    for weight, want in (("velocity", (drift / (1 - t)) ** 2), ("likelihood", drift / (1 - t) ** 2)):
-        torch.testing.assert_close(Interpolant(prediction="noise", weight=weight).weights(t), want, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(Interpolant(prediction="score", weight=weight).weights(t), want * (1 - t) ** 2, rtol=1e-4, atol=1e-5)
+    for weight, want in (
+        ("velocity", (drift / (1 - t)) ** 2),
+        ("likelihood", drift / (1 - t) ** 2),
+    ):
+        torch.testing.assert_close(
+            Interpolant(prediction="noise", weight=weight).weights(t), want, rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(
+            Interpolant(prediction="score", weight=weight).weights(t),
+            want * (1 - t) ** 2,
+            rtol=1e-4,
+            atol=1e-5,
+        )
     torch.testing.assert_close(Interpolant(prediction="score").weights(t), (1 - t) ** 2)
 
 
 # ---------------------------------------------------------------- times
+
 
 def test_times_have_the_distribution_they_name():
     u = draw(0, 0, range(4000), (1,))[1][:, 0]
@@ -135,52 +185,77 @@ def test_times_have_the_distribution_they_name():
 def test_shift_goes_towards_the_noise_and_is_sd3s():
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
     sigma = 1 - t
-    torch.testing.assert_close(1 - shift_time(t, 3.), 3 * sigma / (1 + 2 * sigma))     # Esser et al. 2024, eq. 23
-    assert (shift_time(t, 3.)[1:-1] < t[1:-1]).all() and torch.equal(shift_time(t), t)
+    torch.testing.assert_close(
+        1 - shift_time(t, 3.0), 3 * sigma / (1 + 2 * sigma)
+    )  # Esser et al. 2024, eq. 23
+    assert (shift_time(t, 3.0)[1:-1] < t[1:-1]).all() and torch.equal(shift_time(t), t)
     u = torch.rand(500, generator=torch.Generator().manual_seed(0))
-    assert Interpolant(shift=3.).times(u).mean() < Interpolant().times(u).mean() - 0.1
+    assert Interpolant(shift=3.0).times(u).mean() < Interpolant().times(u).mean() - 0.1
 
 
 def test_logit_normal_is_finite_at_both_ends():
-    t = logit_normal(torch.tensor([0., 1 - 2**-24, 1.]))
+    t = logit_normal(torch.tensor([0.0, 1 - 2**-24, 1.0]))
     assert t.isfinite().all() and t[0] > 0 and t[-1] <= 1 and t[0] < 0.01 and t[-1] > 0.99
 
 
 # ---------------------------------------------------------------- configs and errors
 
+
 def test_dict_there_and_back():
-    for o in (Interpolant("gvp", "noise", "velocity", "uniform", shift=2.), Diffusion(prediction="v")):
+    for o in (
+        Interpolant("gvp", "noise", "velocity", "uniform", shift=2.0),
+        Diffusion(prediction="v"),
+    ):
         assert objective_from_dict(o.to_dict()) == o
-    with pytest.raises(ValueError, match="objective"): objective_from_dict({"objective": "Nothing"})
+    with pytest.raises(ValueError, match="objective"):
+        objective_from_dict({"objective": "Nothing"})
 
 
-@pytest.mark.parametrize("field,value", [("path", "curved"), ("prediction", "v"), ("weight", "min-snr"), ("time", "beta"), ("std", 0), ("shift", -1)])
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("path", "curved"),
+        ("prediction", "v"),
+        ("weight", "min-snr"),
+        ("time", "beta"),
+        ("std", 0),
+        ("shift", -1),
+    ],
+)
 def test_a_wrong_field_is_named(field, value):
-    with pytest.raises(ValueError, match=f"{field} must be .*{value}"): Interpolant(**{field: value})
+    with pytest.raises(ValueError, match=f"{field} must be .*{value}"):
+        Interpolant(**{field: value})
 
 
 def test_a_variance_head_is_left_out_and_other_shapes_refused():
     x, t = normal(1, 2), torch.tensor([0.2, 0.7])
     assert torch.equal(Interpolant().output(lambda x, t, y: torch.cat([x, 0 * x], 1), x, t), x)
-    with pytest.raises(ValueError, match=r"\(2, 2, 2, 3, 3\)"): Interpolant().output(lambda x, t, y: x[:, :2], x, t)
+    with pytest.raises(ValueError, match=r"\(2, 2, 2, 3, 3\)"):
+        Interpolant().output(lambda x, t, y: x[:, :2], x, t)
 
 
 def test_max_weight_bounds_the_loss_near_the_data_only():
     t = torch.tensor([0.2, 0.7, 0.9, 0.99])
-    got = Interpolant(prediction="data", weight="velocity", max_weight=16.).weights(t)
+    got = Interpolant(prediction="data", weight="velocity", max_weight=16.0).weights(t)
     torch.testing.assert_close(got, 1 / (1 - t).clamp(min=0.25) ** 2)
-    with pytest.raises(ValueError, match="max_weight must be .*0"): Interpolant(max_weight=0)
+    with pytest.raises(ValueError, match="max_weight must be .*0"):
+        Interpolant(max_weight=0)
 
 
 def test_delta_asks_for_an_error_that_does_not_change_in_time():
     data, noise, t = normal(1), normal(2), torch.full((5,), 0.5)
-    o = Interpolant(delta=3.)
+    o = Interpolant(delta=3.0)
     steady = o.loss(lambda *_: data - noise + 1, data, None, noise, t)
     torch.testing.assert_close(steady["loss"], torch.ones(5))
-    swing = torch.tensor([1., -1.]).view(1, 1, 2, 1, 1)                    # the same size of error, turned in the second frame
+    swing = torch.tensor([1.0, -1.0]).view(
+        1, 1, 2, 1, 1
+    )  # the same size of error, turned in the second frame
     terms = o.loss(lambda *_: data - noise + swing, data, None, noise, t)
     torch.testing.assert_close(terms["mse"], torch.ones(5))
-    torch.testing.assert_close(terms["loss"], torch.full((5,), 1 + 3 * 4.))
-    with pytest.raises(ValueError, match="delta must be .*-1"): Interpolant(delta=-1.)
+    torch.testing.assert_close(terms["loss"], torch.full((5,), 1 + 3 * 4.0))
+    with pytest.raises(ValueError, match="delta must be .*-1"):
+        Interpolant(delta=-1.0)
     one = data[:, :, :1]
-    assert "change" not in o.loss(lambda *_: one, one, None, noise[:, :, :1], t)          # an image does not move
+    assert "change" not in o.loss(
+        lambda *_: one, one, None, noise[:, :, :1], t
+    )  # an image does not move

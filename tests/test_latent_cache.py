@@ -39,7 +39,9 @@ class Clips:
         frames = torch.randint(
             256, (3, 2, size, size), generator=torch.Generator().manual_seed(i), dtype=torch.uint8
         )
-        return Clip(frames, f"clip number {i % 7}", 8.0, f"noise:{i}", dict(digit=i % 7, name="naïve 图"))
+        return Clip(
+            frames, f"clip number {i % 7}", 8.0, f"noise:{i}", dict(digit=i % 7, name="naïve 图")
+        )
 
 
 class Counted(Clips):
@@ -91,33 +93,46 @@ def content(path):
 def exact(indices, n=20):
     "The means that the encoder gives for these clips, float32."
     with torch.no_grad():
-        return torch.cat([Tiny().encode(Clips(n)[i].frames[None].float() / 127.5 - 1)[0] for i in indices])
+        return torch.cat(
+            [Tiny().encode(Clips(n)[i].frames[None].float() / 127.5 - 1)[0] for i in indices]
+        )
 
 
 # ---------------------------------------------------------------- what is written is what is read
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float16", FLOAT16), ("bfloat16", 2e-2), ("int8", 0.5 / 127)])
+@pytest.mark.parametrize(
+    "dtype, tolerance",
+    [("float32", 1e-5), ("float16", FLOAT16), ("bfloat16", 2e-2), ("int8", 0.5 / 127)],
+)
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_round_trip(tmp_path, dtype, tolerance, per_channel):
     cache = write(tmp_path / "c", dtype=dtype, per_channel=per_channel)
     every = list(range(20))
     z, want = cache[every]["latents"], exact(every)
     assert len(cache) == 20 and z.shape == (20, 5, 2, 2, 2) and z.dtype == torch.float32
-    relative = 1e-5 if dtype == "int8" else tolerance  # an int8's error is a share of the largest number
+    relative = (
+        1e-5 if dtype == "int8" else tolerance
+    )  # an int8's error is a share of the largest number
     torch.testing.assert_close(
         cache.denormalise(z), want, rtol=relative, atol=tolerance * want.abs().max().item()
     )
     torch.testing.assert_close(cache.normalise(cache.denormalise(z)), z, rtol=1e-4, atol=1e-4)
     axes = (0, 2, 3, 4) if per_channel else (0, 1, 2, 3, 4)
     torch.testing.assert_close(z.mean(axes), torch.zeros_like(z.mean(axes)), rtol=0, atol=1e-3)
-    torch.testing.assert_close(z.std(axes, correction=0), torch.ones_like(z.std(axes)), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        z.std(axes, correction=0), torch.ones_like(z.std(axes)), rtol=1e-3, atol=0
+    )
     assert cache.mean.shape == ((5, 1, 1, 1) if per_channel else ())
     assert cache.captions == [Clips()[i].caption for i in every]
-    assert cache.sources[13] == "noise:13" and cache.attributes[13] == dict(digit=6, name="naïve 图")
+    assert cache.sources[13] == "noise:13" and cache.attributes[13] == dict(
+        digit=6, name="naïve 图"
+    )
 
 
-@pytest.mark.parametrize("index", [[3], [19, 0, 7, 8], [-1, 2], np.array([5, 5, 5]), torch.tensor([1, 15])])
+@pytest.mark.parametrize(
+    "index", [[3], [19, 0, 7, 8], [-1, 2], np.array([5, 5, 5]), torch.tensor([1, 15])]
+)
 def test_any_batch_has_the_same_samples(tmp_path, index):
     cache = write(tmp_path / "c")
     batch, ids = cache[index], [int(i) % 20 for i in index]
@@ -154,7 +169,9 @@ def test_data_loader(tmp_path, workers):
     write(tmp_path / "c")
     cache = LatentCache(tmp_path / "c", Words())
     cache[0]  # maps are open when the workers start
-    loader = torch.utils.data.DataLoader(cache, 6, num_workers=workers, collate_fn=LatentCache.collate)
+    loader = torch.utils.data.DataLoader(
+        cache, 6, num_workers=workers, collate_fn=LatentCache.collate
+    )
     seen = torch.cat([b["latents"] for b in loader])
     assert torch.equal(seen, cache[range(20)]["latents"])
     conditions = torch.cat([b["condition"] for b in loader])
@@ -171,7 +188,9 @@ def test_pickle(tmp_path):
 def test_moments(tmp_path):
     cache = write(tmp_path / "c", moments=True, dtype="float32")
     first, std = cache[range(20)]["latents"], np.exp(-1)
-    assert torch.equal(cache[[17]]["latents"][0], first[17]), "a sample must not depend on its batch"
+    assert torch.equal(cache[[17]]["latents"][0], first[17]), (
+        "a sample must not depend on its batch"
+    )
     cache.set_epoch(1)
     second = cache[range(20)]["latents"]
     assert not torch.equal(first, second)
@@ -211,7 +230,10 @@ def test_stored_samples(tmp_path):
 def test_no_global_randomness(tmp_path):
     ae, state, numpy_state = Tiny(), torch.get_rng_state(), np.random.get_state()[1].copy()
     write_cache(tmp_path / "c", Clips(), ae, moments=True, progress=False)[range(20)]
-    assert torch.equal(state, torch.get_rng_state()) and (numpy_state == np.random.get_state()[1]).all()
+    assert (
+        torch.equal(state, torch.get_rng_state())
+        and (numpy_state == np.random.get_state()[1]).all()
+    )
 
 
 # ---------------------------------------------------------------- writing: once, and from where it stopped
@@ -296,7 +318,10 @@ def test_resumes_at_the_batch(tmp_path, at, options):
     write_cache(tmp_path / "c", clips, ae, **options)
     done = at // 4 * 4
     assert ae.batches - 1 <= (20 - done) // 4 + 1, "at most one batch may be encoded twice"
-    assert content(tmp_path / "c") == content(tmp_path / "whole") and not (tmp_path / "c.part").exists()
+    assert (
+        content(tmp_path / "c") == content(tmp_path / "whole")
+        and not (tmp_path / "c.part").exists()
+    )
 
 
 def test_resume_with_another_autoencoder_is_refused(tmp_path):
@@ -305,7 +330,9 @@ def test_resume_with_another_autoencoder_is_refused(tmp_path):
         write_cache(tmp_path / "c", clips, Tiny(), batch_size=4, progress=False)
     with pytest.raises(ValueError, match=r"c\.part was made with another autoencoder"):
         write_cache(tmp_path / "c", clips, Tiny(1), batch_size=4, progress=False)
-    cache = write_cache(tmp_path / "c", clips, Tiny(1), batch_size=4, progress=False, overwrite=True)
+    cache = write_cache(
+        tmp_path / "c", clips, Tiny(1), batch_size=4, progress=False, overwrite=True
+    )
     assert cache.manifest["autoencoder"] == lc.identity(Tiny(1)) and not verify(tmp_path / "c")
 
 
@@ -346,7 +373,9 @@ def test_a_damaged_part_is_encoded_again(tmp_path, harm):
         for f in (data, rows, journal):
             f.write_bytes(f.read_bytes() + b"\xff" * 999)
     write_cache(tmp_path / "c", clips, Tiny(), batch_size=2, shard_size=8, progress=False)
-    fresh = write_cache(tmp_path / "fresh", Clips(), Tiny(), batch_size=2, shard_size=8, progress=False)
+    fresh = write_cache(
+        tmp_path / "fresh", Clips(), Tiny(), batch_size=2, shard_size=8, progress=False
+    )
     assert content(tmp_path / "c") == content(tmp_path / "fresh") and not verify(fresh.path)
 
 
@@ -363,7 +392,12 @@ write_cache({path!r}, Clips(120), Tiny(slow={slow}), batch_size=4, shard_size=40
 
 def child(path, slow, overwrite=False, dtype="float16"):
     code = CHILD.format(
-        tests=str(ROOT / "tests"), root=str(ROOT), path=str(path), slow=slow, overwrite=overwrite, dtype=dtype
+        tests=str(ROOT / "tests"),
+        root=str(ROOT),
+        path=str(path),
+        slow=slow,
+        overwrite=overwrite,
+        dtype=dtype,
     )
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
@@ -422,7 +456,12 @@ def test_killed_while_publishing(tmp_path, monkeypatch, kill_at):
         real = lc.publish
 
         def publish(*a):  # from here on, every change of the folder counts
-            for where, name in ((os, "rename"), (os, "replace"), (shutil, "rmtree"), (Path, "unlink")):
+            for where, name in (
+                (os, "rename"),
+                (os, "replace"),
+                (shutil, "rmtree"),
+                (Path, "unlink"),
+            ):
                 m.setattr(where, name, stopping(getattr(where, name)))
             return real(*a)
 
@@ -498,7 +537,9 @@ def test_sizes_alone_are_a_weaker_check(tmp_path):
     write(tmp_path / "c")
     flip(tmp_path / "c" / SHARD, -5)
     LatentCache(tmp_path / "c", check="size")
-    os.truncate(tmp_path / "c" / SHARD, 2000 if (tmp_path / "c" / SHARD).stat().st_size > 2000 else 500)
+    os.truncate(
+        tmp_path / "c" / SHARD, 2000 if (tmp_path / "c" / SHARD).stat().st_size > 2000 else 500
+    )
     with pytest.raises(ValueError, match=SHARD):
         LatentCache(tmp_path / "c", check="size")
     with pytest.raises(ValueError, match="check must be True or 'size'"):
@@ -530,7 +571,10 @@ def test_another_version_of_a_shard(tmp_path):
     "edit, message",
     [
         (lambda m: m.update(version=3), "format version 3; this code reads 2"),
-        (lambda m: m.update(version=1, tensors=["mean", "logvar"]), "format version 1; this code reads 2"),
+        (
+            lambda m: m.update(version=1, tensors=["mean", "logvar"]),
+            "format version 1; this code reads 2",
+        ),
         (lambda m: m.update(format="else"), "no manifest of a latent cache"),
         (lambda m: m["statistics"]["all"].update(std=0.5), "changed after it was written"),
         (lambda m: m["shards"].pop(), "changed after it was written"),
@@ -548,7 +592,8 @@ def test_manifest(tmp_path, edit, message):
 
 
 @pytest.mark.parametrize(
-    "harm", [lambda p: os.truncate(p, 100), lambda p: p.write_text("[]"), lambda p: p.write_text("")]
+    "harm",
+    [lambda p: os.truncate(p, 100), lambda p: p.write_text("[]"), lambda p: p.write_text("")],
 )
 def test_a_broken_manifest(tmp_path, harm):
     write(tmp_path / "c")
@@ -572,7 +617,9 @@ def test_another_autoencoder(tmp_path):
     other = Tiny()
     with torch.no_grad():
         other.net.bias[0] += 1e-7
-    assert lc.identity(other) != lc.identity(Tiny()), "the hash must see the smallest change of a weight"
+    assert lc.identity(other) != lc.identity(Tiny()), (
+        "the hash must see the smallest change of a weight"
+    )
 
 
 def test_repair_refuses_what_is_not_the_same(tmp_path):
@@ -611,7 +658,9 @@ def test_bad_options(tmp_path, options, message):
 
 
 def test_clips_of_two_sizes(tmp_path):
-    with pytest.raises(ValueError, match=r"clip 13 \(noise:13\): frames are torch.uint8 \(3, 2, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"clip 13 \(noise:13\): frames are torch.uint8 \(3, 2, 8, 8\)"
+    ):
         write_cache(tmp_path / "c", Clips(odd=13), Tiny(), batch_size=4, progress=False)
     assert not (tmp_path / "c").exists()
 
@@ -619,9 +668,13 @@ def test_clips_of_two_sizes(tmp_path):
 @pytest.mark.parametrize("scale", [1e6, float("nan")])
 def test_latents_that_do_not_fit(tmp_path, scale):
     ae, real = Tiny(), Tiny()
-    ae.encode = lambda x: [m * torch.where(x[:, :1, :1, :1, :1] == x5, scale, 1.0) for m in real.encode(x)]
+    ae.encode = lambda x: [
+        m * torch.where(x[:, :1, :1, :1, :1] == x5, scale, 1.0) for m in real.encode(x)
+    ]
     x5 = (Clips()[5].frames.float() / 127.5 - 1)[0, 0, 0, 0]
-    with pytest.raises(ValueError, match=r"clip 5 \(noise:5\): its latents are not finite in float16"):
+    with pytest.raises(
+        ValueError, match=r"clip 5 \(noise:5\): its latents are not finite in float16"
+    ):
         write_cache(tmp_path / "c", Clips(), ae, batch_size=4, progress=False)
     assert not (tmp_path / "c").exists()
 
@@ -705,7 +758,9 @@ def test_a_full_disk(tmp_path, monkeypatch, where):
                 setattr(
                     self,
                     where,
-                    type("Full", (), dict(seek=full, write=full, flush=full, close=lambda s: None))(),
+                    type(
+                        "Full", (), dict(seek=full, write=full, flush=full, close=lambda s: None)
+                    )(),
                 )
                 return real(self, *a)
 
@@ -735,4 +790,8 @@ def test_training_mode_is_given_back(tmp_path):
 def test_a_million_samples_open_at_once(tmp_path):
     "Opening takes no time or memory that grow with the latents: 8 GB of holes, in a new process."
     result = benchmark("latent_cache").sparse_million(tmp_path, rows=False)
-    assert result["samples"] == 1_000_000 and result["added_rss_mb"] < 200 and result["first_batch_cpu_s"] < 1
+    assert (
+        result["samples"] == 1_000_000
+        and result["added_rss_mb"] < 200
+        and result["first_batch_cpu_s"] < 1
+    )

@@ -9,7 +9,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from test_latent_cache import FAULTS, ROWS, SHARD, Clips, Stop, Stopping, Tiny, child, content, exact, flip, write
+from test_latent_cache import (
+    FAULTS,
+    ROWS,
+    SHARD,
+    Clips,
+    Stop,
+    Stopping,
+    Tiny,
+    child,
+    content,
+    exact,
+    flip,
+    write,
+)
 from test_latent_cache_reading import npy_folder
 
 from minisora import latent_cache as lc
@@ -23,7 +36,9 @@ def test_the_error_is_half_a_step_of_each_channel():
     z *= torch.logspace(-3, 3, 5).view(5, 1, 1, 1) * torch.arange(1, 7).view(6, 1, 1, 1, 1)
     q, scale = quantise(z)
     assert q.dtype == torch.int8 and scale.dtype == torch.float32 and scale.shape == (6, 5, 1, 1, 1)
-    assert (q.abs().amax((2, 3, 4)) == 127).all(), "each channel of each sample uses the whole range"
+    assert (q.abs().amax((2, 3, 4)) == 127).all(), (
+        "each channel of each sample uses the whole range"
+    )
     error = (q * scale - z).abs()
     assert (error <= 0.501 * scale).all()
     rms = (error / scale).square().mean().sqrt()
@@ -45,10 +60,19 @@ def test_it_is_the_float32_cache_to_half_a_step(tmp_path, options):
     a, b = (write(tmp_path / d, dtype=d, **options) for d in ("int8", "float32"))
     every = np.arange(20)
     for view in range(2 if options.get("flips") else 1):
-        q, scale, want = a.shards.read(every, view), a.shards.scale(every, view), b.shards.read(every, view)
+        q, scale, want = (
+            a.shards.read(every, view),
+            a.shards.scale(every, view),
+            b.shards.read(every, view),
+        )
         assert torch.equal(scale, quantise(want)[1]) and torch.equal(q, quantise(want)[0])
     if options != dict(moments=True):
-        torch.testing.assert_close(a.std, (a.shards.read(every) * a.shards.scale(every)).std(correction=0), rtol=0.02, atol=0)
+        torch.testing.assert_close(
+            a.std,
+            (a.shards.read(every) * a.shards.scale(every)).std(correction=0),
+            rtol=0.02,
+            atol=0,
+        )
     torch.testing.assert_close(a.std, b.std, rtol=2e-3, atol=0)
     z = a[[19, 3, 8]]["latents"]
     torch.testing.assert_close(z, b[[19, 3, 8]]["latents"], rtol=0, atol=0.03)
@@ -64,13 +88,17 @@ def test_statistics_are_those_of_what_is_read(tmp_path):
 
 def test_bytes_and_other_readers(tmp_path):
     cache = write(tmp_path / "c", dtype="int8")
-    sizes = {s["file"]: (tmp_path / "c" / s["file"]).stat().st_size for s in cache.manifest["shards"]}
+    sizes = {
+        s["file"]: (tmp_path / "c" / s["file"]).stat().st_size for s in cache.manifest["shards"]
+    }
     assert sizes == {s["file"]: s["bytes"] for s in cache.manifest["shards"]}
     with safe_open(tmp_path / "c" / SHARD, "pt") as f:
         assert set(f.keys()) == {"mean", "scale"} and f.get_tensor("scale").shape == (8, 5)
         assert f.get_tensor("mean").dtype == torch.int8
         z = f.get_tensor("mean") * f.get_tensor("scale")[..., None, None, None]
-    assert torch.equal(z, cache.shards.read(np.arange(8, 16)) * cache.shards.scale(np.arange(8, 16)))
+    assert torch.equal(
+        z, cache.shards.read(np.arange(8, 16)) * cache.shards.scale(np.arange(8, 16))
+    )
     assert len(lc.shard_header(cache.manifest, 8)) + 8 * (5 * 8 + 4 * 5) == sizes[SHARD]
     with safe_open(write(tmp_path / "flipped", dtype="int8", flips=True).path / SHARD, "pt") as f:
         assert f.get_tensor("mean").shape[:2] == (8, 2) and f.get_tensor("scale").shape == (8, 2, 5)
@@ -88,7 +116,9 @@ def test_an_odd_number_of_bytes(tmp_path):
 
     cache = write_cache(tmp_path / "c", Clips(3), Odd(), dtype="int8", progress=False)
     want = exact(range(3), 3)[:, :1, :1, :1, :1]
-    torch.testing.assert_close(cache.denormalise(cache[range(3)]["latents"]), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        cache.denormalise(cache[range(3)]["latents"]), want, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
@@ -104,8 +134,15 @@ def test_an_interrupted_run_gives_the_same_bytes(tmp_path, at, options):
 
 
 def test_killed_between_the_scales_and_the_last_line_of_the_journal(tmp_path):
-    plan = dict(samples=2, shard_size=2, shape=[1, 1, 2, 2], dtype="int8", tensors=["mean"], id="a tiny one")
-    batch = torch.arange(8, dtype=torch.int8).view(2, 1, 1, 1, 2, 2), ["a", "b"], [[0.0], [0.0]], torch.ones(2, 1, 1)
+    plan = dict(
+        samples=2, shard_size=2, shape=[1, 1, 2, 2], dtype="int8", tensors=["mean"], id="a tiny one"
+    )
+    batch = (
+        torch.arange(8, dtype=torch.int8).view(2, 1, 1, 1, 2, 2),
+        ["a", "b"],
+        [[0.0], [0.0]],
+        torch.ones(2, 1, 1),
+    )
     shard = lc.ShardWriter(tmp_path, plan, 0)
     shard.append(*batch)
     shard.close()
@@ -114,7 +151,9 @@ def test_killed_between_the_scales_and_the_last_line_of_the_journal(tmp_path):
     entry = shard.finish()
     after = content(tmp_path)
     for harm in (lambda: None, lambda: os.truncate(tmp_path / entry["file"], entry["bytes"] - 3)):
-        (tmp_path / "latents-00000.journal").write_bytes(before["latents-00000.journal"])  # the last line is lost
+        (tmp_path / "latents-00000.journal").write_bytes(
+            before["latents-00000.journal"]
+        )  # the last line is lost
         harm()
         again = lc.ShardWriter(tmp_path, plan, 0)
         assert again.done == 2 and again.finish() == entry and content(tmp_path) == after
@@ -135,8 +174,14 @@ def test_kill_9(tmp_path):
     assert content(tmp_path / "c") == content(tmp_path / "whole")
 
 
-FAULTS8 = FAULTS | {"a flipped bit of a scale": (SHARD, lambda p: flip(p, -1), "sha256"),
-                    "scales cut off": (SHARD, lambda p: os.truncate(p, p.stat().st_size - 8 * 5 * 4), "bytes where")}
+FAULTS8 = FAULTS | {
+    "a flipped bit of a scale": (SHARD, lambda p: flip(p, -1), "sha256"),
+    "scales cut off": (
+        SHARD,
+        lambda p: os.truncate(p, p.stat().st_size - 8 * 5 * 4),
+        "bytes where",
+    ),
+}
 
 
 @pytest.mark.parametrize("name, harm, message", FAULTS8.values(), ids=FAULTS8)
@@ -153,13 +198,18 @@ def test_other_types_have_no_scales_and_other_bytes(tmp_path):
     write(tmp_path / "c")
     with pytest.raises(ValueError, match="another dtype: float16, not int8"):
         write(tmp_path / "c", dtype="int8")
-    assert ROWS in content(tmp_path / "c") and b"scale" not in (tmp_path / "c" / SHARD).read_bytes()[:400]
+    assert (
+        ROWS in content(tmp_path / "c")
+        and b"scale" not in (tmp_path / "c" / SHARD).read_bytes()[:400]
+    )
 
 
 @pytest.mark.parametrize("scale", [float("inf"), float("nan")])
 def test_latents_that_are_not_finite_are_named(tmp_path, scale):
     ae, real = Tiny(), Tiny()
-    ae.encode = lambda x: [m * torch.where(x[:, :1, :1, :1, :1] == x5, scale, 1.0) for m in real.encode(x)]
+    ae.encode = lambda x: [
+        m * torch.where(x[:, :1, :1, :1, :1] == x5, scale, 1.0) for m in real.encode(x)
+    ]
     x5 = (Clips()[5].frames.float() / 127.5 - 1)[0, 0, 0, 0]
     with pytest.raises(ValueError, match=r"clip 5 \(noise:5\): its latents are not finite in int8"):
         write_cache(tmp_path / "c", Clips(), ae, batch_size=4, progress=False, dtype="int8")
@@ -167,7 +217,9 @@ def test_latents_that_are_not_finite_are_named(tmp_path, scale):
 
 def test_convert(tmp_path):
     npy_folder(tmp_path / "f")
-    a, b = (convert(tmp_path / "f", tmp_path / d, dtype=d, progress=False) for d in ("int8", "float32"))
+    a, b = (
+        convert(tmp_path / "f", tmp_path / d, dtype=d, progress=False) for d in ("int8", "float32")
+    )
     x, y = (c.denormalise(c[range(12)]["latents"]) for c in (a, b))
     torch.testing.assert_close(x, y, rtol=0, atol=0.51 / 127 * y.abs().max().item())
     assert not torch.equal(x, y)
@@ -176,6 +228,8 @@ def test_convert(tmp_path):
 def test_a_manifest_with_a_type_of_tomorrow(tmp_path):
     write(tmp_path / "c", dtype="int8")
     m = lc.load_manifest(tmp_path / "c") | dict(dtype="float4")
-    lc.write_json(tmp_path / "c/manifest.json", m | dict(sha256=lc.digest(json.loads(json.dumps(m)))))
+    lc.write_json(
+        tmp_path / "c/manifest.json", m | dict(sha256=lc.digest(json.loads(json.dumps(m))))
+    )
     with pytest.raises(ValueError, match="manifest.json: float4 is not one of float16"):
         LatentCache(tmp_path / "c")

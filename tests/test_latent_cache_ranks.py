@@ -32,7 +32,9 @@ def start(path, rank, world_size, slow=0.0):
     "One rank in a process of its own, told who it is as torchrun and accelerate do it."
     code = CHILD.format(tests=str(ROOT / "tests"), root=str(ROOT), path=str(path), slow=slow)
     env = os.environ | dict(RANK=str(rank), WORLD_SIZE=str(world_size))
-    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], env=env, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code], env=env, stdout=subprocess.PIPE, text=True
+    )
 
 
 def whole(folder):
@@ -43,19 +45,27 @@ def whole(folder):
 def kill_after(process, part, k, batches=1):
     "Kill -9 when shard k has this many whole batches; returns how many it has then."
     journal = part / f"latents-{k:05d}.journal"
-    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < batches):
+    while process.poll() is None and (
+        not journal.exists() or journal.read_bytes().count(b"\n") < batches
+    ):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it must be killed before it is done, or this tests nothing"
+    assert process.wait() == -signal.SIGKILL, (
+        "it must be killed before it is done, or this tests nothing"
+    )
     process.stdout.close()
     return journal.read_bytes().count(b"\n")
 
 
 def test_two_processes_leave_the_bytes_of_one(tmp_path):
     children = [start(tmp_path / "c", r, 2, slow=0.01) for r in range(2)]
-    assert [p.communicate()[0] for p in children] == ["60\n", "60\n"] and not any(p.returncode for p in children)
+    assert [p.communicate()[0] for p in children] == ["60\n", "60\n"] and not any(
+        p.returncode for p in children
+    )
     assert content(tmp_path / "c") == whole(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "whole"], "nothing else may stay behind"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "whole"], (
+        "nothing else may stay behind"
+    )
 
 
 def test_ranks_write_disjoint_shards(tmp_path, monkeypatch):
@@ -83,8 +93,19 @@ def test_a_killed_rank_is_noticed_and_its_work_goes_on(tmp_path):
     p = start(tmp_path / "c", 1, 2, slow=0.05)
     assert kill_after(p, tmp_path / "c.part", 1) == 1
     ae = Tiny()
-    with pytest.warns(UserWarning, match=r"latents-00001.safetensors: .* is gone after 4 of 8 samples"):
-        write_cache(tmp_path / "c", Clips(60), ae, batch_size=4, shard_size=8, progress=False, rank=0, world_size=2)
+    with pytest.warns(
+        UserWarning, match=r"latents-00001.safetensors: .* is gone after 4 of 8 samples"
+    ):
+        write_cache(
+            tmp_path / "c",
+            Clips(60),
+            ae,
+            batch_size=4,
+            shard_size=8,
+            progress=False,
+            rank=0,
+            world_size=2,
+        )
     assert content(tmp_path / "c") == whole(tmp_path) and ae.batches == 1 + 15 - 1
 
 
@@ -105,14 +126,26 @@ def test_a_late_rank_finds_all_done(tmp_path):
     write(tmp_path / "c", n=60, rank=0, world_size=2)
     before, ae = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").iterdir()}, Tiny()
     for overwrite in (False, True):
-        write_cache(tmp_path / "c", Clips(60), ae, batch_size=4, shard_size=8, progress=False, rank=1, world_size=2,
-                    overwrite=overwrite)
-    assert ae.batches == 2 and {p: p.stat().st_mtime_ns for p in (tmp_path / "c").iterdir()} == before
+        write_cache(
+            tmp_path / "c",
+            Clips(60),
+            ae,
+            batch_size=4,
+            shard_size=8,
+            progress=False,
+            rank=1,
+            world_size=2,
+            overwrite=overwrite,
+        )
+    assert (
+        ae.batches == 2 and {p: p.stat().st_mtime_ns for p in (tmp_path / "c").iterdir()} == before
+    )
 
 
 def test_a_rank_that_another_overtakes(tmp_path, monkeypatch):
     "While this rank encodes its first batch, another one publishes everything."
     real = lc.publish
+
     def slow_publish(path, part, plan, shards, config=None):
         monkeypatch.setattr(lc, "publish", real)
         write(tmp_path / "c", n=60, rank=1, world_size=2)  # finds all shards finished
@@ -128,7 +161,9 @@ def test_a_rank_that_another_overtakes(tmp_path, monkeypatch):
 def test_a_rank_that_hangs(tmp_path, monkeypatch, alive):
     "A shard that is locked and does not grow is an error after `patience`; as long as it grows it is waited for."
     with pytest.raises(Stop):
-        write_cache(tmp_path / "c", Stopping(9, 60), Tiny(), batch_size=4, shard_size=8, progress=False)
+        write_cache(
+            tmp_path / "c", Stopping(9, 60), Tiny(), batch_size=4, shard_size=8, progress=False
+        )
     clock = [0]
 
     with open(tmp_path / "c.part/latents-00001.journal", "ab", buffering=0) as held:
@@ -136,20 +171,28 @@ def test_a_rank_that_hangs(tmp_path, monkeypatch, alive):
 
         def sleep(_):
             clock[0] += 1
-            if clock[0] <= alive: held.write(b"x")
+            if clock[0] <= alive:
+                held.write(b"x")
 
         with monkeypatch.context() as m:
             m.setattr(lc, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
-            with pytest.raises(TimeoutError, match=r"latents-00001.safetensors has not grown for 10 s"):
+            with pytest.raises(
+                TimeoutError, match=r"latents-00001.safetensors has not grown for 10 s"
+            ):
                 write(tmp_path / "c", n=60, rank=0, world_size=2, patience=10)
     assert alive + 10 <= clock[0] <= alive + 12
     write(tmp_path / "c", n=60)
     assert content(tmp_path / "c") == whole(tmp_path)
 
 
-@pytest.mark.parametrize("given, message", [(dict(rank=2, world_size=2), "rank 2 is not one of world_size 2"),
-                                            (dict(rank=-1, world_size=2), "rank -1"),
-                                            (dict(rank=0), "rank and world_size, or neither")])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(rank=2, world_size=2), "rank 2 is not one of world_size 2"),
+        (dict(rank=-1, world_size=2), "rank -1"),
+        (dict(rank=0), "rank and world_size, or neither"),
+    ],
+)
 def test_bad_ranks(tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
         write(tmp_path / "c", **given)
@@ -170,13 +213,15 @@ def test_writing_overlaps_encoding(tmp_path, monkeypatch):
     encoded, real, order = threading.Event(), lc.ShardWriter.append, []
 
     def append(self, *a):
-        if not self.done: assert encoded.wait(20), "the next batch is not encoded while this one is written"
+        if not self.done:
+            assert encoded.wait(20), "the next batch is not encoded while this one is written"
         real(self, *a)
         order.append(self.done)
 
     class Tells(Tiny):
         def encode(self, x):
-            if self.batches == 2: encoded.set()  # the first call only asked for the shape
+            if self.batches == 2:
+                encoded.set()  # the first call only asked for the shape
             return super().encode(x)
 
     monkeypatch.setattr(lc.ShardWriter, "append", append)
@@ -187,7 +232,9 @@ def test_writing_overlaps_encoding(tmp_path, monkeypatch):
 def test_what_is_encoded_is_written_though_the_next_batch_fails(tmp_path):
     for at, done in ((0, 0), (3, 0), (4, 4), (9, 8)):
         with pytest.raises(Stop):
-            write_cache(tmp_path / str(at), Stopping(at), Tiny(), batch_size=4, limit=18, progress=False)
+            write_cache(
+                tmp_path / str(at), Stopping(at), Tiny(), batch_size=4, limit=18, progress=False
+            )
         journals = list((tmp_path / f"{at}.part").glob("*.journal"))
         assert sum(len(j.read_text().splitlines()) for j in journals) == done // 4
 
@@ -199,11 +246,13 @@ def test_a_batch_that_cannot_be_written_ends_the_call(tmp_path, monkeypatch, at)
 
     def append(self, *a):
         calls.append(a)
-        if len(calls) == at + 1: raise OSError(28, "No space left on device")
+        if len(calls) == at + 1:
+            raise OSError(28, "No space left on device")
         real(self, *a)
 
     monkeypatch.setattr(lc.ShardWriter, "append", append)
-    with pytest.raises(OSError, match="No space left"): write(tmp_path / "c", 12, shard_size=12)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "c", 12, shard_size=12)
     assert not (tmp_path / "c").exists()
     monkeypatch.setattr(lc.ShardWriter, "append", real)
     write(tmp_path / "c", 12, shard_size=12)
@@ -218,8 +267,9 @@ class Large(Tiny):
         self.bad = None if bad is None else Clips()[bad].frames.float() / 127.5 - 1
 
     def encode(self, x):
-        z = x[:, :2, :1].repeat(1, 1, 1, 16, 16)                                          # (B, 2, 1, 256, 256)
-        if self.bad is not None: z[(x == self.bad).flatten(1).all(1)] = float("nan")
+        z = x[:, :2, :1].repeat(1, 1, 1, 16, 16)  # (B, 2, 1, 256, 256)
+        if self.bad is not None:
+            z[(x == self.bad).flatten(1).all(1)] = float("nan")
         return z, None
 
 
@@ -238,12 +288,14 @@ def test_reading_overlaps_encoding(tmp_path):
 
     class Watched(Clips):
         def __getitem__(self, i):
-            if i == 4: begun.set()
+            if i == 4:
+                begun.set()
             return super().__getitem__(i)
 
     class Waits(Tiny):
         def encode(self, x):
-            if self.batches == 1: assert begun.wait(20), "the next batch is not read while this one is encoded"
+            if self.batches == 1:
+                assert begun.wait(20), "the next batch is not read while this one is encoded"
             return super().encode(x)
 
     write_cache(tmp_path / "c", Watched(), Waits(), batch_size=4, shard_size=8, progress=False)
@@ -253,7 +305,9 @@ def test_memory_is_bounded_by_the_batch(tmp_path):
     clips = Counted(200)
     write_cache(tmp_path / "c", clips, Tiny(), batch_size=4, shard_size=80, progress=False)
     gc.collect()
-    assert 4 < clips.most <= 3 * 4 + 2, f"{clips.most} clips were in memory: three batches, and the two that the plan looks at"
+    assert 4 < clips.most <= 3 * 4 + 2, (
+        f"{clips.most} clips were in memory: three batches, and the two that the plan looks at"
+    )
 
 
 def test_progress_counts_only_what_is_done_now(tmp_path, monkeypatch):
@@ -270,5 +324,9 @@ def test_progress_counts_only_what_is_done_now(tmp_path, monkeypatch):
     write(tmp_path / "c", progress=True)
     (bar,) = bars
     assert (bar.total, bar.n, bar.initial, bar.unit) == (20, 20, 8, " clips")
-    assert re.search(r"20/20 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ clips/s\]", str(bar)), f"speed and time left: {bar}"
-    torch.testing.assert_close(LatentCache(tmp_path / "c")[[3]]["latents"], write(tmp_path / "d")[[3]]["latents"])
+    assert re.search(r"20/20 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ clips/s\]", str(bar)), (
+        f"speed and time left: {bar}"
+    )
+    torch.testing.assert_close(
+        LatentCache(tmp_path / "c")[[3]]["latents"], write(tmp_path / "d")[[3]]["latents"]
+    )

@@ -35,7 +35,8 @@ class Stream:
         self.clips, self.at, self.read = Clips(n), at, []
 
     def __iter__(self):
-        for i in range(self.clips.n): yield self.give(i)
+        for i in range(self.clips.n):
+            yield self.give(i)
 
     def give(self, i):
         if i == self.at:
@@ -47,10 +48,12 @@ class Stream:
 
 class Skipping(Stream):
     "One that can leave clips out unread, as streams of `datasets` do."
+
     start = 0
 
     def __iter__(self):
-        for i in range(self.start, self.clips.n): yield self.give(i)
+        for i in range(self.start, self.clips.n):
+            yield self.give(i)
 
     def skip(self, n):
         rest = Skipping(self.clips.n)
@@ -61,12 +64,16 @@ class Skipping(Stream):
 class Torch(Stream, torch.utils.data.IterableDataset):
     "torch's base class has a `__getitem__` that only raises."
 
-    def __len__(self): return self.clips.n
+    def __len__(self):
+        return self.clips.n
 
 
 @pytest.mark.parametrize("kind", [Stream, Skipping, Torch])
 def test_a_stream_gives_the_cache_of_the_same_clips(tmp_path, kind):
-    whole, stream = write(tmp_path / "whole"), write_cache(tmp_path / "c", kind(), Tiny(), samples=20, **SMALL)
+    whole, stream = (
+        write(tmp_path / "whole"),
+        write_cache(tmp_path / "c", kind(), Tiny(), samples=20, **SMALL),
+    )
     assert torch.equal(stream[range(20)]["latents"], whole[range(20)]["latents"])
     assert [*stream.rows] == [*whole.rows] and not verify(tmp_path / "c")
     some = write_cache(tmp_path / "d", kind(), Tiny(), samples=20, limit=7, **SMALL)
@@ -78,7 +85,8 @@ def test_a_stream_gives_the_cache_of_the_same_clips(tmp_path, kind):
 def test_a_stream_goes_on_where_it_was_cut_off(tmp_path, kind, at):
     whole, again, ae = kind(), kind(at=at), Tiny()
     write_cache(tmp_path / "whole", whole, Tiny(), samples=20, **SMALL)
-    with pytest.raises(Stop): write_cache(tmp_path / "c", again, Tiny(), samples=20, **SMALL)
+    with pytest.raises(Stop):
+        write_cache(tmp_path / "c", again, Tiny(), samples=20, **SMALL)
     assert not (tmp_path / "c").exists()
     again.read.clear()
     again.at = None
@@ -86,7 +94,8 @@ def test_a_stream_goes_on_where_it_was_cut_off(tmp_path, kind, at):
     assert content(tmp_path / "c") == content(tmp_path / "whole")
     done = at // 4 * 4
     assert ae.batches - 1 == (20 - done) // 4, "what the journal has is not encoded again"
-    if kind is Skipping: assert again.read == [0, *range(done, 20)], "nor read; the plan looks at the first clip"
+    if kind is Skipping:
+        assert again.read == [0, *range(done, 20)], "nor read; the plan looks at the first clip"
     write_cache(tmp_path / "c", again, ae, samples=20, **SMALL)
     assert ae.batches - 2 == (20 - done) // 4, "and a finished cache is only looked up"
 
@@ -94,15 +103,21 @@ def test_a_stream_goes_on_where_it_was_cut_off(tmp_path, kind, at):
 def test_a_reader_begins_again_after_an_error():
     reader = lc.StreamReader(Stream(at=2), 20)
     assert [reader[i].source for i in (0, 1)] == ["noise:0", "noise:1"]
-    with pytest.raises(Stop): reader[2]
+    with pytest.raises(Stop):
+        reader[2]
     assert [reader[i].source for i in (2, 3, 7, 1)] == [f"noise:{i}" for i in (2, 3, 7, 1)]
 
 
 def test_a_stream_that_cannot_skip_is_read_once(tmp_path):
     stream = Stream()
     write_cache(tmp_path / "c", stream, Tiny(), samples=20, rank=0, world_size=2, **SMALL)
-    assert stream.read == [0, *range(20), *range(16)][:len(stream.read)], "on it goes, back is to begin again"
-    assert torch.equal(LatentCache(tmp_path / "c")[range(20)]["latents"], write(tmp_path / "d")[range(20)]["latents"])
+    assert stream.read == [0, *range(20), *range(16)][: len(stream.read)], (
+        "on it goes, back is to begin again"
+    )
+    assert torch.equal(
+        LatentCache(tmp_path / "c")[range(20)]["latents"],
+        write(tmp_path / "d")[range(20)]["latents"],
+    )
 
 
 RANK = """
@@ -117,9 +132,15 @@ write_cache({path!r}, Stream(), Tiny(slow=.02), 4, shard_size=8, samples=20, ran
 
 def test_two_ranks_share_a_stream(tmp_path):
     path = str(tmp_path / "c")
-    codes = [RANK.format(root=str(ROOT), tests=str(ROOT / "tests"), path=path, rank=r) for r in (0, 1)]
-    ranks = [subprocess.Popen([sys.executable, "-c", c], stderr=subprocess.PIPE, text=True) for c in codes]
-    for p in ranks: assert p.wait(120) == 0, p.stderr.read()
+    codes = [
+        RANK.format(root=str(ROOT), tests=str(ROOT / "tests"), path=path, rank=r) for r in (0, 1)
+    ]
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", c], stderr=subprocess.PIPE, text=True)
+        for c in codes
+    ]
+    for p in ranks:
+        assert p.wait(120) == 0, p.stderr.read()
     write_cache(tmp_path / "alone", Stream(), Tiny(), samples=20, **SMALL)
     assert content(tmp_path / "c") == content(tmp_path / "alone")
 
@@ -127,7 +148,9 @@ def test_two_ranks_share_a_stream(tmp_path):
 def test_memory_of_a_stream_is_bounded_by_the_batch(tmp_path):
     stream = Stream(200)
     stream.clips = Counted(200)
-    write_cache(tmp_path / "c", stream, Tiny(), samples=200, batch_size=4, shard_size=80, progress=False)
+    write_cache(
+        tmp_path / "c", stream, Tiny(), samples=200, batch_size=4, shard_size=80, progress=False
+    )
     gc.collect()
     assert 4 < stream.clips.most <= 3 * 4 + 2, f"{stream.clips.most} clips were in memory"
 
@@ -142,7 +165,8 @@ def test_a_shard_of_a_stream_is_repaired(tmp_path):
 
 
 def test_streams_that_cannot_be_cached_say_why(tmp_path):
-    with pytest.raises(ValueError, match="pass samples"): write_cache(tmp_path / "c", Stream(), Tiny(), **SMALL)
+    with pytest.raises(ValueError, match="pass samples"):
+        write_cache(tmp_path / "c", Stream(), Tiny(), **SMALL)
     with pytest.raises(ValueError, match="generator can be read only once"):
         write_cache(tmp_path / "c", (c for c in Stream()), Tiny(), samples=20, **SMALL)
     with pytest.raises(ValueError, match="20 clips, not 7: samples is for a stream, limit takes"):
@@ -162,38 +186,56 @@ def test_a_stream_that_ends_early(tmp_path, kind):
 
 
 def test_another_stream_is_not_mixed_in(tmp_path):
-    with pytest.raises(Stop): write_cache(tmp_path / "c", Stream(at=9), Tiny(), samples=20, **SMALL)
+    with pytest.raises(Stop):
+        write_cache(tmp_path / "c", Stream(at=9), Tiny(), samples=20, **SMALL)
     other = Stream()
-    other.clips.size = 8                                                     # its first clip is another
-    with pytest.raises(ValueError, match="another"): write_cache(tmp_path / "c", other, Tiny(), samples=20, **SMALL)
+    other.clips.size = 8  # its first clip is another
+    with pytest.raises(ValueError, match="another"):
+        write_cache(tmp_path / "c", other, Tiny(), samples=20, **SMALL)
 
 
 def rows(datasets, n=10, other=None):
     "`n` pictures with labels; number `other` is another picture."
-    kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["tench", "goldfish"]))
+    kinds = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=["tench", "goldfish"])
+    )
     shade = lambda k: 255 if k == other else 20 * k
-    return datasets.Dataset.from_list([dict(image=grey(shade(k)), label=k % 2) for k in range(n)], features=kinds)
+    return datasets.Dataset.from_list(
+        [dict(image=grey(shade(k)), label=k % 2) for k in range(n)], features=kinds
+    )
 
 
 def test_a_streamed_data_set_goes_on_undecoded(tmp_path, datasets, monkeypatch):
     rows(datasets).to_parquet(tmp_path / "rows.parquet")
-    stream = lambda: C.StreamClips(datasets.load_dataset("parquet", data_files=str(tmp_path / "rows.parquet"),
-                                                         split="train", streaming=True), size=16, label="label")
+    stream = lambda: C.StreamClips(
+        datasets.load_dataset(
+            "parquet", data_files=str(tmp_path / "rows.parquet"), split="train", streaming=True
+        ),
+        size=16,
+        label="label",
+    )
     options = dict(batch_size=2, shard_size=4, progress=False)
     whole = write_cache(tmp_path / "whole", stream(), Tiny(), samples=10, **options)
-    assert whole.sources == [f"row {i}" for i in range(10)] and [a["label"] for a in whole.attributes] == [0, 1] * 5
+    assert (
+        whole.sources == [f"row {i}" for i in range(10)]
+        and [a["label"] for a in whole.attributes] == [0, 1] * 5
+    )
     read, still = [], C.still_clip
 
     def dies(pictures, *a, **k):
         read.append(int(np.asarray(pictures[0]).flat[0]))
-        if len(read) == 7: raise Stop()
+        if len(read) == 7:
+            raise Stop()
         return still(pictures, *a, **k)
 
     monkeypatch.setattr(C, "still_clip", dies)
-    with pytest.raises(Stop): write_cache(tmp_path / "c", stream(), Tiny(), samples=10, **options)
+    with pytest.raises(Stop):
+        write_cache(tmp_path / "c", stream(), Tiny(), samples=10, **options)
     read[:] = [0] * 10
     write_cache(tmp_path / "c", stream(), Tiny(), samples=10, **options)
-    assert read[10:] == [0, 80, 100, 120, 140, 160, 180], "the first for the plan, then from batch two on"
+    assert read[10:] == [0, 80, 100, 120, 140, 160, 180], (
+        "the first for the plan, then from batch two on"
+    )
     assert content(tmp_path / "c") == content(tmp_path / "whole")
 
 
@@ -202,8 +244,11 @@ def test_a_streamed_data_set_goes_on_undecoded(tmp_path, datasets, monkeypatch):
 
 def folder(path, n=6):
     path.mkdir(exist_ok=True)
-    for k in range(n): (path / f"{k}.gif").write_bytes(packed(grey(20 * k), "GIF"))
-    (path / "metadata.csv").write_text("file,caption\n" + "".join(f"{k}.gif,number {k}\n" for k in range(n)))
+    for k in range(n):
+        (path / f"{k}.gif").write_bytes(packed(grey(20 * k), "GIF"))
+    (path / "metadata.csv").write_text(
+        "file,caption\n" + "".join(f"{k}.gif,number {k}\n" for k in range(n))
+    )
     return C.FolderClips(path, size=16, frames=2, keep=0)
 
 
@@ -218,28 +263,37 @@ def imagenet(path, n=6):
 def tars(path, n=6):
     path.mkdir(exist_ok=True)
     for t in range(3):
-        parts = {f"{k}.{e}": d for k in (2 * t, 2 * t + 1)
-                 for e, d in (("png", packed(grey(20 * k))), ("txt", f"number {k}".encode()))}
+        parts = {
+            f"{k}.{e}": d
+            for k in (2 * t, 2 * t + 1)
+            for e, d in (("png", packed(grey(20 * k))), ("txt", f"number {k}".encode()))
+        }
         write_tar(path / f"{t}.tar", parts)
     return C.TarClips(path, size=16, frames=1)
 
 
 def saved(path, other=None):
     import datasets
+
     rows(datasets, 6, other).save_to_disk(path)
     return C.HubClips(str(path), size=16, label="label")
 
 
 def npy(path):
-    for kind, make in (("features", lambda k: np.full((1, 4, 2, 2), k, np.float32)), ("labels", lambda k: np.array([k]))):
+    for kind, make in (
+        ("features", lambda k: np.full((1, 4, 2, 2), k, np.float32)),
+        ("labels", lambda k: np.array([k])),
+    ):
         (path / f"x_{kind}").mkdir(parents=True, exist_ok=True)
-        for k in range(6): np.save(path / f"x_{kind}" / f"{k}.npy", make(k))
+        for k in range(6):
+            np.save(path / f"x_{kind}" / f"{k}.npy", make(k))
     return lc.ReadyClips(lc.NpyFolder(path))
 
 
 def touch(file, data=None):
     "Other bytes of the same length if there are `data`, and in any case another time of change."
-    if data is not None: file.write_bytes(data)
+    if data is not None:
+        file.write_bytes(data)
     os.utime(file, ns=(1, 1))
 
 
@@ -251,7 +305,10 @@ def middle(file):
 
 
 def caption(path):
-    touch(path / "metadata.csv", (path / "metadata.csv").read_bytes().replace(b"number 3", b"number 7"))
+    touch(
+        path / "metadata.csv",
+        (path / "metadata.csv").read_bytes().replace(b"number 3", b"number 7"),
+    )
 
 
 def another_set(path):
@@ -273,9 +330,13 @@ CHANGES = dict(
 
 def reopened(make, path):
     "The data as a new call would find them: opened, not made again."
-    opened = {folder: lambda: C.FolderClips(path, size=16, frames=2, keep=0), npy: lambda: lc.ReadyClips(lc.NpyFolder(path)),
-              imagenet: lambda: C.ImageNetClips(path, size=16), tars: lambda: C.TarClips(path, size=16, frames=1),
-              saved: lambda: C.HubClips(str(path), size=16, label="label")}
+    opened = {
+        folder: lambda: C.FolderClips(path, size=16, frames=2, keep=0),
+        npy: lambda: lc.ReadyClips(lc.NpyFolder(path)),
+        imagenet: lambda: C.ImageNetClips(path, size=16),
+        tars: lambda: C.TarClips(path, size=16, frames=1),
+        saved: lambda: C.HubClips(str(path), size=16, label="label"),
+    }
     return opened[make]()
 
 
@@ -283,29 +344,35 @@ class Dying(Tiny):
     "Dies in its third call, the second batch."
 
     def encode(self, x):
-        if self.batches == 2: raise Stop()
+        if self.batches == 2:
+            raise Stop()
         return super().encode(x)
 
 
-Dying.__name__ = "Tiny"                                                    # for their identities
+Dying.__name__ = "Tiny"  # for their identities
 
 
 @pytest.mark.parametrize("kind", CHANGES)
 @pytest.mark.parametrize("half", [False, True], ids=["finished", "half"])
 def test_a_change_in_the_middle_is_seen(tmp_path, kind, half):
     make, change = CHANGES[kind]
-    if make is saved: pytest.importorskip("datasets")
+    if make is saved:
+        pytest.importorskip("datasets")
     ae = {npy: lc.Encoded}.get(make, Tiny)
     options = dict(batch_size=2, shard_size=2, progress=False)
     path, cache = tmp_path / "data", tmp_path / "c"
     make(path)
     if half and ae is Tiny:
-        with pytest.raises(Stop): write_cache(cache, reopened(make, path), Dying(), **options)
-    else: write_cache(cache, reopened(make, path), ae(), **options)
-    if not half or ae is Tiny: write_cache(tmp_path / "copy", reopened(make, path), ae(), **options)
+        with pytest.raises(Stop):
+            write_cache(cache, reopened(make, path), Dying(), **options)
+    else:
+        write_cache(cache, reopened(make, path), ae(), **options)
+    if not half or ae is Tiny:
+        write_cache(tmp_path / "copy", reopened(make, path), ae(), **options)
     before = content(tmp_path / ("c.part" if half and ae is Tiny else "c"))
     change(path)
-    with pytest.raises(ValueError, match="another (listing|data)") as e: write_cache(cache, reopened(make, path), ae(), **options)
+    with pytest.raises(ValueError, match="another (listing|data)") as e:
+        write_cache(cache, reopened(make, path), ae(), **options)
     assert "another listing (a file, its size, date or caption changed)" in str(e.value)
     assert content(tmp_path / ("c.part" if half and ae is Tiny else "c")) == before
     write_cache(cache, reopened(make, path), ae(), overwrite=True, **options)
@@ -317,8 +384,10 @@ def test_unchanged_data_are_taken_up_again(tmp_path):
     options = dict(batch_size=2, shard_size=2, progress=False)
     for make in (folder, lambda p: C.FolderClips(p, size=16, frames=2, check="no")):
         make(tmp_path / "data")
-        for file in (tmp_path / "data").iterdir(): touch(file)
-        with pytest.raises(Stop): write_cache(tmp_path / "c", reopened(folder, tmp_path / "data"), Dying(), **options)
+        for file in (tmp_path / "data").iterdir():
+            touch(file)
+        with pytest.raises(Stop):
+            write_cache(tmp_path / "c", reopened(folder, tmp_path / "data"), Dying(), **options)
         ae = Tiny()
         write_cache(tmp_path / "c", reopened(folder, tmp_path / "data"), ae, **options)
         assert ae.batches == 1 + 2, "one look, and the two batches that were missing"
@@ -326,9 +395,17 @@ def test_unchanged_data_are_taken_up_again(tmp_path):
 
 
 def test_a_listing_opens_no_file(tmp_path, monkeypatch):
-    data = folder(tmp_path / "data"), imagenet(tmp_path / "imagenet"), tars(tmp_path / "tars"), npy(tmp_path / "npy")
+    data = (
+        folder(tmp_path / "data"),
+        imagenet(tmp_path / "imagenet"),
+        tars(tmp_path / "tars"),
+        npy(tmp_path / "npy"),
+    )
     want = [lc.listing_of(d) for d in data]
-    def never(*a, **k): raise AssertionError(f"opened {a[0]}")
+
+    def never(*a, **k):
+        raise AssertionError(f"opened {a[0]}")
+
     monkeypatch.setattr("builtins.open", never)
     monkeypatch.setattr("io.open", never)
     assert [lc.listing_of(d) for d in data] == want and len(set(want)) == 4
@@ -338,7 +415,10 @@ def test_videos_beside_a_data_set_are_listed(tmp_path):
     pytest.importorskip("datasets")
     for name in ("Dance", "YoYo"):
         (tmp_path / name).mkdir()
-        shutil.copy(C.write_video(tmp_path / "x.mp4", C.SceneClips(2, size=16)[0]), tmp_path / name / "v_1.avi")
+        shutil.copy(
+            C.write_video(tmp_path / "x.mp4", C.SceneClips(2, size=16)[0]),
+            tmp_path / name / "v_1.avi",
+        )
     mark = lambda: lc.listing_of(C.open_source("ucf101", tmp_path))
     before = mark()
     assert before == mark()
@@ -358,21 +438,32 @@ def test_only_what_is_encoded_counts(tmp_path):
     with pytest.raises(ValueError, match="another listing"):
         write_cache(tmp_path / "s", torch.utils.data.Subset(data, [0, 2, 4]), Tiny(), **options)
     assert lc.listing_of(part, 2) != lc.listing_of(torch.utils.data.Subset(part.dataset, [0, 1]), 2)
-    assert lc.listing_of(torch.utils.data.Subset(Clips(), [1])) is None and lc.listing_of(Clips()) is None
+    assert (
+        lc.listing_of(torch.utils.data.Subset(Clips(), [1])) is None
+        and lc.listing_of(Clips()) is None
+    )
 
 
 def test_caches_from_before_listings_are_read_and_reused_and_mended(tmp_path):
     "Written as they were: no listing in plan and manifest, in the version that it still is."
     data, options = folder(tmp_path / "data"), dict(batch_size=2, shard_size=2, progress=False)
+
     class Mute(torch.utils.data.Dataset):
-        def __len__(self): return len(data)
-        def __getitem__(self, i): return data[i]
+        def __len__(self):
+            return len(data)
+
+        def __getitem__(self, i):
+            return data[i]
+
     old = write_cache(tmp_path / "c", Mute(), Tiny(), **options)
     assert "listing" not in old.manifest and old.manifest["version"] == 2
     before = content(tmp_path / "c")
     touch(tmp_path / "data/3.gif")
     data = reopened(folder, tmp_path / "data")
-    assert len(write_cache(tmp_path / "c", data, Tiny(), **options)) == 6 and content(tmp_path / "c") == before
+    assert (
+        len(write_cache(tmp_path / "c", data, Tiny(), **options)) == 6
+        and content(tmp_path / "c") == before
+    )
     flip(tmp_path / "c" / SHARD, -5)
     assert repair(tmp_path / "c", data, Tiny()) == [SHARD] and content(tmp_path / "c") == before
     new = write_cache(tmp_path / "d", data, Tiny(), **options)
@@ -386,8 +477,10 @@ def moved(tmp_path):
     "The same weights in two folders, and other weights in a third."
     torch.manual_seed(0)
     vae = tiny_kl()
-    for d in ("d1", "d2"): vae.save_pretrained(tmp_path / d)
-    with torch.no_grad(): next(vae.parameters()).add_(1e-3)
+    for d in ("d1", "d2"):
+        vae.save_pretrained(tmp_path / d)
+    with torch.no_grad():
+        next(vae.parameters()).add_(1e-3)
     vae.save_pretrained(tmp_path / "other")
 
 
@@ -402,21 +495,29 @@ def test_an_autoencoder_is_its_weights_and_not_their_folder(tmp_path, monkeypatc
     write_cache("whole", Clips(), two, **SMALL)
     flip(tmp_path / "whole" / SHARD, -5)
     assert repair("whole", Clips(), two) == [SHARD] and content("whole") == before
-    with pytest.raises(ValueError, match="another autoencoder"): LatentCache("whole", autoencoder=other)
-    with pytest.raises(ValueError, match="another autoencoder"): write_cache("whole", Clips(), other, **SMALL)
+    with pytest.raises(ValueError, match="another autoencoder"):
+        LatentCache("whole", autoencoder=other)
+    with pytest.raises(ValueError, match="another autoencoder"):
+        write_cache("whole", Clips(), other, **SMALL)
     calls, encode = [], DiffusersVAE.encode
+
     def dies(self, x):
         calls.append(len(x))
-        if len(calls) == 4: raise Stop()
+        if len(calls) == 4:
+            raise Stop()
         return encode(self, x)
+
     monkeypatch.setattr(DiffusersVAE, "encode", dies)
-    with pytest.raises(Stop): write_cache("c", Clips(), one, **SMALL)
+    with pytest.raises(Stop):
+        write_cache("c", Clips(), one, **SMALL)
     calls[:] = [0] * 4
     write_cache("c", Clips(), two, **SMALL)
     assert calls[4:] == [1, 4, 4, 4], "a look, and what the journal does not have"
     shards = lambda c: {k: v for k, v in content(c).items() if k != "manifest.json"}
     assert shards("c") == shards("whole")
-    assert LatentCache("c").manifest["config"]["_name_or_path"] == "d2", "the folder is kept as information"
+    assert LatentCache("c").manifest["config"]["_name_or_path"] == "d2", (
+        "the folder is kept as information"
+    )
 
 
 def test_caches_that_have_the_folder_in_their_identity(tmp_path):
@@ -449,7 +550,9 @@ def test_the_manifest_has_the_config_of_every_family(tmp_path, kind):
 
     class Right(Clips):
         def __getitem__(self, i):
-            return C.Clip(torch.randint(256, (3, frames, side, side), dtype=torch.uint8), "x", 8., "x")
+            return C.Clip(
+                torch.randint(256, (3, frames, side, side), dtype=torch.uint8), "x", 8.0, "x"
+            )
 
     write_cache(tmp_path / "c", Right(2), ae, progress=False)
     m = json.loads((tmp_path / "c/manifest.json").read_text())
@@ -472,7 +575,8 @@ def test_autoencoders_of_another_type(kind, dtype):
         got = ae.encode(x)
         z = ae.decode(want.mean)
     assert got.mean.dtype == got.logvar.dtype == z.dtype == torch.float32
-    for a, b in ((got.mean, want.mean), (z, y)): assert (a - b).std() < .2 * b.std(), "but for rounding the same"
+    for a, b in ((got.mean, want.mean), (z, y)):
+        assert (a - b).std() < 0.2 * b.std(), "but for rounding the same"
 
 
 def test_a_cache_of_a_bfloat16_autoencoder(tmp_path):
@@ -481,8 +585,9 @@ def test_a_cache_of_a_bfloat16_autoencoder(tmp_path):
     vae.save_pretrained(tmp_path / "vae")
     half = DiffusersVAE(tmp_path / "vae", torch_dtype=torch.bfloat16)
     cache = write_cache(tmp_path / "half", Clips(), half, **SMALL)
-    assert (cache[range(20)]["latents"] - full[range(20)]["latents"]).abs().max() < .1
-    with pytest.raises(ValueError, match="another autoencoder"): LatentCache(tmp_path / "full", autoencoder=half)
+    assert (cache[range(20)]["latents"] - full[range(20)]["latents"]).abs().max() < 0.1
+    with pytest.raises(ValueError, match="another autoencoder"):
+        LatentCache(tmp_path / "full", autoencoder=half)
 
 
 # ---------------------------------------------------------------- the progress bar
@@ -513,18 +618,24 @@ def test_the_bar_of_rank_0_counts_its_own_share(tmp_path, bars, monkeypatch):
 
     monkeypatch.setattr(lc, "finished_shard", elsewhere)
     write(tmp_path / "c", progress=True, rank=0, world_size=2)
-    assert seen == [(12, 12)] and (bars[0].n, bars[0].total) == (12, 12), "shards 0 and 2: 8 + 4 of 20"
+    assert seen == [(12, 12)] and (bars[0].n, bars[0].total) == (12, 12), (
+        "shards 0 and 2: 8 + 4 of 20"
+    )
     assert "rank 0 of 2" in str(bars[0])
 
 
 def test_the_bar_grows_with_what_rank_0_takes_over(tmp_path, bars):
-    write(tmp_path / "c", progress=True, rank=0, world_size=2)              # rank 1 never comes
+    write(tmp_path / "c", progress=True, rank=0, world_size=2)  # rank 1 never comes
     assert (bars[0].n, bars[0].total) == (20, 20)
 
 
-@pytest.mark.parametrize("n, size, world_size, want", [(20, 8, 1, [20]), (20, 8, 2, [12, 8]), (20, 8, 4, [8, 8, 4, 0])])
+@pytest.mark.parametrize(
+    "n, size, world_size, want", [(20, 8, 1, [20]), (20, 8, 2, [12, 8]), (20, 8, 4, [8, 8, 4, 0])]
+)
 def test_shares(n, size, world_size, want):
-    assert [lc.share(dict(samples=n, shard_size=size), r, world_size) for r in range(world_size)] == want
+    assert [
+        lc.share(dict(samples=n, shard_size=size), r, world_size) for r in range(world_size)
+    ] == want
 
 
 def test_a_converted_folder_goes_on(tmp_path):
@@ -532,4 +643,7 @@ def test_a_converted_folder_goes_on(tmp_path):
     first = convert(tmp_path / "old", tmp_path / "c", progress=False)
     assert "listing" in first.manifest
     assert len(convert(tmp_path / "old", tmp_path / "c", progress=False)) == 6
-    assert json.loads((tmp_path / "c/manifest.json").read_text())["listing"] == first.manifest["listing"]
+    assert (
+        json.loads((tmp_path / "c/manifest.json").read_text())["listing"]
+        == first.manifest["listing"]
+    )

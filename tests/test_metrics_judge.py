@@ -64,7 +64,9 @@ def test_what_is_read_does_not_depend_on_where_it_is():
     with torch.no_grad():
         here, there = judge.features(x), judge.features(x.roll((4, -6), (-2, -1)))
     assert torch.allclose(here[:, :32], there[:, :32], atol=1e-3)
-    assert not torch.allclose(here[:, 32:], there[:, 32:], atol=1e-3)  # where and how it moves is seen
+    assert not torch.allclose(
+        here[:, 32:], there[:, 32:], atol=1e-3
+    )  # where and how it moves is seen
 
 
 def test_training_draws_looks_from_the_generator_only():

@@ -57,10 +57,15 @@ def test_goes_on_where_it_stopped_and_grows(tmp_path):
     grown = M.generate_clips(tmp_path / "b", counted, 10, batch=4, about=ABOUT)
     assert asked[3:] == [[4, 5, 6, 7], [8, 9]]  # a batch that was cut short is made again, whole
     assert contents(tmp_path / "a") == contents(tmp_path / "b") and len(grown) == len(whole) == 10
-    assert len(M.generate_clips(tmp_path / "b", counted, 3, batch=4, about=ABOUT)) == 3 and len(asked) == 5
+    assert (
+        len(M.generate_clips(tmp_path / "b", counted, 3, batch=4, about=ABOUT)) == 3
+        and len(asked) == 5
+    )
 
 
-@pytest.mark.parametrize("field, other", [("model", "cd34"), ("steps", 20), ("guidance", 4.0), ("batch", 5)])
+@pytest.mark.parametrize(
+    "field, other", [("model", "cd34"), ("steps", 20), ("guidance", 4.0), ("batch", 5)]
+)
 def test_another_setting_is_refused_and_named(tmp_path, field, other):
     M.generate_clips(tmp_path, make, 4, batch=4, about=ABOUT)
     before = contents(tmp_path)
@@ -119,7 +124,9 @@ def test_a_disk_that_refuses(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(M.os, "fsync", full)
-    with pytest.raises(OSError, match="cannot write clips: No space left.*clips-000004|clips-000004"):
+    with pytest.raises(
+        OSError, match="cannot write clips: No space left.*clips-000004|clips-000004"
+    ):
         M.generate_clips(tmp_path, make, 8, batch=4, about=ABOUT)
     assert contents(tmp_path) == before
 
@@ -166,14 +173,19 @@ class Reader:
 
 def test_report(tmp_path):
     real, made = (SceneClips(24, "all", s, SIMPLE_MOTIONS) for s in (1, 2))
-    samples = M.generate_clips(tmp_path, lambda i: torch.stack([made[k].frames for k in i]), 24, batch=10)
+    samples = M.generate_clips(
+        tmp_path, lambda i: torch.stack([made[k].frames for k in i]), 24, batch=10
+    )
     colour = M.FeatureNetwork(lambda x: x.mean((2, 3, 4)), "mean colour")
     wanted = [made[i].attributes for i in range(24)]
     got = M.measure(samples, real, Reader(), wanted, [colour], k=3)
     assert got["n"] == 24 and got["motion_right"] == pytest.approx(
         sum(w["motion"] == "left" for w in wanted) / 24
     )
-    assert got["jerk_px"] == M.jerk_px(torch.stack([c.frames for c in samples])) and got["real"]["n"] == 24
+    assert (
+        got["jerk_px"] == M.jerk_px(torch.stack([c.frames for c in samples]))
+        and got["real"]["n"] == 24
+    )
     f = got["Fréchet distance, mean colour"]
     a, b = colour(real), colour(samples)
     assert f["frechet"] == M.frechet_distance(a, b) and f["dimensions"] == 3 and f["k"] == 3
@@ -182,7 +194,9 @@ def test_report(tmp_path):
     assert json.loads(json.dumps(got)).keys() == got.keys()
     lines = list(M.report_lines(got))
     assert any(x.startswith("all_right") and "[" in x for x in lines) and "real" in lines
-    assert not any("interval" in x for x in lines) and any(x.startswith("  frechet ") for x in lines)
+    assert not any("interval" in x for x in lines) and any(
+        x.startswith("  frechet ") for x in lines
+    )
 
 
 def test_report_needs(tmp_path):

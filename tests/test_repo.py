@@ -1,4 +1,5 @@
 """The repository itself: modules import alone, notebooks and modules agree, links lead somewhere."""
+
 import configparser
 import json
 import os
@@ -13,11 +14,19 @@ import yaml
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
+import docs  # noqa: E402
+import house  # noqa: E402
 import readme  # noqa: E402
 
 BIN = Path(sys.executable).parent
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[!._]*.ipynb"))
-MODULES = sorted(p.stem for p in (ROOT / "minisora").glob("*.py") if not p.stem.startswith("_"))
+NOTEBOOKS = [p for p, _ in house.notebooks(ROOT)]
+MODULES = house.rooms(ROOT)
+
+
+def page(path):
+    return path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+
+
 CFG = configparser.ConfigParser()
 CFG.read(ROOT / "settings.ini")
 
@@ -35,11 +44,19 @@ assert not strays, f"imports development tools: {strays[:3]}"
 
 def tracked(*ends):
     "Files that git knows or would take up, as paths; a copy without git gives every file."
-    run = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True,
-        text=True)
+    run = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
     skip = {".venv", "_proc", "_docs", "runs", "data", ".git"}
-    names = run.stdout.splitlines() if run.returncode == 0 else [
-        str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if not skip & set(p.relative_to(ROOT).parts)]
+    names = (
+        run.stdout.splitlines()
+        if run.returncode == 0
+        else [
+            str(p.relative_to(ROOT))
+            for p in ROOT.rglob("*")
+            if not skip & set(p.relative_to(ROOT).parts)
+        ]
+    )
     return [ROOT / n for n in names if n.endswith(ends) and (ROOT / n).is_file()]
 
 
@@ -52,34 +69,60 @@ def test_style_and_notebooks_passed():
 @pytest.mark.parametrize("module", MODULES)
 def test_module_imports_alone(module, tmp_path):
     "In a fresh process, with no network, no cache to lean on and no GPU."
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "HF_HOME": str(tmp_path),
-        "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run([sys.executable, "-c", ALONE % module], cwd=tmp_path, env=env, capture_output=True,
-        text=True)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(tmp_path),
+        "HF_HOME": str(tmp_path),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", ALONE % module],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, f"minisora.{module} does not import alone:\n{run.stderr[-1500:]}"
 
 
 def test_an_import_that_needs_the_network_is_found(tmp_path):
     (tmp_path / "minisora").mkdir()
-    (tmp_path / "minisora" / "greedy.py").write_text("import socket\nsocket.getaddrinfo('example.org', 80)")
-    run = subprocess.run([sys.executable, "-c", ALONE % "greedy"], cwd=tmp_path, capture_output=True,
-        text=True)
+    (tmp_path / "minisora" / "greedy.py").write_text(
+        "import socket\nsocket.getaddrinfo('example.org', 80)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", ALONE % "greedy"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert run.returncode != 0 and "socket.getaddrinfo while importing" in run.stderr
 
 
 def export(folder):
     "Export all notebooks of `folder` (with its settings.ini) and give its modules' texts by name."
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
-    run = subprocess.run([BIN / "nbdev_export"], cwd=folder, env=env, capture_output=True, text=True)
+    run = subprocess.run(
+        [BIN / "nbdev_export"], cwd=folder, env=env, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr[-1500:]
-    return {p.name: p.read_text(encoding="utf-8") for p in (folder / "minisora").glob("*.py")}
+    return modules(folder)
+
+
+def modules(folder):
+    "The text of every Python file of the package, by its path in there."
+    package = folder / "minisora"
+    return {
+        p.relative_to(package).as_posix(): p.read_text(encoding="utf-8")
+        for p in package.rglob("*.py")
+    }
 
 
 def differences(want, have):
     "Lines on which exported and committed modules disagree."
     for name in sorted(want.keys() | have.keys()):
-        if name not in want: yield f"minisora/{name} comes from no notebook"
-        elif name not in have: yield f"minisora/{name} is missing: run make export"
+        if name not in want:
+            yield f"minisora/{name} comes from no notebook"
+        elif name not in have:
+            yield f"minisora/{name} is missing: run make export"
         elif want[name] != have[name]:
             pairs = zip(want[name].splitlines() + [""], have[name].splitlines() + [""])
             line = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), "last")
@@ -92,22 +135,27 @@ def test_modules_are_what_the_notebooks_export(tmp_path):
     (tmp_path / "minisora").mkdir()
     for name in ("settings.ini", "pyproject.toml", "minisora/__init__.py"):
         shutil.copy(ROOT / name, tmp_path / name)
-    for p in NOTEBOOKS: shutil.copy(p, tmp_path / "nbs" / p.name)
-    have = {p.name: p.read_text(encoding="utf-8") for p in (ROOT / "minisora").glob("*.py")}
-    problems = list(differences(export(tmp_path), have))
+    for p in NOTEBOOKS:
+        to = tmp_path / p.relative_to(ROOT)
+        to.parent.mkdir(exist_ok=True)
+        shutil.copy(p, to)
+    problems = list(differences(export(tmp_path), modules(ROOT)))
     assert not problems, "\n" + "\n".join(problems)
     assert (tmp_path / "pyproject.toml").read_text() == (ROOT / "pyproject.toml").read_text()
 
 
 def test_a_module_edited_by_hand_is_found():
     assert list(differences({"a.py": "x = 1\ny = 2"}, {"a.py": "x = 1\ny = 3"})) == [
-        "minisora/a.py, line 2: differs from its notebook: run make export"]
+        "minisora/a.py, line 2: differs from its notebook: run make export"
+    ]
     assert list(differences({"a.py": ""}, {"b.py": ""})) == [
-        "minisora/a.py is missing: run make export", "minisora/b.py comes from no notebook"]
+        "minisora/a.py is missing: run make export",
+        "minisora/b.py comes from no notebook",
+    ]
     assert len(list(differences({"a.py": "x"}, {"a.py": "x\n"}))) == 1
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=page)
 def test_notebook_is_clean_and_small(path, tmp_path):
     "nbdev_clean changes nothing; no error is kept; 300 kB hold for the home page and the appendices too."
     shutil.copy(ROOT / "settings.ini", tmp_path)
@@ -117,10 +165,14 @@ def test_notebook_is_clean_and_small(path, tmp_path):
     have = json.loads(path.read_text(encoding="utf-8"))
     clean = json.loads((tmp_path / path.name).read_text(encoding="utf-8"))
     assert clean == have, f"{path.name}: run nbdev_clean"
-    kinds = [(n, o["output_type"]) for n, c in enumerate(have["cells"], 1) for o in c.get("outputs", [])]
+    kinds = [
+        (n, o["output_type"]) for n, c in enumerate(have["cells"], 1) for o in c.get("outputs", [])
+    ]
     errors = [n for n, kind in kinds if kind == "error"]
     assert not errors, f"{path.name} keeps an error in cells {errors}"
-    assert path.stat().st_size <= 300_000, f"{path.name} is {path.stat().st_size / 1000:.0f} kB, over 300 kB"
+    assert path.stat().st_size <= 300_000, (
+        f"{path.name} is {path.stat().st_size / 1000:.0f} kB, over 300 kB"
+    )
 
 
 HOMES = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp/pip)/[\w.-]+/|file:///|[A-Z]:\\\\Users")
@@ -130,7 +182,8 @@ def test_no_path_of_somebody_s_machine():
     found = []
     kinds = ".py .ipynb .md .ini .toml .txt .yml .yaml .json .jsonl .csv Makefile run".split()
     for p in tracked(*kinds):
-        if p.name == "test_repo.py": continue
+        if p.name == "test_repo.py":
+            continue
         for i, line in enumerate(p.read_text(encoding="utf-8").splitlines(), 1):
             if len(line) < 20_000 and (m := HOMES.search(line)):
                 found.append(f"{p.relative_to(ROOT)}:{i}: {m.group(0)}")
@@ -138,8 +191,12 @@ def test_no_path_of_somebody_s_machine():
 
 
 def test_a_path_of_somebody_s_machine_is_found():
-    assert HOMES.search("see /home/ann/clips/x.mp4") and HOMES.search("/" + "root/.cache/huggingface/")
-    assert not HOMES.search("https://example.org/home/ann/") and not HOMES.search("(B, C, T/" + "work/h)")
+    assert HOMES.search("see /home/ann/clips/x.mp4") and HOMES.search(
+        "/" + "root/.cache/huggingface/"
+    )
+    assert not HOMES.search("https://example.org/home/ann/") and not HOMES.search(
+        "(B, C, T/" + "work/h)"
+    )
 
 
 def links(path):
@@ -151,7 +208,8 @@ def links(path):
     text = re.sub(r"```.*?```|`[^`\n]*`|\$[^$\n]+\$", "", text, flags=re.S)
     for link in re.findall(r"\]\(([^)\s]+)\)|\b(?:src|href)=\"([^\"\s]+)\"", text):
         link = (link[0] or link[1]).split("#")[0]
-        if link and not re.match(r"[a-z]+:|//", link): yield link
+        if link and not re.match(r"[a-z]+:|//", link):
+            yield link
 
 
 @pytest.mark.parametrize("path", [*NOTEBOOKS, *tracked(".md")], ids=lambda p: p.name)
@@ -168,23 +226,40 @@ def test_readme_is_made_from_the_index():
 
 def test_readme_links_are_moved_to_the_root():
     text = '[a](00_clips.ipynb#x) ![b](i/b.png) <img src="i/c.gif"> [d](../LICENSE) [e](https://f.org) `](g)`'
-    want = ('[a](nbs/00_clips.ipynb#x) ![b](nbs/i/b.png) <img src="nbs/i/c.gif"> '
-            '[d](LICENSE) [e](https://f.org) `](g)`')
+    want = (
+        '[a](nbs/00_clips.ipynb#x) ![b](nbs/i/b.png) <img src="nbs/i/c.gif"> '
+        "[d](LICENSE) [e](https://f.org) `](g)`"
+    )
     assert readme.relink(text) == want
 
 
 def test_site_lists_every_notebook():
     site = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))
     text = json.dumps(site["website"]["sidebar"]["contents"])
-    listed = re.findall(r"[\w]+\.ipynb", text)
-    assert sorted(listed) == [p.name for p in NOTEBOOKS], "the sidebar in _quarto.yml and nbs/ disagree"
+    listed = re.findall(r"[\w/]+\.ipynb", text)
+    assert sorted(listed) == sorted(f"{page(p)}.ipynb" for p in NOTEBOOKS), (
+        "the sidebar in _quarto.yml and nbs/ disagree"
+    )
     assert site["project"]["output-dir"] == CFG["DEFAULT"]["doc_path"]
     assert os.readlink(ROOT / "nbs" / "_quarto.yml") == "../_quarto.yml"
+
+
+def test_names_lead_to_the_pages_of_this_site(monkeypatch):
+    "From a page of the top and from one in a folder, to both kinds; what has no page keeps its address."
+    pages = {"clips": "00_clips.ipynb", "core.files": "core/files.ipynb"}
+    text = "[a](https://h.org/m/clips.html#Clip) [b](https://h.org/m/core/files.html) [c](https://h.org/m/x.html)"
+    assert docs.to_pages(text, pages, "https://h.org/m/", ".") == (
+        "[a](00_clips.ipynb#Clip) [b](core/files.ipynb) [c](https://h.org/m/x.html)"
+    )
+    assert docs.to_pages(text, pages, "https://h.org/m/", "core") == (
+        "[a](../00_clips.ipynb#Clip) [b](files.ipynb) [c](https://h.org/m/x.html)"
+    )
 
 
 def test_every_requirement_is_pinned():
     "constraints.txt fixes one version of each package that settings.ini asks for, within its range."
     from packaging.requirements import Requirement
+
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(s.split("==") for s in lines if s and s[0] != "#")
     pins = {k.lower().replace("_", "-"): v for k, v in pins.items()}
@@ -192,31 +267,39 @@ def test_every_requirement_is_pinned():
     for r in map(Requirement, asked):
         pin = pins.get(r.name.lower().replace("_", "-"))
         assert pin, f"constraints.txt does not pin {r.name}"
-        assert r.specifier.contains(pin), f"{r.name}=={pin} in constraints.txt is outside {r.specifier}"
+        assert r.specifier.contains(pin), (
+            f"{r.name}=={pin} in constraints.txt is outside {r.specifier}"
+        )
 
 
 def test_modules_import_only_what_is_required():
     "A package that happens to be installed beside ours is no dependency."
     import ast
+
     pip = {"PIL": "pillow", "IPython": "ipython", "cycler": "matplotlib"}
     extras = [k for k in CFG["DEFAULT"] if k.endswith("requirements") and k != "dev_requirements"]
     said = " ".join(CFG["DEFAULT"][k] for k in extras)
     asked = {re.match(r"[\w-]+", r).group(0).lower().replace("-", "_") for r in said.split()}
-    for name in MODULES:
-        for node in ast.walk(ast.parse((ROOT / "minisora" / f"{name}.py").read_text(encoding="utf-8"))):
+    for name, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and not node.level: names = [node.module]
-            for top in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"minisora"}:
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for top in (
+                {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"minisora"}
+            ):
                 known = pip.get(top, top).lower() in asked
-                assert known, f"minisora/{name}.py imports {top}, which settings.ini does not require"
+                assert known, f"minisora.{name} imports {top}, which settings.ini does not require"
 
 
 def test_version_stands_once():
     import minisora
+
     assert minisora.__version__ == CFG["DEFAULT"]["version"]
     assert f"[{minisora.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_make_help_names_the_commands():
     text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    for target in ("video", "test", "lab", "docs", "readme", "clean"): assert f"make {target}" in text
+    for target in ("video", "test", "lab", "docs", "readme", "clean"):
+        assert f"make {target}" in text

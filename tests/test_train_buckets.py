@@ -1,4 +1,5 @@
 """`fit` on clips of several shapes: one bucket a batch, an order that is a pure function of (seed, step)."""
+
 import json
 from collections import Counter
 
@@ -10,7 +11,15 @@ from torch import nn
 
 
 from minisora.interpolants import Interpolant
-from minisora.train import BucketOrder, Buckets, NonFiniteLoss, OutOfMemory, estimate, load_checkpoint, validate
+from minisora.train import (
+    BucketOrder,
+    Buckets,
+    NonFiniteLoss,
+    OutOfMemory,
+    estimate,
+    load_checkpoint,
+    validate,
+)
 
 SIZES = {"long": 4, "wide": 8, "still": 16}
 SHAPES = {"long": (1, 6, 2, 2), "wide": (1, 4, 2, 4), "still": (1, 1, 3, 2)}
@@ -18,7 +27,8 @@ SHAPES = {"long": (1, 6, 2, 2), "wide": (1, 4, 2, 4), "still": (1, 1, 3, 2)}
 
 class AnySize(nn.Module):
     "A model for clips of any shape, with dropout and a buffer, as `Net` has."
-    def __init__(self, dropout=.1):
+
+    def __init__(self, dropout=0.1):
         super().__init__()
         self.null_id, self.condition = 5, nn.Embedding(6, 8)
         self.first, self.last = nn.Conv3d(2, 8, 3, padding=1), nn.Conv3d(8, 1, 3, padding=1)
@@ -26,33 +36,53 @@ class AnySize(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         g = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for p in self.parameters(): p.copy_(torch.randn(p.shape, generator=g) * .2)
+            for p in self.parameters():
+                p.copy_(torch.randn(p.shape, generator=g) * 0.2)
 
     def forward(self, x, t, y=None):
-        if self.training: self.scale.mul_(1.001)
+        if self.training:
+            self.scale.mul_(1.001)
         y = torch.full((len(x), 1), 5) if y is None else y
         h = self.first(torch.cat([x, t.view(-1, 1, 1, 1, 1).expand_as(x)], 1))
-        return self.last(self.dropout((h + self.condition(y).mean(1).view(-1, 8, 1, 1, 1)).relu())) * self.scale
+        return (
+            self.last(self.dropout((h + self.condition(y).mean(1).view(-1, 8, 1, 1, 1)).relu()))
+            * self.scale
+        )
 
 
 class Part(torch.utils.data.Dataset):
     "A bucket's data, as the latent cache is; remembers what it was asked for, in which epoch."
+
     def __init__(self, shape, n, seed, bad=None):
         g = torch.Generator().manual_seed(seed)
-        self.x, self.y = torch.randn(n, *shape, generator=g), torch.randint(0, 5, (n, 1), generator=g)
-        if bad is not None: self.x[bad] = torch.nan
+        self.x, self.y = (
+            torch.randn(n, *shape, generator=g),
+            torch.randint(0, 5, (n, 1), generator=g),
+        )
+        if bad is not None:
+            self.x[bad] = torch.nan
         self.seen, self.epoch = [], 0
 
-    def __len__(self): return len(self.x)
-    def set_epoch(self, epoch): self.epoch = epoch
+    def __len__(self):
+        return len(self.x)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
 
     def __getitems__(self, index):
         self.seen.append((self.epoch, [int(i) for i in index]))
-        return dict(latents=self.x[index] + self.epoch, condition=self.y[index], index=torch.as_tensor(index))
+        return dict(
+            latents=self.x[index] + self.epoch,
+            condition=self.y[index],
+            index=torch.as_tensor(index),
+        )
 
 
 def parts(numbers=(30, 21, 50), **bad):
-    return {name: Part(shape, n, k, bad.get(name)) for k, ((name, shape), n) in enumerate(zip(SHAPES.items(), numbers))}
+    return {
+        name: Part(shape, n, k, bad.get(name))
+        for k, ((name, shape), n) in enumerate(zip(SHAPES.items(), numbers))
+    }
 
 
 def run(out, data=None, net=None, **change):
@@ -62,17 +92,27 @@ def run(out, data=None, net=None, **change):
 
 # ------------------------------------------------------------------------------------- the order
 
-@pytest.mark.parametrize("numbers, sizes", [((30, 21, 50), (4, 8, 16)), ((3, 1, 100), (8, 8, 8)), ((7, 7, 7), (7, 7, 7)),
-                                            ((2, 3, 5), (16, 4, 2))], ids=str)
+
+@pytest.mark.parametrize(
+    "numbers, sizes",
+    [
+        ((30, 21, 50), (4, 8, 16)),
+        ((3, 1, 100), (8, 8, 8)),
+        ((7, 7, 7), (7, 7, 7)),
+        ((2, 3, 5), (16, 4, 2)),
+    ],
+    ids=str,
+)
 def test_every_sample_comes_once_an_epoch(numbers, sizes):
     "Each bucket runs through epochs of its own, and the buckets keep pace with each other."
-    names = list(SIZES); bucket_of = [n for n, k in zip(names, numbers) for _ in range(k)]
+    names = list(SIZES)
+    bucket_of = [n for n, k in zip(names, numbers) for _ in range(k)]
     order = BucketOrder(bucket_of, dict(zip(names, sizes)), seed=3)
     epochs, seen = 11, Counter()
     last = sum(order.made(b, epochs) for b in names)
     for step in range(last):
         index = order.indices(step).tolist()
-        assert {bucket_of[i] for i in index} == {order.place(step)[0]}                       # one bucket a batch
+        assert {bucket_of[i] for i in index} == {order.place(step)[0]}  # one bucket a batch
         assert len(index) == dict(zip(names, sizes))[order.place(step)[0]]
         seen.update(index)
     for b, n, size in zip(names, numbers, sizes):
@@ -88,20 +128,24 @@ def test_order_is_a_pure_function_of_seed_and_step():
     other = BucketOrder(bucket_of, SIZES, seed=2)
     assert [other.place(s)[0] for s in range(80)] != [a.place(s)[0] for s in range(80)]
     turns = [a.place(s)[0] for s in range(14)]
-    assert len(set(turns[:7])) > 1 and turns != sorted(turns)                                # shuffled, not one by one
+    assert len(set(turns[:7])) > 1 and turns != sorted(turns)  # shuffled, not one by one
 
 
 def test_epoch_is_that_of_the_bucket():
-    data = Buckets(parts()); run(None, data=data, steps=30, valid=None)
+    data = Buckets(parts())
+    run(None, data=data, steps=30, valid=None)
     for name, d in data.parts.items():
-        asked = d.seen[-Counter(BucketOrder(data.bucket_of, SIZES).place(s)[0] for s in range(30))[name]:]
+        asked = d.seen[
+            -Counter(BucketOrder(data.bucket_of, SIZES).place(s)[0] for s in range(30))[name] :
+        ]
         assert [e for e, _ in asked] == [k * SIZES[name] // len(d) for k in range(len(asked))]
 
 
 def test_one_bucket_is_plain_data(tmp_path):
     "And the same bits as without buckets."
     part = dict(long=(torch.randn(30, 1, 4, 2, 2), torch.zeros(30, 1, dtype=torch.long)))
-    go(tmp_path / "a", data=part["long"], valid=None); go(tmp_path / "b", data=Buckets(part), valid=None)
+    go(tmp_path / "a", data=part["long"], valid=None)
+    go(tmp_path / "b", data=Buckets(part), valid=None)
     same(tmp_path / "a", tmp_path / "b")
     with pytest.raises(ValueError, match="a dict is for data in several buckets"):
         go(None, data=Buckets(part), batch_size={"long": 4})
@@ -109,40 +153,62 @@ def test_one_bucket_is_plain_data(tmp_path):
 
 # ------------------------------------------------------------------------------------- training
 
+
 def test_batches_have_the_shapes_of_their_buckets():
     shapes = []
 
     class Watch(AnySize):
         def forward(self, x, t, y=None):
-            if self.training: shapes.append(tuple(x.shape))
+            if self.training:
+                shapes.append(tuple(x.shape))
             return super().forward(x, t, y)
-    data = Buckets(parts()); done = run(None, data=data, net=Watch(), steps=20, accumulate=2, valid=None)
+
+    data = Buckets(parts())
+    done = run(None, data=data, net=Watch(), steps=20, accumulate=2, valid=None)
     order = BucketOrder(data.bucket_of, {b: 2 * n for b, n in SIZES.items()})
-    want = [(SIZES[b], *SHAPES[b]) for b in (order.place(s)[0] for s in range(20)) for _ in range(2)]
+    want = [
+        (SIZES[b], *SHAPES[b]) for b in (order.place(s)[0] for s in range(20)) for _ in range(2)
+    ]
     assert shapes == want and len(set(shapes)) == 3 and done.step == 20
 
 
-@pytest.mark.parametrize("options, stops", [({}, (1,)), ({}, (13, 27)), (dict(workers=2), (16,)),
-                                            (dict(accumulate=2, optimizer="adamw", more_ema=(.5,)), (7, 8, 39))], ids=str)
+@pytest.mark.parametrize(
+    "options, stops",
+    [
+        ({}, (1,)),
+        ({}, (13, 27)),
+        (dict(workers=2), (16,)),
+        (dict(accumulate=2, optimizer="adamw", more_ema=(0.5,)), (7, 8, 39)),
+    ],
+    ids=str,
+)
 def test_resumed_equals_straight(tmp_path, options, stops):
     "In the middle of an epoch, with and without worker processes, bit for bit."
     run(tmp_path / "a", **{**options, "workers": 0})
-    for stop in (*stops, None): run(tmp_path / "b", stop_at=stop, **options)
+    for stop in (*stops, None):
+        run(tmp_path / "b", stop_at=stop, **options)
     same(tmp_path / "a", tmp_path / "b")
 
 
 def test_two_processes_equal_one(tmp_path):
-    run(tmp_path / "one", net=AnySize(dropout=0), clip=.5)
+    run(tmp_path / "one", net=AnySize(dropout=0), clip=0.5)
 
     def job(rank):
-        data = Buckets(parts()); run(tmp_path / "two", data=data, net=AnySize(dropout=0), clip=.5)
-        seen = {name: [s for s in d.seen if len(s[1]) > 1] for name, d in data.parts.items()}    # not the looks at a shape
+        data = Buckets(parts())
+        run(tmp_path / "two", data=data, net=AnySize(dropout=0), clip=0.5)
+        seen = {
+            name: [s for s in d.seen if len(s[1]) > 1] for name, d in data.parts.items()
+        }  # not the looks at a shape
         (tmp_path / f"seen{rank}").write_text(json.dumps(seen))
+
     assert together(job, tmp_path) == ["", ""]
     equal(tmp_path / "one", tmp_path / "two")
     a, b = (json.loads((tmp_path / f"seen{r}").read_text()) for r in range(2))
-    assert all(len(a[n]) == len(b[n]) > 3 and all(len(p[1]) == len(q[1]) == SIZES[n] / 2 for p, q in zip(a[n], b[n]))
-               for n in SIZES)
+    assert all(
+        len(a[n]) == len(b[n]) > 3
+        and all(len(p[1]) == len(q[1]) == SIZES[n] / 2 for p, q in zip(a[n], b[n]))
+        for n in SIZES
+    )
 
 
 def test_validation_over_buckets():
@@ -156,53 +222,85 @@ def test_validation_over_buckets():
 
 def test_estimate_takes_the_dearest_bucket():
     e = estimate(AnySize(), Buckets(parts()), Interpolant(), batch_size=SIZES)
-    wide = parts()["wide"]                                                     # 8 × 32 values, long 4 × 24, still 16 × 6
-    assert e.batch_size == 8 and e.activations == estimate(AnySize(), wide, Interpolant(), batch_size=8).activations
+    wide = parts()["wide"]  # 8 × 32 values, long 4 × 24, still 16 × 6
+    assert (
+        e.batch_size == 8
+        and e.activations == estimate(AnySize(), wide, Interpolant(), batch_size=8).activations
+    )
 
 
 # ------------------------------------------------------------------------------------- what goes wrong
 
+
 def test_out_of_memory_in_one_bucket(tmp_path):
     class Tight(AnySize):
         def forward(self, x, t, y=None):
-            if self.training and x.numel() > 150: raise torch.OutOfMemoryError("out of memory")
+            if self.training and x.numel() > 150:
+                raise torch.OutOfMemoryError("out of memory")
             return super().forward(x, t, y)
-    with pytest.raises(OutOfMemory, match="batch_size=8 does not fit; 4 fits, and with accumulate=2"):
+
+    with pytest.raises(
+        OutOfMemory, match="batch_size=8 does not fit; 4 fits, and with accumulate=2"
+    ):
         run(None, net=Tight())
     done = run(None, net=Tight(), on_oom="accumulate")
     assert done.step == 40 and done.log[-1]["parts"] == 2
 
 
 def test_a_broken_sample_is_named(tmp_path):
-    with pytest.raises(NonFiniteLoss) as e: run(tmp_path, data=Buckets(parts(wide=5)))
+    with pytest.raises(NonFiniteLoss) as e:
+        run(tmp_path, data=Buckets(parts(wide=5)))
     losses = load_checkpoint(e.value.path).state["losses"]
-    assert [i for i, loss in zip(e.value.indices, losses) if loss == "nan"] == [30 + 5]      # after the 30 long ones
+    assert [i for i, loss in zip(e.value.indices, losses) if loss == "nan"] == [
+        30 + 5
+    ]  # after the 30 long ones
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(batch_size={"long": 4, "wide": 8}), "batch_size: no number for bucket 'still'"),
-    (dict(batch_size=SIZES | {"tall": 4}), "batch_size: the data have no bucket 'tall'"),
-    (dict(batch_size=SIZES | {"wide": 0}), "batch_size must be a whole number from 1, not 0"),
-    (dict(batch_size=SIZES | {"wide": 2.5}), "batch_size must be a whole number from 1, not 2.5")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(batch_size={"long": 4, "wide": 8}), "batch_size: no number for bucket 'still'"),
+        (dict(batch_size=SIZES | {"tall": 4}), "batch_size: the data have no bucket 'tall'"),
+        (dict(batch_size=SIZES | {"wide": 0}), "batch_size must be a whole number from 1, not 0"),
+        (
+            dict(batch_size=SIZES | {"wide": 2.5}),
+            "batch_size must be a whole number from 1, not 2.5",
+        ),
+    ],
+)
 def test_bad_batch_sizes(change, message):
-    with pytest.raises(ValueError, match=message): run(None, **change)
+    with pytest.raises(ValueError, match=message):
+        run(None, **change)
 
 
 def test_bad_parts():
-    with pytest.raises(ValueError, match="bucket 'long' is empty"): Buckets(dict(long=torch.zeros(0, 1, 1, 1, 1)))
-    with pytest.raises(ValueError, match="bucket 'long' must be a map-style dataset"): Buckets(dict(long=7))
+    with pytest.raises(ValueError, match="bucket 'long' is empty"):
+        Buckets(dict(long=torch.zeros(0, 1, 1, 1, 1)))
+    with pytest.raises(ValueError, match="bucket 'long' must be a map-style dataset"):
+        Buckets(dict(long=7))
 
 
-@pytest.mark.parametrize("field, change", [
-    ("recipe.batch_size.wide", dict(batch_size=SIZES | {"wide": 4})),
-    ("data.buckets.still", dict(data=Buckets(parts((30, 21, 50)) | {"still": Part((1, 1, 2, 3), 50, 2)}))),
-    ("data.length", dict(data=Buckets(parts((30, 22, 50)))))], ids=str)
+@pytest.mark.parametrize(
+    "field, change",
+    [
+        ("recipe.batch_size.wide", dict(batch_size=SIZES | {"wide": 4})),
+        (
+            "data.buckets.still",
+            dict(data=Buckets(parts((30, 21, 50)) | {"still": Part((1, 1, 2, 3), 50, 2)})),
+        ),
+        ("data.length", dict(data=Buckets(parts((30, 22, 50))))),
+    ],
+    ids=str,
+)
 def test_another_run_is_refused_by_field(tmp_path, field, change):
     run(tmp_path, steps=3)
-    with pytest.raises(ValueError, match=rf"{field} is .* in the checkpoint"): run(tmp_path, steps=3, **change)
+    with pytest.raises(ValueError, match=rf"{field} is .* in the checkpoint"):
+        run(tmp_path, steps=3, **change)
 
 
 def test_an_odd_bucket_cannot_be_split(tmp_path):
     said = together(lambda rank: run(tmp_path / "run", batch_size=SIZES | {"wide": 7}), tmp_path)
-    assert "ValueError: batch_size=7 cannot be split evenly over 2 processes" in said        # the other may miss it then
+    assert (
+        "ValueError: batch_size=7 cannot be split evenly over 2 processes" in said
+    )  # the other may miss it then
     assert all(said) and not (tmp_path / "run").exists()

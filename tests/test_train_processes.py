@@ -1,4 +1,5 @@
 """`fit` in several processes gives the numbers of one: two gloo processes on the CPU against one."""
+
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from minisora.interpolants import Interpolant
 from minisora.temporal import VideoDiT
 from minisora.train import Buckets, batch_indices, fit, latest_checkpoint, load_checkpoint, validate
 
-FULL = dict(accumulate=2, clip=.5, schedule="linear", weight_decay=.1)
+FULL = dict(accumulate=2, clip=0.5, schedule="linear", weight_decay=0.1)
 
 
 def free_port():
@@ -36,9 +37,17 @@ def start(job, says, world=2):
     port, pids = free_port(), []
 
     def work(rank):
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world), RANK=str(rank),
-                          LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world), OMP_NUM_THREADS="1")
+        os.environ.update(
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            WORLD_SIZE=str(world),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            LOCAL_WORLD_SIZE=str(world),
+            OMP_NUM_THREADS="1",
+        )
         job(rank)
+
     for rank in range(world):
         pids.append(forked(lambda rank=rank: work(rank), says.with_name(f"{says.name}{rank}")))
     return pids
@@ -47,7 +56,8 @@ def start(job, says, world=2):
 def together(job, tmp_path, world=2):
     "As `start`, until all have ended; returns what they said, one text a rank ('' where all went well)."
     says = tmp_path / "says"
-    for pid in start(job, says, world): os.waitpid(pid, 0)
+    for pid in start(job, says, world):
+        os.waitpid(pid, 0)
     files = [says.with_name(f"says{rank}") for rank in range(world)]
     return [f.read_text() if f.exists() else "" for f in files]
 
@@ -55,34 +65,67 @@ def together(job, tmp_path, world=2):
 def launched(launcher, out, **options):
     "Run `go(out, **options)` in a script of its own under a launcher."
     script = Path(out).with_name("script.py")
-    script.write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-                      "import torch; torch.set_num_threads(1)\n"
-                      "from test_train import Net, go\n"
-                      f"go({str(out)!r}, net=Net(dropout=0), **{options!r})\n")
-    command = {"torchrun": ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"],
-               "accelerate": ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1",
-                              "--mixed_precision=no", "--dynamo_backend=no", "--main_process_ip=127.0.0.1"]}[launcher]
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from test_train import Net, go\n"
+        f"go({str(out)!r}, net=Net(dropout=0), **{options!r})\n"
+    )
+    command = {
+        "torchrun": [
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node=2",
+            "--master-addr=127.0.0.1",
+        ],
+        "accelerate": [
+            "-m",
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_processes=2",
+            "--num_machines=1",
+            "--mixed_precision=no",
+            "--dynamo_backend=no",
+            "--main_process_ip=127.0.0.1",
+        ],
+    }[launcher]
     port = {"torchrun": "--master-port", "accelerate": "--main_process_port"}[launcher]
-    paths = os.pathsep.join([str(Path(train.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    for _ in range(3):                  # under load, gloo's threads sometimes abort a process that has done its work
-        done = subprocess.run([sys.executable, *command, f"{port}={free_port()}", str(script)], text=True,
-                              capture_output=True, env=dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS="1"), timeout=300)
-        if "terminate called without an active exception" not in done.stderr: break
+    paths = os.pathsep.join(
+        [str(Path(train.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
+    for _ in range(
+        3
+    ):  # under load, gloo's threads sometimes abort a process that has done its work
+        done = subprocess.run(
+            [sys.executable, *command, f"{port}={free_port()}", str(script)],
+            text=True,
+            capture_output=True,
+            env=dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS="1"),
+            timeout=300,
+        )
+        if "terminate called without an active exception" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def equal(a, b, tolerance=1e-5):
     "All tensors and all numbers of the log agree to `tolerance`."
-    timeless = [[{k: v for k, v in r.items() if "second" not in k} for r in log_of(out)] for out in (a, b)]
-    assert [r.keys() for r in timeless[0]] == [r.keys() for r in timeless[1]] and len(timeless[0]) > 5
+    timeless = [
+        [{k: v for k, v in r.items() if "second" not in k} for r in log_of(out)] for out in (a, b)
+    ]
+    assert [r.keys() for r in timeless[0]] == [r.keys() for r in timeless[1]] and len(
+        timeless[0]
+    ) > 5
     for p, q in zip(*timeless):
-        for k in p: assert p[k] == pytest.approx(q[k], rel=tolerance, abs=tolerance), (p["step"], k)
+        for k in p:
+            assert p[k] == pytest.approx(q[k], rel=tolerance, abs=tolerance), (p["step"], k)
     a, b = load_checkpoint(a), load_checkpoint(b)
     assert a.step == b.step and a.state["config"] == b.state["config"]
     for part in ("model", "ema", "optimizer"):
         p, q = getattr(a, part), getattr(b, part)
         assert p.keys() == q.keys() and len(p) > 5
-        for k in p: assert torch.allclose(p[k], q[k], rtol=tolerance, atol=tolerance), (part, k)
+        for k in p:
+            assert torch.allclose(p[k], q[k], rtol=tolerance, atol=tolerance), (part, k)
 
 
 @pytest.fixture(scope="module")
@@ -110,18 +153,25 @@ def test_accelerate_launch_goes_on_from_one_process_and_back(alone, tmp_path):
 
 def test_four_processes_with_worker_processes(alone, tmp_path):
     "Different initial weights on the other ranks do not matter: all start from those of rank 0."
+
     def job(rank):
         net = Net(dropout=0)
-        if rank: net.last.weight.data += rank
+        if rank:
+            net.last.weight.data += rank
         go(tmp_path / "run", net=net, workers=rank % 2, **FULL)
+
     assert together(job, tmp_path, world=4) == [""] * 4
     equal(alone, tmp_path / "run")
 
 
 def test_each_process_takes_its_own_samples(tmp_path):
     def job(rank):
-        data = Data(); go(None, data=data, net=Net(), steps=6, valid=None)
-        (tmp_path / f"seen{rank}").write_text(json.dumps(data.seen[1:]))      # the first look is for the shape
+        data = Data()
+        go(None, data=data, net=Net(), steps=6, valid=None)
+        (tmp_path / f"seen{rank}").write_text(
+            json.dumps(data.seen[1:])
+        )  # the first look is for the shape
+
     assert together(job, tmp_path) == ["", ""]
     seen = [json.loads((tmp_path / f"seen{rank}").read_text()) for rank in range(2)]
     for s in range(6):
@@ -130,15 +180,22 @@ def test_each_process_takes_its_own_samples(tmp_path):
 
 
 def test_only_rank_0_writes_and_draws(tmp_path):
-    calls = tmp_path / "calls"; calls.mkdir()
+    calls = tmp_path / "calls"
+    calls.mkdir()
 
     def job(rank):
         real = train.write_checkpoint
 
-        def write(path, *rest): (calls / f"write{rank}").touch(); return real(path, *rest)
+        def write(path, *rest):
+            (calls / f"write{rank}").touch()
+            return real(path, *rest)
+
         train.write_checkpoint = write
-        done = go(tmp_path / "run", steps=5, on_sample=lambda step, ema: (calls / f"sample{rank}").touch())
+        done = go(
+            tmp_path / "run", steps=5, on_sample=lambda step, ema: (calls / f"sample{rank}").touch()
+        )
         assert done.path == latest_checkpoint(tmp_path / "run") and done.log[-1]["step"] == 5
+
     assert together(job, tmp_path) == ["", ""]
     assert sorted(p.name for p in calls.iterdir()) == ["sample0", "write0"]
     assert [r["step"] for r in log_of(tmp_path / "run")] == [1, 5]
@@ -147,30 +204,43 @@ def test_only_rank_0_writes_and_draws(tmp_path):
 def test_processes_return_the_same_model(tmp_path):
     def job(rank):
         done = go(tmp_path / "run", steps=8)
-        weights = torch.cat([v.flatten().double() for m in (done.model, done.ema) for v in m.state_dict().values()])
+        weights = torch.cat(
+            [v.flatten().double() for m in (done.model, done.ema) for v in m.state_dict().values()]
+        )
         (tmp_path / f"sum{rank}").write_text(repr(weights.sum().item()))
+
     assert together(job, tmp_path) == ["", ""]
     assert (tmp_path / "sum0").read_text() == (tmp_path / "sum1").read_text()
 
 
 def test_a_signal_to_one_process_stops_all_at_one_step(alone, tmp_path):
     out = tmp_path / "run"
-    pids = start(lambda rank: go(out, net=Net(dropout=0), data=Data(slow=.05), **FULL), tmp_path / "says")
+    pids = start(
+        lambda rank: go(out, net=Net(dropout=0), data=Data(slow=0.05), **FULL), tmp_path / "says"
+    )
     wait_until(lambda: (out / "log.jsonl").exists() and (out / "log.jsonl").read_text())
     os.kill(pids[1], signal.SIGTERM)
-    for pid in pids: os.waitpid(pid, 0)
+    for pid in pids:
+        os.waitpid(pid, 0)
     said, step = [(tmp_path / f"says{r}").read_text() for r in range(2)], load_checkpoint(out).step
-    assert 1 <= step < 40 and all(s.startswith(f"Interrupted: SIGTERM at step {step} of 40; saved") for s in said)
-    go(out, net=Net(dropout=0), **FULL); equal(alone, out)
+    assert 1 <= step < 40 and all(
+        s.startswith(f"Interrupted: SIGTERM at step {step} of 40; saved") for s in said
+    )
+    go(out, net=Net(dropout=0), **FULL)
+    equal(alone, out)
 
 
 def test_nonfinite_loss_of_one_process_stops_all(tmp_path):
     "The second sample of the first batch is broken: all refuse the step; the losses stand in the batch's order."
     first = batch_indices(0, 0, 8, 50).tolist()
-    said = together(lambda rank: go(tmp_path / "run", data=Data(bad=first[1]), net=Net(dropout=0)), tmp_path)
+    said = together(
+        lambda rank: go(tmp_path / "run", data=Data(bad=first[1]), net=Net(dropout=0)), tmp_path
+    )
     assert all(s.startswith("NonFiniteLoss: the loss is not finite at step 0") for s in said)
     saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "nonfinite-00000000").state
-    assert saved["indices"] == first and [loss == "nan" for loss in saved["losses"]] == [i == 1 for i in range(8)]
+    assert saved["indices"] == first and [loss == "nan" for loss in saved["losses"]] == [
+        i == 1 for i in range(8)
+    ]
 
 
 def test_a_batch_that_cannot_be_split(tmp_path):
@@ -180,7 +250,7 @@ def test_a_batch_that_cannot_be_split(tmp_path):
 
 
 def test_another_run_is_refused_on_every_process(alone, tmp_path):
-    said = together(lambda rank: go(alone, net=Net(dropout=0), **{**FULL, "lr": .5}), tmp_path)
+    said = together(lambda rank: go(alone, net=Net(dropout=0), **{**FULL, "lr": 0.5}), tmp_path)
     assert all(s.startswith("ValueError: cannot go on from") and "recipe.lr" in s for s in said)
 
 
@@ -191,28 +261,58 @@ def test_validation_is_shared(tmp_path):
         data = Data(37)
         got = validate(Net(), data, Interpolant(), bins=5, batch_size=4, team=train._Team("cpu"))
         (tmp_path / f"got{rank}").write_text(json.dumps([got, sum(len(s) for s in data.seen)]))
+
     train._Team("cpu")
+
     def joined(rank):
-        accelerate.PartialState(cpu=True); job(rank)
+        accelerate.PartialState(cpu=True)
+        job(rank)
+
     assert together(joined, tmp_path) == ["", ""]
     (a, n), (b, m) = (json.loads((tmp_path / f"got{rank}").read_text()) for rank in range(2))
-    assert a == b and a[0] == pytest.approx(want[0], rel=1e-5) and a[1] == pytest.approx(want[1], rel=1e-5)
+    assert (
+        a == b
+        and a[0] == pytest.approx(want[0], rel=1e-5)
+        and a[1] == pytest.approx(want[1], rel=1e-5)
+    )
     assert n + m == 37 and min(n, m) > 12
 
 
-@pytest.mark.parametrize("shard, options", [(False, dict(relative_bias=True)), (True, dict(relative_bias=True)), (
-    False, dict(attention="factorised", checkpoint=True, smaller=True))], ids=str)
+@pytest.mark.parametrize(
+    "shard, options",
+    [
+        (False, dict(relative_bias=True)),
+        (True, dict(relative_bias=True)),
+        (False, dict(attention="factorised", checkpoint=True, smaller=True)),
+    ],
+    ids=str,
+)
 def test_routed_tokens_belong_to_the_sample(shard, options, tmp_path):
     "In two processes the tokens of a sample skip the blocks that they would have skipped in one; `smaller`: in buckets."
-    c = replace(TINY, depth=4, route=.5, route_blocks=(2, 4), **options)
+    c = replace(TINY, depth=4, route=0.5, route_blocks=(2, 4), **options)
 
     def run(out, config=c):
         x, y = clips()
-        data = Buckets(dict(long=(x[:18], y[:18]), short=(x[18:, :, :2], y[18:]))) if c.smaller else (x, y)
-        fit(awake(VideoDiT(config)), data, Interpolant(), out=out, steps=6, batch_size=8, lr=1e-3, log_every=1, progress=False,
-            shard=shard)
+        data = (
+            Buckets(dict(long=(x[:18], y[:18]), short=(x[18:, :, :2], y[18:])))
+            if c.smaller
+            else (x, y)
+        )
+        fit(
+            awake(VideoDiT(config)),
+            data,
+            Interpolant(),
+            out=out,
+            steps=6,
+            batch_size=8,
+            lr=1e-3,
+            log_every=1,
+            progress=False,
+            shard=shard,
+        )
+
     run(tmp_path / "alone")
     assert together(lambda rank: run(tmp_path / "two"), tmp_path) == ["", ""]
     equal(tmp_path / "alone", tmp_path / "two")
-    run(tmp_path / "plain", replace(c, route=0.))
+    run(tmp_path / "plain", replace(c, route=0.0))
     assert abs(log_of(tmp_path / "plain")[-1]["loss"] - log_of(tmp_path / "two")[-1]["loss"]) > 1e-3

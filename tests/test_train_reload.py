@@ -1,4 +1,5 @@
 """What `fit` made is saved, loaded in another process, and samples the same clips, bit for bit (promise 7)."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -24,17 +25,32 @@ save_file(dict(x=sample(model, Interpolant(), torch.arange(4)[:, None], steps=3,
 """
 
 
-@pytest.mark.parametrize("change", [dict(), dict(attention="factorised", positions="rope", norm="rms", mlp="swiglu", qk_norm=True),
-                                    dict(relative_bias=True, context=True, precondition="edm", label_std=.5, width=24)], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(),
+        dict(attention="factorised", positions="rope", norm="rms", mlp="swiglu", qk_norm=True),
+        dict(relative_bias=True, context=True, precondition="edm", label_std=0.5, width=24),
+    ],
+    ids=str,
+)
 def test_a_saved_model_samples_the_same_bits_in_another_process(tmp_path, change):
-    model = video(**change); g = torch.Generator().manual_seed(1)
-    with torch.no_grad():                                          # a fresh one answers zero, whatever its weights
-        for p in model.parameters(): p.add_(.1 * torch.randn(p.shape, generator=g))
+    model = video(**change)
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # a fresh one answers zero, whatever its weights
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=g))
     ema = go(None, net=model, steps=2, valid=None).ema
-    want = sample(ema, Interpolant(), torch.arange(4)[:, None], steps=3, seed=5, guidance=2.)
-    assert want.std() > .1 and not want[0].equal(want[1])
+    want = sample(ema, Interpolant(), torch.arange(4)[:, None], steps=3, seed=5, guidance=2.0)
+    assert want.std() > 0.1 and not want[0].equal(want[1])
     ema.save_pretrained(tmp_path / "model")
     root = str(Path(train.__file__).parents[1])
-    subprocess.run([sys.executable, "-c", LOAD, tmp_path / "model", tmp_path / "x.safetensors"], cwd=root, check=True)
+    subprocess.run(
+        [sys.executable, "-c", LOAD, tmp_path / "model", tmp_path / "x.safetensors"],
+        cwd=root,
+        check=True,
+    )
     assert load_file(tmp_path / "x.safetensors")["x"].equal(want)
-    assert not sample(VideoDiT(ema.config), Interpolant(), torch.arange(4)[:, None], steps=3, seed=5).equal(want)
+    assert not sample(
+        VideoDiT(ema.config), Interpolant(), torch.arange(4)[:, None], steps=3, seed=5
+    ).equal(want)

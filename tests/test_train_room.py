@@ -1,4 +1,5 @@
 """`on_oom='accumulate'` in several processes: they agree on the parts, so that none waits for one without memory."""
+
 from test_train import go, interruptible, log_of  # noqa: F401
 from test_train_options import Pure
 from test_train_processes import FULL, equal, together
@@ -9,16 +10,20 @@ def test_out_of_memory_in_one_process_of_two(tmp_path):
     options = dict(on_oom="accumulate", **FULL)
 
     def job(rank):
-        net = Pure(dropout=0); net.most = 99 if rank else 3
+        net = Pure(dropout=0)
+        net.most = 99 if rank else 3
         go(tmp_path / "two", net=net, **options)
+
     assert together(job, tmp_path) == ["", ""]
-    go(tmp_path / "one", net=Pure(dropout=0), **options)                        # 16 samples, five at a time
+    go(tmp_path / "one", net=Pure(dropout=0), **options)  # 16 samples, five at a time
     assert [r["parts"] for r in log_of(tmp_path / "two")] == [4] * len(log_of(tmp_path / "two"))
     equal(tmp_path / "one", tmp_path / "two")
 
 
 def test_out_of_memory_even_with_one_ends_all(tmp_path):
     def job(rank):
-        net = Pure(dropout=0); net.most = 99 * rank
+        net = Pure(dropout=0)
+        net.most = 99 * rank
         go(None, net=net, valid=None, on_oom="accumulate", steps=2)
+
     assert [s.split(":")[0] for s in together(job, tmp_path)] == ["OutOfMemory"] * 2

@@ -1,8 +1,10 @@
-"""Measure how the code is built: `python tools/house.py` (`--json` for numbers only, `PATH` for another checkout).
+"""Measure how the code is built: `python tools/house.py` (`--json` for numbers only, `PATH` for
+another checkout).
 
-Lines, ideas and public names of each module; lengths of export cells and functions; statements that pack several
-into one line; helpers that stand twice; and the arrows between rooms that may not be. `tests/test_house.py` holds
-the arrows and the sizes."""
+Lines, ideas and public names of each module; lengths of export cells and functions; statements
+that pack several into one line; helpers that stand twice; and the arrows between rooms that may
+not be. `tests/test_house.py` holds the arrows and the sizes."""
+
 import argparse
 import ast
 import io
@@ -13,8 +15,8 @@ import tokenize
 from collections import defaultdict
 from pathlib import Path
 
-# What a folder of the package may import. The modules at the top are lessons, in the order of their notebooks, or
-# what puts all of them together.
+# What a folder of the package may import. The modules at the top are lessons, in the order of
+# their notebooks, or what puts all of them together.
 FOLDERS = {
     "core": set(),
     "data": {"core"},
@@ -24,14 +26,29 @@ FOLDERS = {
     "evaluation": {"core", "data", "latents"},
 }
 LESSONS = [
-    "clips", "autoencoder", "latent_cache", "dit", "diffusion", "interpolants", "sampling", "temporal", "train",
-    "metrics", "text", "walt", "frames", "cascade", "few_steps", "parallel", "story",
+    "clips",
+    "autoencoder",
+    "latent_cache",
+    "dit",
+    "diffusion",
+    "interpolants",
+    "sampling",
+    "temporal",
+    "train",
+    "metrics",
+    "text",
+    "walt",
+    "frames",
+    "cascade",
+    "few_steps",
+    "parallel",
+    "story",
 ]
 TOP = ["viz", "pipeline", "check", "cli"]
 MAX_LINES = 450
 MAX_CELL, MAX_RUN, MAX_CELLS, MAX_EXPORTED = 40, 60, 70, 450
 
-# How many ideas a module holds, by our own count: what a reader has to learn before the module makes sense.
+# How many ideas a module holds, by our own count: what a reader has to learn before it makes sense.
 IDEAS = {}
 
 
@@ -49,11 +66,15 @@ def imports(file, name):
         if isinstance(node, ast.Import):
             names = [a.name for a in node.names]
             yield from (n.removeprefix("minisora.") for n in names if n.startswith("minisora."))
-        if not isinstance(node, ast.ImportFrom): continue
+        if not isinstance(node, ast.ImportFrom):
+            continue
         base = (node.module or "").split(".") if node.module else []
-        if node.level: base = package[:len(package) + 1 - node.level] + base
-        elif base[:1] == ["minisora"]: base = base[1:]
-        else: continue
+        if node.level:
+            base = package[: len(package) + 1 - node.level] + base
+        elif base[:1] == ["minisora"]:
+            base = base[1:]
+        else:
+            continue
         yield ".".join(base) if base else ""
         yield from (".".join([*base, a.name]) for a in node.names)
 
@@ -61,22 +82,34 @@ def imports(file, name):
 def arrows(root):
     "Which module imports which: {name: set of names}."
     modules = rooms(root)
-    return {name: {m for m in imports(file, name) if m in modules and m != name} for name, file in modules.items()}
+    return {
+        name: {m for m in imports(file, name) if m in modules and m != name}
+        for name, file in modules.items()
+    }
 
 
 def may_import(a, b):
     "May module `a` import module `b`?"
     (up, _, rest), (down, _, inner) = a.partition("."), b.partition(".")
-    if rest: return bool(inner) and (up == down or down in FOLDERS[up])
-    if inner: return True
-    if a in LESSONS: return b == "viz" or b in LESSONS and LESSONS.index(b) < LESSONS.index(a)
-    if a == "viz": return False
+    if rest:
+        return bool(inner) and (up == down or down in FOLDERS[up])
+    if inner:
+        return True
+    if a in LESSONS:
+        return b == "viz" or b in LESSONS and LESSONS.index(b) < LESSONS.index(a)
+    if a == "viz":
+        return False
     return b in LESSONS or b not in TOP or TOP.index(b) < TOP.index(a)
 
 
 def upward(root):
     "Arrows that may not be, as lines."
-    return [f"{a} imports {b}" for a, found in arrows(root).items() for b in sorted(found) if not may_import(a, b)]
+    return [
+        f"{a} imports {b}"
+        for a, found in arrows(root).items()
+        for b in sorted(found)
+        if not may_import(a, b)
+    ]
 
 
 def circles(root):
@@ -87,7 +120,8 @@ def circles(root):
         while todo:
             at, way = todo.pop()
             for to in graph[at]:
-                if to == start: found.append(" -> ".join([*way, start]))
+                if to == start:
+                    found.append(" -> ".join([*way, start]))
                 elif to not in seen:
                     seen.add(to)
                     todo.append((to, [*way, to]))
@@ -104,13 +138,17 @@ def public_names(file):
 
 def notebooks(root):
     "All notebooks below nbs/, as (path, cells)."
-    found = sorted(p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    found = sorted(
+        p for p in (root / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+    )
     return [(p, json.loads(p.read_text(encoding="utf-8"))["cells"]) for p in found]
 
 
 def is_export(cell):
     "Does a cell go into the library?"
-    return cell["cell_type"] == "code" and re.search(r"^#\s*\|\s*exporti?s?\b", "".join(cell["source"]), re.M)
+    return cell["cell_type"] == "code" and re.search(
+        r"^#\s*\|\s*exporti?s?\b", "".join(cell["source"]), re.M
+    )
 
 
 def cell_lines(cell):
@@ -137,21 +175,38 @@ def functions(root):
 
 
 def packed(tree):
-    "Assignments of several values to several names: how many, and how many with a condition among the values."
-    found = [n for n in ast.walk(tree) if isinstance(n, ast.Assign)
-             and isinstance(n.value, ast.Tuple) and any(isinstance(t, ast.Tuple) for t in n.targets)]
+    """Assignments of several values to several names: how many, and how many with a condition
+    among the values."""
+    found = [
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Assign)
+        and isinstance(n.value, ast.Tuple)
+        and any(isinstance(t, ast.Tuple) for t in n.targets)
+    ]
     return len(found), sum(any(isinstance(k, ast.IfExp) for k in ast.walk(n.value)) for n in found)
 
 
 def statements(root):
-    "Counts over the package: assignments, packed ones, semicolons, and bodies on the line of their `if` or `for`."
-    count = dict(assignments=0, tuple_assignments=0, tuple_assignments_with_a_condition=0, semicolons=0, one_line_bodies=0)
+    """Counts over the package: assignments, packed ones, semicolons, and bodies on the line of
+    their `if` or `for`."""
+    count = dict(
+        assignments=0,
+        tuple_assignments=0,
+        tuple_assignments_with_a_condition=0,
+        semicolons=0,
+        one_line_bodies=0,
+    )
     for file in rooms(root).values():
         text = file.read_text(encoding="utf-8")
         tree = ast.parse(text)
         tuples, conditions = packed(tree)
         tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-        blocks = [n for n in ast.walk(tree) if isinstance(getattr(n, "body", None), list) and hasattr(n, "lineno")]
+        blocks = [
+            n
+            for n in ast.walk(tree)
+            if isinstance(getattr(n, "body", None), list) and hasattr(n, "lineno")
+        ]
         count["assignments"] += sum(isinstance(n, ast.Assign) for n in ast.walk(tree))
         count["tuple_assignments"] += tuples
         count["tuple_assignments_with_a_condition"] += conditions
@@ -165,9 +220,14 @@ def twice(root):
     by_name, by_body = defaultdict(set), defaultdict(set)
     for name, file in rooms(root).items():
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                continue
             by_name[node.name].add(name)
-            body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+            body = [
+                n
+                for n in node.body
+                if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
+            ]
             by_body[ast.dump(ast.Module(body, []))].add(f"{name}.{node.name}")
     lines = [f"{k}: {', '.join(sorted(v))}" for k, v in sorted(by_name.items()) if len(v) > 1]
     return lines + [f"one body: {', '.join(sorted(v))}" for v in by_body.values() if len(v) > 1]
@@ -184,13 +244,33 @@ def measure(root):
     cells = [cell_lines(c) for _, found in notebooks(root) for c in found if is_export(c)]
     lengths = [n for *_, n in functions(root)]
     return dict(
-        modules={name: dict(lines=len(file.read_text(encoding="utf-8").split("\n")), ideas=IDEAS.get(name),
-                            public=len(public_names(file))) for name, file in modules.items()},
+        modules={
+            name: dict(
+                lines=len(file.read_text(encoding="utf-8").split("\n")),
+                ideas=IDEAS.get(name),
+                public=len(public_names(file)),
+            )
+            for name, file in modules.items()
+        },
         public_names=sum(len(public_names(file)) for file in modules.values()),
-        export_cells=dict(count=len(cells), median=statistics.median(cells), p90=quantile(cells, .9), longest=max(cells),
-                          over_25=sum(n > 25 for n in cells), over_40=sum(n > MAX_CELL for n in cells)),
-        functions=dict(count=len(lengths), over_25=sum(n > 25 for n in lengths), over_50=sum(n > 50 for n in lengths)),
-        statements=statements(root), twice=twice(root), upward=upward(root), circles=circles(root))
+        export_cells=dict(
+            count=len(cells),
+            median=statistics.median(cells),
+            p90=quantile(cells, 0.9),
+            longest=max(cells),
+            over_25=sum(n > 25 for n in cells),
+            over_40=sum(n > MAX_CELL for n in cells),
+        ),
+        functions=dict(
+            count=len(lengths),
+            over_25=sum(n > 25 for n in lengths),
+            over_50=sum(n > 50 for n in lengths),
+        ),
+        statements=statements(root),
+        twice=twice(root),
+        upward=upward(root),
+        circles=circles(root),
+    )
 
 
 def report(found):
@@ -198,10 +278,16 @@ def report(found):
     out = [f"{'module':28}{'lines':>6}{'ideas':>6}{'public':>7}"]
     for name, m in found["modules"].items():
         out.append(f"{name:28}{m['lines']:6}{m['ideas'] or '':>6}{m['public']:7}")
-    out.append(f"{'together':28}{sum(m['lines'] for m in found['modules'].values()):6}{'':6}{found['public_names']:7}")
+    lines = sum(m["lines"] for m in found["modules"].values())
+    out.append(f"{'together':28}{lines:6}{'':6}{found['public_names']:7}")
     for key in ("export_cells", "functions", "statements"):
-        out.append(f"{key.replace('_', ' ')}: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found[key].items()))
-    for key, what in dict(twice="stand twice", upward="arrows that may not be", circles="circles").items():
+        out.append(
+            f"{key.replace('_', ' ')}: "
+            + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in found[key].items())
+        )
+    for key, what in dict(
+        twice="stand twice", upward="arrows that may not be", circles="circles"
+    ).items():
         out += [f"{what}: {len(found[key])}", *(f"  {line}" for line in found[key])]
     return "\n".join(out)
 

@@ -1,0 +1,70 @@
+"""How the code is built: who may import whom, and how long things may be. `python tools/house.py` shows the figures."""
+
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import house  # noqa: E402
+
+
+def test_arrows():
+    "A folder imports what lies below it, a lesson imports folders and earlier lessons, and nothing runs in a circle."
+    assert house.upward(ROOT) == []
+    assert house.circles(ROOT) == []
+
+
+def package(tmp_path, **files):
+    "A package of that name with these modules, `core__files='import …'`."
+    for name, text in files.items():
+        path = tmp_path / "minisora" / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "files, found",
+    [
+        (dict(core__files="from ..clips import x", clips=""), "core.files imports clips"),
+        (
+            dict(core__files="import minisora.data.video", data__video=""),
+            "core.files imports data.video",
+        ),
+        (
+            dict(models__layers="from ..training import ema", training__ema=""),
+            "models.layers imports training.ema",
+        ),
+        (
+            dict(
+                data__video="from ..core.files import x\nfrom .buckets import y",
+                core__files="",
+                data__buckets="",
+            ),
+            None,
+        ),
+        (dict(clips="def f():\n    from minisora import dit", dit=""), "clips imports dit"),
+        (
+            dict(
+                dit="from .clips import x\nfrom .models.layers import y\nfrom . import viz",
+                clips="",
+                models__layers="",
+                viz="",
+            ),
+            None,
+        ),
+        (dict(viz="from .clips import x", clips=""), "viz imports clips"),
+        (dict(pipeline="from .cli import x", cli=""), "pipeline imports cli"),
+        (dict(cli="from . import pipeline, dit", pipeline="", dit=""), None),
+    ],
+)
+def test_an_arrow_that_may_not_be_is_found(tmp_path, files, found):
+    assert house.upward(package(tmp_path, **files)) == ([found] if found else [])
+
+
+def test_a_circle_is_found(tmp_path):
+    package(
+        tmp_path, data__a="from .b import x", data__b="from .c import x", data__c="from .a import x"
+    )
+    assert "data.a -> data.b -> data.c -> data.a" in house.circles(tmp_path)
