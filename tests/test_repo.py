@@ -37,7 +37,7 @@ def offline(event, args):
         raise OSError(f"{event} while importing")
 sys.addaudithook(offline)
 import minisora.%s
-strays = [m for m in sys.modules if m.split(".")[0] in ("nbdev", "fastcore", "execnb", "pytest")]
+strays = [m for m in sys.modules if m.split(".")[0] in ("nbdev", "execnb", "pytest")]
 assert not strays, f"imports development tools: {strays[:3]}"
 """
 

@@ -22,6 +22,7 @@ FOLDERS = {
     "data": {"core"},
     "latents": {"core", "data"},
     "models": {"core"},
+    "processes": {"core"},
     "training": {"core"},
     "evaluation": {"core", "data", "latents"},
 }
