@@ -19,14 +19,10 @@ from ..core.protocols import Clip
 # %% ../../nbs/data/pictures.ipynb #b58e21aa
 def parse_size(size):
     "64 or (48, 80) to a height and a width, both positive whole numbers."
-    height, width = 0, 0
-    if np.ndim(size) == 0:
-        height, width = size, size
-    elif np.size(size) == 2:
-        height, width = size
-    if int(height) != height or int(width) != width or min(height, width) < 1:
+    sides = (size, size) if np.ndim(size) == 0 else tuple(size)
+    if len(sides) != 2 or any(int(n) != n or n < 1 for n in sides):
         raise ValueError(f'size must be a side or (height, width) in pixels, not {size!r}')
-    return int(height), int(width)
+    return int(sides[0]), int(sides[1])
 
 # %% ../../nbs/data/pictures.ipynb #4d6efc3c
 def resize_crop(image, size, aspect=1.0, anchor=(.5, .5)):
