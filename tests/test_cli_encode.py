@@ -10,8 +10,8 @@ import warnings
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers.clips import grey, packed, write_tar
 from test_autoencoder import tiny_kl
-from test_clips_sources import grey, packed, write_tar
 from test_latent_cache import content, flip
 
 from minisora import cli

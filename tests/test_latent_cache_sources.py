@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from helpers.clips import grey, packed, write_tar
 from test_autoencoder import tiny_kl
 from test_autoencoder_families import SIZES, tiny
-from test_clips_sources import grey, packed, write_tar
 from test_latent_cache import Clips, Counted, Stop, Tiny, content, flip, write
 
 from minisora import clips as C
@@ -228,7 +228,7 @@ def test_a_streamed_data_set_goes_on_undecoded(tmp_path, datasets, monkeypatch):
             raise Stop()
         return still(pictures, *a, **k)
 
-    monkeypatch.setattr(C, "still_clip", dies)
+    monkeypatch.setattr("minisora.data.sources.still_clip", dies)
     with pytest.raises(Stop):
         write_cache(tmp_path / "c", stream(), Tiny(), samples=10, **options)
     read[:] = [0] * 10

@@ -15,6 +15,62 @@ OLD_NAMES = {}
 OLD_ATTRIBUTES = {}
 OLD_FIELDS = {}
 
+# %% ../../nbs/core/renames.ipynb #5a45cb37
+OLD_NAMES |= {'minisora.clips': {
+    old: f'minisora.{home}:{new}' for home, names in {
+        'clips': dict(
+            COLOURS='COLORS', VERBS='_VERBS', polygon_distance='polygon_sdf',
+            ngon='regular_polygon', signed_distance='shape_sdf', periodic='_periodic_trajectory',
+            combinations='attribute_combinations'),
+        'core.checks': dict(one_of='check_choice'),
+        'data.video': dict(
+            stack='stack_clips', probe='probe', caption_of='caption_from_path',
+            spaced='name_to_words', VIDEOS='VIDEO_EXTENSIONS', HOLD_BYTES='_HOLD_BYTES',
+            time_span='_video_time_span', decoder='_decoder', shown_at='_frames_at',
+            pixels='_frame_to_array', upright='_oriented_crop', name_of='_name_of',
+            open_video='_open_video', decode_video='_decode_video',
+            pictures_at='_decode_frames_at', encode='_encode_mp4'),
+        'data.pictures': dict(
+            square='resize_crop', rgb='_to_rgb_array', PICTURES='IMAGE_EXTENSIONS',
+            is_picture='is_image', open_picture='open_image', shape_of='parse_size',
+            crop_place='crop_anchor', still_clip='still_clip', png='encode_png'),
+        'data.unreadable': dict(
+            UNREADABLE='DECODE_ERRORS', reason='error_reason', named_errors='named_errors',
+            refusals='_format_unreadable', report_refused='report_unreadable',
+            sift='collect_unreadable', Readable='ReadableSubset'),
+        'data.sources': dict(ClipReader='ClipReader', stamp='file_stamp'),
+        'data.folders': dict(
+            MANIFESTS='_MANIFESTS', KEEP_BYTES='_KEEP_BYTES', read_manifest='read_manifest'),
+        'data.buckets': dict(
+            Bucket='Bucket', bucket_table='make_buckets', BucketSampler='BucketSampler'),
+        'data.tars': dict(
+            braces='_expand_braces', tar_index='_index_tar', read_part='_read_part',
+            caption_parts='_parse_caption')}.items()
+    for old, new in names.items()}}
+
+# %% ../../nbs/core/renames.ipynb #96d2aa70
+OLD_NAMES['minisora.clips'] |= {
+    old: f'minisora.{home}:{new}' for home, names in {
+        'data.hub': dict(open_dataset='open_dataset', RowReader='_RowReader'),
+        'data.imagenet': dict(
+            imagenet_names='_class_names', imagenet_labels='_val_labels',
+            ImageNetClips='ImageNetClips'),
+        'data.named': dict(
+            words_of='_camel_to_words', ucf101_dataset='_ucf101_dataset',
+            moving_mnist_dataset='_moving_mnist_dataset', Source='DatasetSpec',
+            SOURCES='DATASETS', open_source='open_named_dataset', first_name='_first_name'),
+        'data.vocabulary': dict(content_words='tokenize', known_form='_known_form')}.items()
+    for old, new in names.items()}
+OLD_ATTRIBUTES |= {
+    'SceneClips': dict(combos='combinations'),
+    'DigitClips': dict(combos='combinations'),
+    'FolderClips': dict(refused='unreadable'),
+    'TarClips': dict(refused='unreadable'),
+    'StreamClips': dict(refused='unreadable'),
+    'ReadableSubset': dict(refused='unreadable'),
+    'Vocabulary': dict(places='ids_by_slot')}
+OLD_FIELDS |= {'Vocabulary': dict(places='ids_by_slot')}
+
 # %% ../../nbs/core/renames.ipynb #9cbecf98
 def _warn(old, new, stacklevel=3):
     text = f'{old} is now {new}; the old name goes with the next release'
