@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from minisora import cli, pipeline
-from minisora import metrics as M
 from minisora.clips import DIGITS, SceneClips, to_uint8, write_video
+from minisora.evaluation.features import FeatureExtractor, judge_features
+from minisora.evaluation.frechet import frechet_distance
+from minisora.evaluation.judge import attribute_accuracy
+from minisora.evaluation.samples import GeneratedClips
+from minisora.metrics import jerk_px, shape_measures
 from minisora.pipeline import Run
 
 TINY = dict(
@@ -67,29 +71,29 @@ def test_a_clip_depends_on_prompt_seed_and_number_only(run):
 
 
 def test_the_clips_measured_are_those_of_sample(run):
-    samples, prompts = M.Samples(run.out / "samples"), run.prompts(40)
+    samples, prompts = GeneratedClips(run.out / "samples"), run.prompts(40)
     assert len(samples) == 40 and samples.about["seed"] == run.recipe.seed + 1
     assert torch.equal(frames(samples), to_uint8(run.sample(prompts, seed=run.recipe.seed + 1)))
 
 
 def test_the_report_holds_every_measure(run):
-    report, samples = run.report, M.Samples(run.out / "samples")
+    report, samples = run.report, GeneratedClips(run.out / "samples")
     assert report == json.loads((run.out / "report.json").read_text())
     real = SceneClips(40, "heldout", run.recipe.seed + 1, run.recipe.motions)
     wanted = [c.attributes for c in real]
-    judged = M.judge_clips(run.judge, samples, wanted)
+    judged = attribute_accuracy(run.judge, samples, wanted)
     assert report["all_right_interval"] == list(judged["all_right_interval"]) and report["n"] == 40
-    assert report["jerk_px"] == M.jerk_px(frames(samples))
-    assert report["real"]["colour_right"] == M.judge_clips(run.judge, real)["colour_right"]
+    assert report["jerk_px"] == pytest.approx(jerk_px(frames(samples)), rel=1e-5)
+    assert report["real"]["colour_right"] == attribute_accuracy(run.judge, real)["colour_right"]
     for name, x in (("shape_right", real), ("shape_overlap", real)):
         assert (
             report["real"][name]
-            == M.shape_measures(x, [w["object"] for w in wanted])[name]
+            == shape_measures(x, [w["object"] for w in wanted])[name]
             > report[name]
         )
-    features = [M.judge_network(run.judge)(x) for x in (real, samples)]
+    features = [judge_features(run.judge)(x) for x in (real, samples)]
     found = report["Fréchet distance, judge"]
-    assert found["frechet"] == M.frechet_distance(*features) > 0 and (found["n"], found["k"]) == (
+    assert found["frechet"] == frechet_distance(*features) > 0 and (found["n"], found["k"]) == (
         40,
         5,
     )
@@ -118,6 +122,11 @@ def test_it_adds_nothing_to_what_metrics_counts(run):
 
 HALF = """
 import sys, time
+from minisora.evaluation.features import FeatureExtractor, judge_features
+from minisora.evaluation.frechet import frechet_distance
+from minisora.evaluation.judge import attribute_accuracy
+from minisora.evaluation.samples import GeneratedClips
+from minisora.metrics import jerk_px, shape_measures
 from minisora.pipeline import Run
 whole, calls = Run.sample, []
 def sample(self, *args, **kwargs):
@@ -151,7 +160,7 @@ def test_killed_half_way_and_gone_on(run, monkeypatch):
     assert (first.stat().st_mtime_ns, first.stat().st_ino) == (there.st_mtime_ns, there.st_ino)
     monkeypatch.undo()
     assert torch.equal(
-        frames(M.Samples(out / "samples")), to_uint8(run.sample(run.prompts(70), seed=1))
+        frames(GeneratedClips(out / "samples")), to_uint8(run.sample(run.prompts(70), seed=1))
     )
 
 
@@ -179,7 +188,7 @@ def test_networks_by_name(run, monkeypatch):
     monkeypatch.setitem(
         pipeline.NETWORKS,
         "colour",
-        lambda: M.FeatureNetwork(lambda x: x.mean((2, 3, 4)), "mean colour"),
+        lambda: FeatureExtractor(lambda x: x.mean((2, 3, 4)), "mean colour"),
     )
     report = run.measure(8, ["colour"])
     assert (

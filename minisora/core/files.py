@@ -21,17 +21,23 @@ from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/core/files.ipynb #1af4ccb7
 def fsync_path(path):
-    "Ask the disk to keep a file or folder even through a power cut, where the system can."
+    """Ask the disk to keep a file or folder even through a power cut.
+
+    OSError where a file cannot be kept; for a folder, which not every system can flush, none."""
+    flags = os.O_RDONLY if os.path.isdir(path) or os.name == 'posix' else os.O_RDWR
     try:
-        f = os.open(path, os.O_RDONLY)
-    except OSError:                                          # Windows opens no folders
-        return
-    try:
-        os.fsync(f)
+        descriptor = os.open(path, flags)
     except OSError:
-        pass
+        if os.path.isdir(path):                              # Windows opens no folders
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not os.path.isdir(path):
+            raise
     finally:
-        os.close(f)
+        os.close(descriptor)
 
 
 def aside(path):

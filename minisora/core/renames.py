@@ -15,6 +15,43 @@ OLD_NAMES = {}
 OLD_ATTRIBUTES = {}
 OLD_FIELDS = {}
 
+# %% ../../nbs/core/renames.ipynb #b54d8e2d
+def _in(home, *moved, **renamed):
+    "Entries of a table: what only moved to the module `home`, and old='new'."
+    return {old: f'{home}:{new}' for old, new in {**dict(zip(moved, moved)), **renamed}.items()}
+
+
+OLD_NAMES |= {'minisora.metrics': {
+    **_in('minisora.metrics', motion_of='_motion_stats', motion_measures='_motion_measures',
+          second_difference='_second_difference', ideal_shapes='_ideal_shapes',
+          shape_overlap='shape_iou', decibels='mse_to_psnr', pairs='_as_pair',
+          foreground_mask='_foreground_mask', gaussian_distance='gaussian_frechet',
+          feature_measures='_feature_measures', measure='evaluate', report_lines='_report_lines'),
+    **_in('minisora.evaluation.foreground', 'object_boxes', pixels='as_pixels', some='take_clips',
+          foreground='foreground_saliency', traces='foreground_track',
+          centroid_and_mass='_centroid_and_mass', empty_frames='_empty_frames'),
+    **_in('minisora.evaluation.intervals', 'bootstrap_interval', 'binomial_interval'),
+    **_in('minisora.evaluation.judge', 'train_judge', glances='_object_crops',
+          layer='_conv_bn_silu', Judge='AttributeClassifier', attribute_values='_attribute_values',
+          class_ids='_class_ids', spoil='_add_random_noise', reconstructions='_reconstructions',
+          judge_clips='attribute_accuracy', confusion='confusion_matrix'),
+    **_in('minisora.evaluation.frechet', 'frechet_distance', 'frechet_interval',
+          'precision_recall', 'density_coverage', checked_features='as_features',
+          two_sets='_as_feature_sets', mean_and_root='_mean_and_root',
+          frechet_extrapolated='frechet_infinity', distances='_pairwise_distances',
+          nearest_radii='_knn_radii', ball_counts='_ball_counts'),
+    **_in('minisora.evaluation.features', FeatureNetwork='FeatureExtractor',
+          judge_network='judge_features', JUDGE='_JUDGE_SHA256', INCEPTION='_INCEPTION_URL',
+          shipped_judge_network='minisora_judge_features', eyes_network='perceptual_features',
+          settings_kept='_keep_global_settings', transnet_network='transnet_features',
+          inception_weights='_inception_weights', inception_network='inception_features',
+          NETWORKS='FEATURE_EXTRACTORS'),
+    **_in('minisora.evaluation.samples', 'nearest_clip', 'generate_clips', Samples='GeneratedClips',
+          same_settings='_check_same_settings', write_clips='_write_batch',
+          read_clips='_read_batch')}}
+OLD_ATTRIBUTES |= {'AttributeClassifier': {'pick': 'select_frames'},
+                   'FeatureExtractor': {'measure': 'distance_name'}}
+
 # %% ../../nbs/core/renames.ipynb #5a45cb37
 OLD_NAMES |= {'minisora.clips': {
     old: f'minisora.{home}:{new}' for home, names in {
