@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from helpers.clips import grey, packed, write_tar
-from test_autoencoder import tiny_kl
-from test_latent_cache import content, flip
+from helpers.diffusers_vaes import tiny_kl
+from helpers.latent_cache import content, flip
 
 from minisora import cli
 from minisora import clips as C
 from minisora.autoencoder import DiffusersVAE, ImageVAE
-from minisora.latent_cache import LatentCache, verify, write_cache
+from minisora.latent_cache import LatentCache, verify_cache, write_cache
 
 SHARD = "latents-00000.safetensors"
 
@@ -210,7 +210,7 @@ def test_a_stream_on_the_command_line(tmp_path, vae, capsys, monkeypatch):
     assert (
         cli.main(["repair", str(tmp_path / "c"), source, "--autoencoder", vae, "--streaming"]) == 0
     )
-    assert not verify(tmp_path / "c")
+    assert not verify_cache(tmp_path / "c")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,57 @@ OLD_NAMES = {}
 OLD_ATTRIBUTES = {}
 OLD_FIELDS = {}
 
+# %% ../../nbs/core/renames.ipynb #584fbd11
+_CACHE_NAMES = {
+    'core.files': dict(digest='short_hash', file_hash='sha256_file', folder_lock='folder_lock',
+                       lock='lock_file', write_json='write_json'),
+    'core.noise': dict(coins='flip_mask', posterior_noise='posterior_noise'),
+    'latent_cache': dict(convert='import_npy_folder', repair='repair_cache', verify='verify_cache'),
+    'latents.cache_encode': dict(
+        encode_batch='encode_batch', encoded_view='_encode_view', evaluating='eval_mode',
+        moments_of='encode_moments', row_of='_clip_metadata'),
+    'latents.cache_format': dict(
+        DTYPES='DTYPES', FORMAT='FORMAT', ROW='_ENCODER', VERSION='VERSION',
+        foreign='header_mismatch', load_manifest='load_manifest', plain='json_value',
+        quantise='quantize_int8', read_manifest='read_manifest', row_shape='stored_shape',
+        recover='finish_interrupted_publish', sample_bytes='sample_bytes',
+        scale_bytes='scale_bytes', shard_header='shard_header', shard_problem='diagnose_shard',
+        statistics='latent_statistics', sums_of='channel_sums', views='num_views'),
+    'latents.cache_import': dict(Encoded='IdentityEncoder', NpyFolder='NpyFolder',
+                                 ReadyClips='LatentClips', load_npy='_load_npy'),
+    'latents.cache_plan': dict(
+        CHANGED='_CHANGED', StreamReader='SequentialDataset', as_dataset='as_dataset',
+        config_of='autoencoder_config', identity='autoencoder_fingerprint',
+        listing_of='dataset_fingerprint', make_plan='plan_cache', read_clips='fetch_clips',
+        same_autoencoder='same_autoencoder', same_plan='check_same_plan',
+        weights_hash='_weights_hash'),
+}
+
+# %% ../../nbs/core/renames.ipynb #a02b5ad5
+_CACHE_NAMES |= {
+    'latents.cache_reader': dict(MappedShards='MappedShards', Rows='TextRows', gather='take_rows',
+                                 new_batch='empty_batch'),
+    'latents.cache_writer': dict(
+        ShardWriter='ShardWriter', attempt='try_write', disk_errors='explain_disk_errors',
+        finished_shard='read_shard_entry', found='_advance_bar', prepare='open_work_folder',
+        publish='publish', published='is_published', ranks='rank_and_world',
+        read_ahead='_prefetch', shard_paths='shard_paths', share='samples_of_rank',
+        tidy='remove_work_files', write_shard='write_shard', write_shards='write_shards'),
+    'latents.sharded_sampler': dict(LatentSampler='ShardedSampler'),
+}
+OLD_NAMES |= {'minisora.latent_cache': {
+    old: f'minisora.{home}:{new}' for home, names in _CACHE_NAMES.items()
+    for old, new in names.items()}}
+OLD_ATTRIBUTES |= {
+    'LatentCache': dict(denormalise='denormalize', encode='encode_conditions',
+                        normalise='normalize'),
+    'MappedShards': dict(fetch='will_need', parts='locate'),
+    'NpyFolder': dict(find='_find_folder'),
+    'SequentialDataset': dict(moved='_seek'),
+    'ShardWriter': dict(replay='_replay'),
+    'TextRows': dict(text='lines'),
+}
+
 # %% ../../nbs/core/renames.ipynb #b54d8e2d
 def _in(home, *moved, **renamed):
     "Entries of a table: what only moved to the module `home`, and old='new'."

@@ -12,18 +12,37 @@ import pytest
 import torch
 from conftest import ROOT
 from helpers.clips import grey, packed, write_tar
-from test_autoencoder import tiny_kl
-from test_autoencoder_families import SIZES, tiny
-from test_latent_cache import Clips, Counted, Stop, Tiny, content, flip, write
+from helpers.diffusers_vaes import SIZES, tiny, tiny_kl
+from helpers.latent_cache import (
+    SHARD,
+    SMALL,
+    Clips,
+    Counted,
+    Stop,
+    Tiny,
+    content,
+    flip,
+    write,
+)
 
 from minisora import clips as C
-from minisora import latent_cache as lc
 from minisora.autoencoder import DiffusersVAE
-from minisora.latent_cache import LatentCache, convert, repair, verify, write_cache
-
-SMALL = dict(batch_size=4, shard_size=8, progress=False)
-SHARD = "latents-00001.safetensors"
-
+from minisora.core.files import short_hash, write_json
+from minisora.core.hub import AUTOENCODERS
+from minisora.latent_cache import (
+    LatentCache,
+    import_npy_folder,
+    repair_cache,
+    verify_cache,
+    write_cache,
+)
+from minisora.latents.cache_format import load_manifest
+from minisora.latents.cache_import import IdentityEncoder, LatentClips, NpyFolder
+from minisora.latents.cache_plan import (
+    SequentialDataset,
+    autoencoder_fingerprint,
+    dataset_fingerprint,
+)
 
 # ---------------------------------------------------------------- streams
 
@@ -75,7 +94,7 @@ def test_a_stream_gives_the_cache_of_the_same_clips(tmp_path, kind):
         write_cache(tmp_path / "c", kind(), Tiny(), samples=20, **SMALL),
     )
     assert torch.equal(stream[range(20)]["latents"], whole[range(20)]["latents"])
-    assert [*stream.rows] == [*whole.rows] and not verify(tmp_path / "c")
+    assert [*stream.rows] == [*whole.rows] and not verify_cache(tmp_path / "c")
     some = write_cache(tmp_path / "d", kind(), Tiny(), samples=20, limit=7, **SMALL)
     assert len(some) == 7 and [*some.rows] == [*whole.rows][:7]
 
@@ -101,7 +120,7 @@ def test_a_stream_goes_on_where_it_was_cut_off(tmp_path, kind, at):
 
 
 def test_a_reader_begins_again_after_an_error():
-    reader = lc.StreamReader(Stream(at=2), 20)
+    reader = SequentialDataset(Stream(at=2), 20)
     assert [reader[i].source for i in (0, 1)] == ["noise:0", "noise:1"]
     with pytest.raises(Stop):
         reader[2]
@@ -123,7 +142,7 @@ def test_a_stream_that_cannot_skip_is_read_once(tmp_path):
 RANK = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
-from test_latent_cache import Clips, Tiny, write_cache
+from helpers.latent_cache import Clips, Tiny, write_cache
 class Stream:
     def __iter__(self): return map(Clips().__getitem__, range(20))
 write_cache({path!r}, Stream(), Tiny(slow=.02), 4, shard_size=8, samples=20, rank={rank}, world_size=2, progress=False)
@@ -160,7 +179,10 @@ def test_a_shard_of_a_stream_is_repaired(tmp_path):
     before = content(tmp_path / "c")
     flip(tmp_path / "c" / SHARD, -5)
     stream = Skipping()
-    assert repair(tmp_path / "c", stream, Tiny()) == [SHARD] and content(tmp_path / "c") == before
+    assert (
+        repair_cache(tmp_path / "c", stream, Tiny()) == [SHARD]
+        and content(tmp_path / "c") == before
+    )
     assert stream.read == [*range(8, 16)], "only the clips of that shard"
 
 
@@ -182,7 +204,9 @@ def test_a_stream_that_ends_early(tmp_path, kind):
         write_cache(tmp_path / "c", kind(18), Tiny(), samples=20, **SMALL)
     assert not (tmp_path / "c").exists()
     right = write_cache(tmp_path / "c", kind(18), Tiny(), samples=18, overwrite=True, **SMALL)
-    assert len(right) == 18 and not verify(tmp_path / "c") and not (tmp_path / "c.part").exists()
+    assert (
+        len(right) == 18 and not verify_cache(tmp_path / "c") and not (tmp_path / "c.part").exists()
+    )
 
 
 def test_another_stream_is_not_mixed_in(tmp_path):
@@ -205,35 +229,34 @@ def rows(datasets, n=10, other=None):
     )
 
 
-def test_a_streamed_data_set_goes_on_undecoded(tmp_path, datasets, monkeypatch):
+def test_a_streamed_data_set_resumes_undecoded(tmp_path, datasets):
     rows(datasets).to_parquet(tmp_path / "rows.parquet")
-    stream = lambda: C.StreamClips(
-        datasets.load_dataset(
-            "parquet", data_files=str(tmp_path / "rows.parquet"), split="train", streaming=True
-        ),
-        size=16,
-        label="label",
-    )
+    read = []
+
+    class Spied(C.StreamClips):
+        "Notes which rows are decoded, and dies at the seventh of them."
+
+        def __iter__(self):
+            for clip in super().__iter__():
+                read.append(clip.source)
+                if len(read) == 7:
+                    raise Stop()
+                yield clip
+
+    def stream(kind=C.StreamClips):
+        files = str(tmp_path / "rows.parquet")
+        data = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+        return kind(data, size=16, label="label")
+
     options = dict(batch_size=2, shard_size=4, progress=False)
     whole = write_cache(tmp_path / "whole", stream(), Tiny(), samples=10, **options)
-    assert (
-        whole.sources == [f"row {i}" for i in range(10)]
-        and [a["label"] for a in whole.attributes] == [0, 1] * 5
-    )
-    read, still = [], C.still_clip
-
-    def dies(pictures, *a, **k):
-        read.append(int(np.asarray(pictures[0]).flat[0]))
-        if len(read) == 7:
-            raise Stop()
-        return still(pictures, *a, **k)
-
-    monkeypatch.setattr("minisora.data.sources.still_clip", dies)
+    assert whole.sources == [f"row {i}" for i in range(10)]
+    assert [a["label"] for a in whole.attributes] == [0, 1] * 5
     with pytest.raises(Stop):
-        write_cache(tmp_path / "c", stream(), Tiny(), samples=10, **options)
-    read[:] = [0] * 10
-    write_cache(tmp_path / "c", stream(), Tiny(), samples=10, **options)
-    assert read[10:] == [0, 80, 100, 120, 140, 160, 180], (
+        write_cache(tmp_path / "c", stream(Spied), Tiny(), samples=10, **options)
+    read[:] = [""] * 10
+    write_cache(tmp_path / "c", stream(Spied), Tiny(), samples=10, **options)
+    assert read[10:] == [f"row {i}" for i in (0, 4, 5, 6, 7, 8, 9)], (
         "the first for the plan, then from batch two on"
     )
     assert content(tmp_path / "c") == content(tmp_path / "whole")
@@ -287,7 +310,7 @@ def npy(path):
         (path / f"x_{kind}").mkdir(parents=True, exist_ok=True)
         for k in range(6):
             np.save(path / f"x_{kind}" / f"{k}.npy", make(k))
-    return lc.ReadyClips(lc.NpyFolder(path))
+    return LatentClips(NpyFolder(path))
 
 
 def touch(file, data=None):
@@ -332,7 +355,7 @@ def reopened(make, path):
     "The data as a new call would find them: opened, not made again."
     opened = {
         folder: lambda: C.FolderClips(path, size=16, frames=2, keep=0),
-        npy: lambda: lc.ReadyClips(lc.NpyFolder(path)),
+        npy: lambda: LatentClips(NpyFolder(path)),
         imagenet: lambda: C.ImageNetClips(path, size=16),
         tars: lambda: C.TarClips(path, size=16, frames=1),
         saved: lambda: C.HubClips(str(path), size=16, label="label"),
@@ -358,7 +381,7 @@ def test_a_change_in_the_middle_is_seen(tmp_path, kind, half):
     make, change = CHANGES[kind]
     if make is saved:
         pytest.importorskip("datasets")
-    ae = {npy: lc.Encoded}.get(make, Tiny)
+    ae = {npy: IdentityEncoder}.get(make, Tiny)
     options = dict(batch_size=2, shard_size=2, progress=False)
     path, cache = tmp_path / "data", tmp_path / "c"
     make(path)
@@ -371,12 +394,12 @@ def test_a_change_in_the_middle_is_seen(tmp_path, kind, half):
         write_cache(tmp_path / "copy", reopened(make, path), ae(), **options)
     before = content(tmp_path / ("c.part" if half and ae is Tiny else "c"))
     change(path)
-    with pytest.raises(ValueError, match="another (listing|data)") as e:
+    with pytest.raises(ValueError, match="exists with (listing|data)=") as e:
         write_cache(cache, reopened(make, path), ae(), **options)
-    assert "another listing (a file, its size, date or caption changed)" in str(e.value)
+    assert "(a file, its size, date or caption changed)" in str(e.value)
     assert content(tmp_path / ("c.part" if half and ae is Tiny else "c")) == before
     write_cache(cache, reopened(make, path), ae(), overwrite=True, **options)
-    assert not verify(cache)
+    assert not verify_cache(cache)
 
 
 def test_unchanged_data_are_taken_up_again(tmp_path):
@@ -401,14 +424,14 @@ def test_a_listing_opens_no_file(tmp_path, monkeypatch):
         tars(tmp_path / "tars"),
         npy(tmp_path / "npy"),
     )
-    want = [lc.listing_of(d) for d in data]
+    want = [dataset_fingerprint(d) for d in data]
 
     def never(*a, **k):
         raise AssertionError(f"opened {a[0]}")
 
     monkeypatch.setattr("builtins.open", never)
     monkeypatch.setattr("io.open", never)
-    assert [lc.listing_of(d) for d in data] == want and len(set(want)) == 4
+    assert [dataset_fingerprint(d) for d in data] == want and len(set(want)) == 4
 
 
 def test_videos_beside_a_data_set_are_listed(tmp_path):
@@ -419,7 +442,7 @@ def test_videos_beside_a_data_set_are_listed(tmp_path):
             C.write_video(tmp_path / "x.mp4", C.SceneClips(2, size=16)[0]),
             tmp_path / name / "v_1.avi",
         )
-    mark = lambda: lc.listing_of(C.open_source("ucf101", tmp_path))
+    mark = lambda: dataset_fingerprint(C.open_source("ucf101", tmp_path))
     before = mark()
     assert before == mark()
     touch(tmp_path / "Dance/v_1.avi")
@@ -435,12 +458,14 @@ def test_only_what_is_encoded_counts(tmp_path):
     middle(tmp_path / "data/3.gif")
     data = C.FolderClips(tmp_path / "data", size=16, frames=2)
     assert len(write_cache(tmp_path / "c", data, Tiny(), limit=3, **options)) == 3
-    with pytest.raises(ValueError, match="another listing"):
+    with pytest.raises(ValueError, match="exists with listing="):
         write_cache(tmp_path / "s", torch.utils.data.Subset(data, [0, 2, 4]), Tiny(), **options)
-    assert lc.listing_of(part, 2) != lc.listing_of(torch.utils.data.Subset(part.dataset, [0, 1]), 2)
+    assert dataset_fingerprint(part, 2) != dataset_fingerprint(
+        torch.utils.data.Subset(part.dataset, [0, 1]), 2
+    )
     assert (
-        lc.listing_of(torch.utils.data.Subset(Clips(), [1])) is None
-        and lc.listing_of(Clips()) is None
+        dataset_fingerprint(torch.utils.data.Subset(Clips(), [1])) is None
+        and dataset_fingerprint(Clips()) is None
     )
 
 
@@ -465,9 +490,22 @@ def test_caches_from_before_listings_are_read_and_reused_and_mended(tmp_path):
         and content(tmp_path / "c") == before
     )
     flip(tmp_path / "c" / SHARD, -5)
-    assert repair(tmp_path / "c", data, Tiny()) == [SHARD] and content(tmp_path / "c") == before
+    assert (
+        repair_cache(tmp_path / "c", data, Tiny()) == [SHARD] and content(tmp_path / "c") == before
+    )
     new = write_cache(tmp_path / "d", data, Tiny(), **options)
-    assert new.manifest["listing"] == lc.listing_of(data) and new.manifest["version"] == 2
+    assert new.manifest["listing"] == dataset_fingerprint(data) and new.manifest["version"] == 2
+
+
+def test_a_converted_folder_goes_on(tmp_path):
+    npy(tmp_path / "old")
+    first = import_npy_folder(tmp_path / "old", tmp_path / "c", progress=False)
+    assert "listing" in first.manifest
+    assert len(import_npy_folder(tmp_path / "old", tmp_path / "c", progress=False)) == 6
+    assert (
+        json.loads((tmp_path / "c/manifest.json").read_text())["listing"]
+        == first.manifest["listing"]
+    )
 
 
 # ---------------------------------------------------------------- autoencoders that move, and their types
@@ -488,16 +526,20 @@ def test_an_autoencoder_is_its_weights_and_not_their_folder(tmp_path, monkeypatc
     moved(tmp_path)
     monkeypatch.chdir(tmp_path)
     one, two, other = DiffusersVAE(tmp_path / "d1"), DiffusersVAE("d2"), DiffusersVAE("other")
-    assert lc.identity(one) == lc.identity(two) != lc.identity(other)
+    assert (
+        autoencoder_fingerprint(one)
+        == autoencoder_fingerprint(two)
+        != autoencoder_fingerprint(other)
+    )
     write_cache("whole", Clips(), one, **SMALL)
     LatentCache("whole", autoencoder=two)
     before = content("whole")
     write_cache("whole", Clips(), two, **SMALL)
     flip(tmp_path / "whole" / SHARD, -5)
-    assert repair("whole", Clips(), two) == [SHARD] and content("whole") == before
+    assert repair_cache("whole", Clips(), two) == [SHARD] and content("whole") == before
     with pytest.raises(ValueError, match="another autoencoder"):
         LatentCache("whole", autoencoder=other)
-    with pytest.raises(ValueError, match="another autoencoder"):
+    with pytest.raises(ValueError, match="exists with autoencoder="):
         write_cache("whole", Clips(), other, **SMALL)
     calls, encode = [], DiffusersVAE.encode
 
@@ -524,14 +566,16 @@ def test_caches_that_have_the_folder_in_their_identity(tmp_path):
     "So older versions wrote them."
     moved(tmp_path)
     write_cache(tmp_path / "c", Clips(), DiffusersVAE(tmp_path / "d1"), **SMALL)
-    m = lc.load_manifest(tmp_path / "c")
+    m = load_manifest(tmp_path / "c")
     m["autoencoder"]["spec"]["name"] = "somewhere/else"
-    lc.write_json(tmp_path / "c/manifest.json", m | dict(sha256=lc.digest(m)))
+    write_json(tmp_path / "c/manifest.json", m | dict(sha256=short_hash(m)))
     before, two = content(tmp_path / "c"), DiffusersVAE(tmp_path / "d2")
     LatentCache(tmp_path / "c", autoencoder=two)
     write_cache(tmp_path / "c", Clips(), two, **SMALL)
     flip(tmp_path / "c" / SHARD, -5)
-    assert repair(tmp_path / "c", Clips(), two) == [SHARD] and content(tmp_path / "c") == before
+    assert (
+        repair_cache(tmp_path / "c", Clips(), two) == [SHARD] and content(tmp_path / "c") == before
+    )
     with pytest.raises(ValueError, match="another autoencoder"):
         LatentCache(tmp_path / "c", autoencoder=DiffusersVAE(tmp_path / "other"))
 
@@ -590,60 +634,69 @@ def test_a_cache_of_a_bfloat16_autoencoder(tmp_path):
         LatentCache(tmp_path / "full", autoencoder=half)
 
 
-# ---------------------------------------------------------------- the progress bar
-
-
 @pytest.fixture
-def bars(monkeypatch):
-    made = []
+def renamed(monkeypatch):
+    "An autoencoder whose class an earlier version called `FoldedTiny`, and today's registry `tiny`."
+    monkeypatch.setattr(AUTOENCODERS, "classes", dict(AUTOENCODERS.classes))
 
-    class Bar(lc.tqdm):
-        def __init__(self, *a, **k):
-            super().__init__(*a, **k, file=open(os.devnull, "w"))
-            made.append(self)
+    @AUTOENCODERS.register("tiny", "FoldedTiny")
+    class CompressedTiny(Tiny):
+        pass
 
-    monkeypatch.setattr(lc, "tqdm", Bar)
-    return made
-
-
-def test_the_bar_of_rank_0_counts_its_own_share(tmp_path, bars, monkeypatch):
-    finished, seen = lc.finished_shard, []
-
-    def elsewhere(part, k):
-        "Rank 1 finishes its shard, the second, in the meantime."
-        if k == 1 and not seen:
-            seen.append((bars[0].n, bars[0].total))
-            lc.write_shard(part, json.loads((part / "plan.json").read_text()), 1, Clips(), Tiny())
-        return finished(part, k)
-
-    monkeypatch.setattr(lc, "finished_shard", elsewhere)
-    write(tmp_path / "c", progress=True, rank=0, world_size=2)
-    assert seen == [(12, 12)] and (bars[0].n, bars[0].total) == (12, 12), (
-        "shards 0 and 2: 8 + 4 of 20"
-    )
-    assert "rank 0 of 2" in str(bars[0])
+    return CompressedTiny
 
 
-def test_the_bar_grows_with_what_rank_0_takes_over(tmp_path, bars):
-    write(tmp_path / "c", progress=True, rank=0, world_size=2)  # rank 1 never comes
-    assert (bars[0].n, bars[0].total) == (20, 20)
+def test_an_autoencoder_with_another_name_is_the_same_one(tmp_path, renamed):
+    class FoldedTiny(Tiny):
+        pass
+
+    write_cache(tmp_path / "old", Clips(), FoldedTiny(), **SMALL)
+    before = content(tmp_path / "old")
+    assert LatentCache(tmp_path / "old", autoencoder=renamed())
+    write_cache(tmp_path / "old", Clips(), renamed(), **SMALL)
+    flip(tmp_path / "old" / SHARD, -5)
+    assert repair_cache(tmp_path / "old", Clips(), renamed()) == [SHARD]
+    write_cache(tmp_path / "new", Clips(), renamed(), **SMALL)
+    assert content(tmp_path / "old") == before == content(tmp_path / "new")
+    with pytest.raises(ValueError, match="another autoencoder"):
+        LatentCache(tmp_path / "old", autoencoder=Tiny())
 
 
-@pytest.mark.parametrize(
-    "n, size, world_size, want", [(20, 8, 1, [20]), (20, 8, 2, [12, 8]), (20, 8, 4, [8, 8, 4, 0])]
-)
-def test_shares(n, size, world_size, want):
-    assert [
-        lc.share(dict(samples=n, shard_size=size), r, world_size) for r in range(world_size)
-    ] == want
+@pytest.mark.parametrize("name", ["FoldedTiny", "tiny"])
+def test_every_name_of_a_kind_is_known_again(tmp_path, renamed, name):
+    write_cache(tmp_path / "c", Clips(), renamed(), **SMALL)
+    assert autoencoder_fingerprint(renamed())["name"] == "FoldedTiny"
+    manifest = load_manifest(tmp_path / "c")
+    manifest["autoencoder"]["name"] = name
+    write_json(tmp_path / "c/manifest.json", manifest | dict(sha256=short_hash(manifest)))
+    assert LatentCache(tmp_path / "c", autoencoder=renamed())
 
 
-def test_a_converted_folder_goes_on(tmp_path):
-    npy(tmp_path / "old")
-    first = convert(tmp_path / "old", tmp_path / "c", progress=False)
-    assert "listing" in first.manifest
-    assert len(convert(tmp_path / "old", tmp_path / "c", progress=False)) == 6
-    assert (
-        json.loads((tmp_path / "c/manifest.json").read_text())["listing"]
-        == first.manifest["listing"]
-    )
+def test_a_users_subclass_of_a_known_kind_is_another_one(renamed):
+    class Mine(renamed):
+        pass
+
+    assert autoencoder_fingerprint(Mine())["name"] == "Mine"
+
+
+def test_work_begun_with_the_encoder_in_another_folder_is_resumed(tmp_path):
+    "Its plan says another `spec.name`, so its shards bear another id: they are continued as they are."
+
+    class Moved(Tiny):
+        def __init__(self, folder, life=99):
+            super().__init__()
+            self.spec = dict(self.spec, name=folder)
+            self.life = life
+
+        def encode(self, x):
+            if self.batches == self.life:
+                raise Stop
+            return super().encode(x)
+
+    write_cache(tmp_path / "whole", Clips(), Moved("here"), **SMALL)
+    with pytest.raises(Stop):
+        write_cache(tmp_path / "c", Clips(), Moved("here", life=4), **SMALL)
+    ae = Moved("there")
+    write_cache(tmp_path / "c", Clips(), ae, **SMALL)
+    assert ae.batches == 1 + 2, "a look, and the two batches that were missing"
+    assert content(tmp_path / "c") == content(tmp_path / "whole")
