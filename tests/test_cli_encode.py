@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_autoencoder import tiny_kl
+from helpers.autoencoder import tiny_kl
 from test_clips_sources import grey, packed, write_tar
 from test_latent_cache import content, flip
 

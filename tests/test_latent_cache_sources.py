@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_autoencoder import tiny_kl
-from test_autoencoder_families import SIZES, tiny
+from helpers.autoencoder import SIZES, tiny, tiny_kl
 from test_clips_sources import grey, packed, write_tar
 from test_latent_cache import Clips, Counted, Stop, Tiny, content, flip, write
 
