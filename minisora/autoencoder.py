@@ -26,8 +26,8 @@ from .latents.diffusers_vae import DIFFUSERS_VAES, read_autoencoder_config
 
 # %% ../nbs/01_autoencoder.ipynb #015d1303
 def _image_encoder(channels, width):
-    """Frames (B, 3, H, W) -> a correction of the mean, and the log-variance: (B, 2·channels,
-    H/8, W/8)."""
+    """Frames (B, 3, H, W) -> (B, 2·channels, H/8, W/8): a correction of the mean, and the
+    log-variance."""
     net = nn.Sequential(
         nn.Conv2d(3, width, 4, 2, 1), nn.SiLU(),                             # (B, width, H/2, W/2)
         nn.Conv2d(width, 2 * width, 4, 2, 1), nn.SiLU(),                    # (B, 2·width, H/4, W/4)

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from helpers.autoencoder import inner_vae, wide_clips
+from helpers.autoencoder import awake, inner_vae, wide_clips
 
 from minisora import single_gpu
 from minisora.core.renames import OLD_NAMES
@@ -174,6 +174,7 @@ def test_names_of_version_0_1_still_work(inner):
             home, _, name = new.partition(":")
             assert getattr(single_gpu, old) is getattr(importlib.import_module(home), name)
         ae = PCACompressedVAE.around(inner, 2, 4, refine=8)
+        awake(ae.refiner)  # a new one changes nothing
         z = inner.encode(wide_clips(1)).mode
         assert torch.equal(ae.codes(z), ae.compress(z))
         assert torch.equal(ae.linear(ae.compress(z)), ae.decompress_linear(ae.compress(z)))

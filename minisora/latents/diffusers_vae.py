@@ -183,8 +183,7 @@ def _raw_posterior(ae, x):
 # %% ../../nbs/latents/diffusers_vae.ipynb #2a67d26f
 @patch
 def encode(self: DiffusersVAE, x):
-    """Clips (B, 3, T, H, W) in [-1, 1] -> a `DiagonalGaussian` of scaled latents (B, C, t, h,
-    w)."""
+    "Clips (B, 3, T, H, W) in [-1, 1] -> scaled latents (B, C, t, h, w), a `DiagonalGaussian`."
     self.spec.check_clips(x)
     _check_odd(self, self.spec.latent_shape(*x.shape[2:])[1], 'frames', x.shape[2])
     if self.per_frame:

@@ -130,8 +130,7 @@ class CausalVideoVAE(AutoencoderBase):
         init_linear_path(self, extract_patches(self._whole_blocks(clips), self.spec.factors))
 
     def _whole_blocks(self, x):
-        """With `first_alone`, frame 0 is shown three times more: (B, 3, T, H, W) -> (B, 3, 4·t,
-        H, W)."""
+        "With `first_alone`, frame 0 three times more: (B, 3, T, H, W) -> (B, 3, 4·t, H, W)."
         if not self.spec.first_alone:
             return x
         return torch.cat([x[:, :, :1].expand(-1, -1, 3, -1, -1), x], 2)

@@ -81,10 +81,10 @@ class PerceptualNet(nn.Module):
 # %% ../../nbs/latents/video_vae_training.ipynb #cb258554
 def train_perceptual_net(sample_frames, num_clips, steps=300, batch=48, lr=5e-3, seed=0,
                          progress=False):
-    """Train a `PerceptualNet`; `sample_frames(batch, generator)` gives frames (B, 3, H, W) in [-1,
-    1] and the number, below `num_clips`, of the clip that each is from (B,).
+    """Train a `PerceptualNet`; returns it, frozen, and its last accuracies (clip, way).
 
-    Returns the net, frozen, and its last accuracies (clip, way)."""
+    `sample_frames(batch, generator)` gives frames (B, 3, H, W) in [-1, 1] and the number, below
+    `num_clips`, of the clip that each is from (B,)."""
     generator = torch.Generator().manual_seed(seed)
     net = PerceptualNet(num_clips, seed=seed)
     optimizer = torch.optim.AdamW(net.parameters(), lr)
