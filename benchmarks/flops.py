@@ -370,7 +370,9 @@ def film_parts(f, inner):
     "Traces of a film's parts, {name: (operations, storages of the result)}; storages of the weights, and their bytes."
     LabelEmbedder.check_ids = blind = lambda *_: None  # fake ids and pixels have no values
     with (
-        patch.multiple("minisora.autoencoder", check_clips=blind, check_latents=blind),
+        patch.multiple(
+            "minisora.core.protocols.AutoencoderSpec", check_clips=blind, check_latents=blind
+        ),
         FakeTensorMode(),
         torch.no_grad(),
     ):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from helpers.clips import grey, packed, write_tar
-from helpers.diffusers_vaes import SIZES, tiny, tiny_kl
+from helpers.autoencoder import SIZES, tiny, tiny_kl
 from helpers.latent_cache import (
     SHARD,
     SMALL,

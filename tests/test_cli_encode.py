@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from helpers.clips import grey, packed, write_tar
-from helpers.diffusers_vaes import tiny_kl
+from helpers.autoencoder import tiny_kl
 from helpers.latent_cache import content, flip
 
 from minisora import cli

@@ -1,31 +1,28 @@
-"""Lesson 16: clips that go on where the last one ended, a second stage on the autoencoder, FLOPs without a device."""
+"""Lesson 16: clips that go on where the last one ended, avatars, FLOPs without a device."""
 
 import json
 
 import pytest
 import torch
+from helpers.autoencoder import inner_vae, wide_clips
 from torch import nn
 
-from minisora.autoencoder import CausalVideoVAE, tiled_decode
 from minisora.diffusion import draw
 from minisora.sampling import Counted, sample
 from minisora.clips import Vocabulary
 from minisora.single_gpu import (
     Avatar,
     Continuation,
-    FoldedVAE,
     Given,
     chain,
-    channel_weights,
-    fold,
     leading,
     sample_after,
     seams,
     told,
     training_flops,
-    tune_refiner,
-    unfold,
 )
+from minisora.latents.compression import PCACompressedVAE
+from minisora.latents.video_vae import CausalVideoVAE
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import fit
 
@@ -282,169 +279,15 @@ def test_seams_find_a_cut():
     assert seams(film, [6])[0] > 5 and seams(film, [3])[0] < 0.5
 
 
-# ---------------------------------------------------------------- the second stage
-
-
-@pytest.fixture(scope="module")
-def inner():
-    ae = CausalVideoVAE(channels=6, width=8, depth=1)
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in ae.parameters():
-            if p.abs().max() == 0:
-                p.copy_(0.1 * torch.randn(p.shape, generator=g))
-    return ae.eval()
-
-
-def clips(n=4, seed=0):
-    return torch.rand(n, 3, 9, 32, 64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def test_fold_puts_places_into_channels():
-    z = torch.arange(2 * 3 * 2 * 4 * 6.0).view(2, 3, 2, 4, 6)
-    assert fold(z, 2).shape == (2, 12, 2, 2, 3)
-    assert torch.equal(unfold(fold(z, 2), 2), z)
-    assert fold(z, 2)[0, :4, 1, 1, 2].tolist() == z[0, 0, 1, 2:4, 4:6].flatten().tolist()
-
-
-def test_a_whole_second_stage_loses_nothing(inner):
-    ae = FoldedVAE.around(inner, fold=2, channels=24)
-    x = clips()
-    with torch.no_grad():
-        ae.init_pca([inner.encode(x).mode])
-        z = ae.encode(x).mode
-        assert z.shape == (4, *ae.spec.latent_shape(9, 32, 64)) == (4, 24, 3, 2, 4)
-        assert torch.allclose(ae.decode(z), inner(x), atol=1e-4)
-    assert abs(z.std() - 1) < 0.05 and abs(z.mean()) < 0.05, (
-        "all channels share one scale, of mean variance 1"
-    )
-
-
-def test_more_channels_lose_less_and_pca_is_best(inner):
-    x = clips()
-    with torch.no_grad():
-        latents, errors = inner.encode(x).mode, []
-        for k in (4, 12, 20):
-            ae = FoldedVAE.around(inner, 2, k)
-            ae.init_pca(latents.split(3))
-            z = ae.encode(x).mode.movedim(1, -1)
-            back = unfold((z @ ae.basis.T * ae.scale + ae.centre).movedim(-1, 1), 2)
-            errors.append((back - latents).square().mean().item())
-            rows = fold(latents, 2).movedim(1, -1).flatten(0, -2)
-            left = torch.linalg.eigvalsh(torch.cov(rows.T, correction=0))[:-k].sum() / 24
-            assert errors[-1] == pytest.approx(left.item(), rel=1e-3)
-    assert errors[0] > errors[1] > errors[2]
-
-
-def test_second_stage_is_saved_and_loaded_strictly(inner, tmp_path):
-    ae = FoldedVAE.around(inner, 2, 8)
-    x = clips(2)
-    with torch.no_grad():
-        ae.init_pca([inner.encode(x).mode])
-        ae.save_pretrained(tmp_path)
-        again = FoldedVAE.from_pretrained(tmp_path)
-        assert torch.equal(again(x), ae(x)) and again.spec == ae.spec
-    (tmp_path / "config.json").write_text(
-        json.dumps(dict(inner=dict(channels=6, width=8, depth=1), fold=2, channels=9))
-    )
-    with pytest.raises(ValueError, match="basis"):
-        FoldedVAE.from_pretrained(tmp_path)
-
-
-def test_second_stage_names_what_does_not_fit(inner):
-    with pytest.raises(ValueError, match="channels must be from 1 to 24"):
-        FoldedVAE.around(inner, 2, 25)
-    with pytest.raises(ValueError, match="multiples of 32"):
-        FoldedVAE.around(inner, 4, 8).encode(clips()[..., :48])
-
-
-# ---------------------------------------------------------------- the refiner
-
-
-@pytest.fixture
-def refined(inner):
-    "A second stage that keeps 4 of 24 numbers, with a refiner; and the inner latents it was made from."
-    ae = FoldedVAE.around(inner, 2, 4, refine=32)
-    with torch.no_grad():
-        latents = inner.encode(clips(1)).mode
-        ae.init_pca([latents])
-    return ae, latents
-
-
-def test_a_new_refiner_changes_nothing(refined):
-    ae, latents = refined
-    z = ae.codes(latents)
-    with torch.no_grad():
-        assert torch.equal(ae.latents(z), ae.linear(z))
-
-
-def test_a_tuned_refiner_errs_less_and_stays_causal(refined):
-    ae, latents = refined
-    z = ae.codes(latents)
-    log = tune_refiner(ae, latents, 60, window=3)
-    with torch.no_grad():
-        off = [(k - latents).square().mean().item() for k in (ae.linear(z), ae.latents(z))]
-        assert len(log) == 60 and off[1] < 0.8 * off[0], off
-        later = z.clone()
-        later[:, :, 2] += 1
-        assert torch.equal(ae.latents(later)[:, :, :2], ae.latents(z)[:, :, :2])
-        assert not torch.equal(ae.latents(later)[:, :, 2], ae.latents(z)[:, :, 2])
-        wide = ae.linear(z) + unfold(ae.refiner.wide(z), 2)
-        fine = ae.refiner.fine(wide)
-        assert (
-            torch.equal(ae.latents(z), wide + fine)
-            and not torch.equal(wide, ae.linear(z))
-            and fine.abs().max() > 0
-        )
-
-
-def test_tuning_a_refiner_leaves_the_rest_and_repeats_itself(inner, refined):
-    ae, latents = refined
-    before = {k: v.clone() for k, v in ae.state_dict().items() if not k.startswith("refiner")}
-    again = FoldedVAE.around(inner, 2, 4, refine=32)
-    assert all(
-        torch.equal(v, again.state_dict()[k])
-        for k, v in ae.state_dict().items()
-        if k.startswith("refiner")
-    )
-    again.load_state_dict(ae.state_dict())
-    assert tune_refiner(ae, latents, 3, seed=1) == tune_refiner(again, latents, 3, seed=1)
-    assert all(torch.equal(v, ae.state_dict()[k]) for k, v in before.items())
-    with pytest.raises(ValueError, match="has no refiner"):
-        tune_refiner(FoldedVAE.around(inner, 2, 4), latents, 1)
-
-
-def test_a_channel_weighs_what_it_shows():
-    class Louder:
-        def decode(self, z):
-            return z * torch.tensor([1.0, 3.0, 0.0])[:, None, None, None]
-
-    w = channel_weights(Louder(), torch.randn(1, 3, 2, 16, 16))
-    assert w.tolist() == pytest.approx([0.3, 2.7, 0], abs=0.2) and w.mean() == pytest.approx(1)
-
-
-def test_a_refined_stage_is_saved_decoded_in_tiles_and_loaded(refined, tmp_path):
-    ae, latents = refined
-    tune_refiner(ae, latents, 2)
-    ae.save_pretrained(tmp_path)
-    again = FoldedVAE.from_pretrained(tmp_path)
-    with torch.no_grad():
-        x = clips(2)
-        assert torch.equal(again(x), ae(x))
-        z = ae.encode(x).mode
-        whole, tiles = ae.decode(z), ae.decode_tiled(z, 6, 5, 2)
-        assert torch.equal(ae.decode_tiled(z), whole) and not torch.equal(tiles, whole)
-        assert torch.equal(tiles, tiled_decode(ae.inner, ae.latents(z), 6, 5, 2))
-
-
 # ---------------------------------------------------------------- the avatar
 
 
 @pytest.fixture
-def avatar(inner):
-    ae = FoldedVAE.around(inner, 2, 3)
+def avatar():
+    inner = inner_vae()
+    ae = PCACompressedVAE.from_autoencoder(inner, 2, 3)
     with torch.no_grad():
-        ae.init_pca([inner.encode(clips()).mode])
+        ae.init_pca([inner.encode(wide_clips()).mode])
     vocabulary = Vocabulary.from_captions(["hello", "you", "rest"])
     model = awake(
         VideoDiTConfig(

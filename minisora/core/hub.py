@@ -63,7 +63,7 @@ def kind_of(thing):
 
 # %% ../../nbs/core/hub.ipynb #6f293c70
 AUTOENCODERS = Registry('kind', 'minisora.autoencoder', 'minisora.latents.video_vae',
-                        'minisora.latents.compression')
+                        'minisora.latents.compression', 'minisora.latents.diffusers_vae')
 OBJECTIVES = Registry('objective', 'minisora.diffusion', 'minisora.interpolants', 'minisora.frames')
 MODELS = Registry('kind', 'minisora.dit', 'minisora.temporal')
 JUDGES = Registry('kind', 'minisora.evaluation.judge')

@@ -1,8 +1,35 @@
-"""Autoencoders of diffusers with random weights, small enough for a test."""
+"""What tests of the autoencoders share: small models, clips, and diffusers' families in miniature."""
 
 import torch
 
 from minisora.core.noise import fork_seed
+from minisora.latents.video_vae import CausalVideoVAE
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def awake(ae):
+    "The same net with random weights everywhere: layers that start at zero would hide a leak."
+    with torch.no_grad():
+        for p in ae.parameters():
+            p.copy_(0.2 * torch.randn(p.shape, generator=generator()))
+    return ae.eval()
+
+
+def noise_clips(b, frames, h=16, w=24):
+    return torch.rand(b, 3, frames, h, w, generator=generator(1)) * 2 - 1
+
+
+def scenes(n=24, size=32, frames=8):
+    "Bright squares on black that move: uint8 (n, 3, frames, size, size)."
+    x = torch.zeros(n, 3, frames, size, size, dtype=torch.uint8)
+    for i in range(n):
+        top, left = (int(v) for v in torch.randint(2, size - 20, (2,), generator=generator(i)))
+        for t in range(frames):
+            x[i, i % 3, t, top : top + 8, left + t : left + t + 8] = 230
+    return x
 
 
 def tiny_kl(**options):
@@ -21,6 +48,12 @@ def tiny_kl(**options):
 
 
 FOUR = (8, 8, 8, 8)
+SIZES = dict(
+    AutoencoderKLWan=(9, 16),
+    AutoencoderKLCogVideoX=(9, 16),
+    AutoencoderKLLTXVideo=(9, 32),
+    AutoencoderKLHunyuanVideo=(9, 16),
+)
 
 
 def tiny(kind, **options):
@@ -78,10 +111,30 @@ def tiny(kind, **options):
     return vae
 
 
-# frames and side of a clip that each family of videos takes
-SIZES = dict(
-    AutoencoderKLWan=(9, 16),
-    AutoencoderKLCogVideoX=(9, 16),
-    AutoencoderKLLTXVideo=(9, 32),
-    AutoencoderKLHunyuanVideo=(9, 16),
-)
+def small_vae(first_alone=True, **options):
+    "A causal video autoencoder of a few weights, all of them random."
+    options = dict(channels=4, width=8, depth=1, first_alone=first_alone) | options
+    return awake(CausalVideoVAE(**options))
+
+
+def random_latents(ae, t, h=2, w=3):
+    return torch.randn(1, ae.spec.channels, t, h, w, generator=generator())
+
+
+def close(a, b, relative=1e-5):
+    return a.shape == b.shape and (a - b).abs().max() < relative * b.abs().max()
+
+
+def inner_vae():
+    "What a second stage is put on: a video autoencoder whose layers that start at zero are random."
+    ae = CausalVideoVAE(channels=6, width=8, depth=1)
+    g = generator()
+    with torch.no_grad():
+        for p in ae.parameters():
+            if p.abs().max() == 0:
+                p.copy_(0.1 * torch.randn(p.shape, generator=g))
+    return ae.eval()
+
+
+def wide_clips(n=4, seed=0):
+    return torch.rand(n, 3, 9, 32, 64, generator=generator(seed)) * 2 - 1
