@@ -15,6 +15,14 @@ OLD_NAMES = {}
 OLD_ATTRIBUTES = {}
 OLD_FIELDS = {}
 
+# %% ../../nbs/core/renames.ipynb #aaf09c19
+OLD_NAMES |= {
+    'minisora.viz': dict(
+        pictures='minisora.viz:to_uint8_frames', animated='minisora.viz:animation_bytes',
+        in_rows='minisora.viz:html_grid', show_matrix='minisora.viz:heatmap',
+        as_batch='minisora.viz:_as_batch', as_image='minisora.viz:_as_image',
+        figure_html='minisora.viz:_figure_html', middle_of='minisora.viz:_slider_start')}
+
 # %% ../../nbs/core/renames.ipynb #9cbecf98
 def _warn(old, new, stacklevel=3):
     text = f'{old} is now {new}; the old name goes with the next release'
