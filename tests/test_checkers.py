@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import io
+import math
 import warnings
 from contextlib import redirect_stdout
 from fractions import Fraction
@@ -180,6 +181,33 @@ def boom(*args):
     raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 3x4)\nat ATen/native")
 
 
+NONSENSE = [
+    *(
+        float("nan"),
+        float("inf"),
+        10**400,
+        1e300,
+        -1,
+        3j,
+        "three",
+        b"",
+        [],
+        {},
+        set(),
+        object(),
+        len,
+    ),
+    *([None], [[1], [2, 3]], (1, "a"), np.array(["a"]), np.zeros((2, 2)), (x for x in "abc")),
+    *(
+        torch.ones(7, 7),
+        torch.ones(3, dtype=torch.bool),
+        torch.empty(2, device="meta"),
+        torch.ones(0),
+    ),
+    *(torch.tensor(math.nan), [torch.ones(2), torch.ones(3)], torch.full((5,), math.inf)),
+]
+
+
 @pytest.mark.parametrize("name", CHECKERS)
 def test_what_is_no_answer_gets_a_hint(name):
     "None, nothing returned, a wrong number of arguments, an exception, text, and all kinds of wrong values."
@@ -200,7 +228,7 @@ def test_what_is_no_answer_gets_a_hint(name):
     assert (
         "RuntimeError: mat1 and mat2 shapes cannot be multiplied" in raised and "ATen" not in raised
     )
-    for value in (float("nan"), "three", [], {}, torch.ones(7, 7), torch.ones(3, dtype=torch.bool)):
+    for value in NONSENSE:
         said(checker, lambda *a, value=value: value)
 
 
@@ -289,8 +317,11 @@ def test_numbers_are_read_from_what_plainly_is_one():
     for value in (None, True, "3", [1, 2], 3j, torch.ones(2), torch.tensor(True), {}, object()):
         with pytest.raises(Hint, match="must be one number|is None"):
             as_number(value)
-    for value in (3.5, float("nan"), float("inf")):
+    for value in (3.5, float("nan"), torch.tensor(math.nan)):
         with pytest.raises(Hint, match="must be a whole number, not"):
+            as_whole(value)
+    for value in (float("inf"), -(10**400), torch.tensor(1e30)):
+        with pytest.raises(Hint, match="much too large"):
             as_whole(value)
 
 

@@ -56,9 +56,9 @@ def _describe(value):
 def _as_tensor(value, name, wanted='a tensor'):
     "A tensor, or what plainly holds one (numbers, lists and arrays of them), on the CPU."
     require(value is not None, f'{name} is None: is a `return` missing?')
-    if torch.is_tensor(value):
-        return value.detach().cpu()
     try:
+        if torch.is_tensor(value):
+            return value.detach().cpu()
         return torch.as_tensor(np.asarray(value))
     except (TypeError, ValueError, RuntimeError):
         raise Hint(f'{name} must be {wanted}, not {_describe(value)}') from None
@@ -95,15 +95,15 @@ def as_integers(value, shape, name):
 def as_number(value, name='the answer'):
     "One real number, as an int or a float; else a hint."
     require(not callable(value), f'{name} must be the number itself, not {_describe(value)}')
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        small = not abs(value) >= 2 ** 60
+        require(small, f'{name} is much too large: {_describe(value)}')
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
     right = not isinstance(value, (bool, str, bytes))
-    if right and isinstance(value, numbers.Integral):
-        return int(value)
-    if right and isinstance(value, numbers.Real):
-        return float(value)
     got = _as_tensor(value, name, 'one number') if right else None
     right = right and got.numel() == 1 and got.dtype != torch.bool and not got.is_complex()
     require(right, f'{name} must be one number, not {_describe(value)}')
-    return got.item()
+    return as_number(got.item(), name)
 
 
 def as_whole(value, name='the answer'):

@@ -11,7 +11,7 @@ import math
 import torch
 
 from .. import dit
-from .base import Answer, compare, near, require
+from .base import Answer, compare, require
 
 # %% ../../nbs/checkers/dit.ipynb #7f4f80eb
 def dit_tokens(answer):

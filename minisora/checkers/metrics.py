@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from .base import Answer, as_number, as_whole, compare, require
+from .base import Answer, as_whole, compare, require
 
 # %% ../../nbs/checkers/metrics.ipynb #477ccc24
 def metrics_frechet_1d(answer):

@@ -8,7 +8,7 @@ __all__ = ['train_ema_half_life', 'train_wsd_schedule', 'train_epoch_position']
 # %% ../../nbs/checkers/train.ipynb #53a1c462
 import math
 
-from .base import Answer, as_whole, compare, near, require
+from .base import Answer, as_whole, compare, near
 
 # %% ../../nbs/checkers/train.ipynb #6648c41b
 def train_ema_half_life(answer):
