@@ -1,12 +1,11 @@
 """The lesson's clips: drawn scenes, moving digits, and the figures that show them."""
 
-import os
 
 import numpy as np
 import pytest
 import torch
 
-from minisora import clips, viz
+from minisora import clips
 from minisora.clips import (
     COLORS,
     DIGITS,
@@ -122,71 +121,6 @@ def test_digits_move_keep_their_label_and_colour():
     held = DigitClips(np.stack([image, image]), [3, 7], 9, "heldout", seed=1)
     assert held.combinations and not set(held.combinations) & set(data.combinations)
     assert held[4].caption == scene_caption(*held.combinations[4])
-
-
-# ---------------------------------------------------------------- figures
-
-
-def test_clips_are_shown_as_small_moving_pictures(tmp_path):
-    import base64
-    import io
-    import re
-
-    from PIL import Image
-
-    x = SceneClips(2)
-    page = viz.show_clips([x[0], x[1]]).data
-    assert x[0].caption in page and len(page) < 25_000
-    got = [
-        Image.open(io.BytesIO(base64.b64decode(b))) for b in re.findall(r"base64,([^\"]+)\"", page)
-    ]
-    assert [g.n_frames for g in got] == [16, 16] and got[0].size == (64, 64)
-    got[0].seek(8)
-    assert (
-        np.abs(
-            np.asarray(got[0].convert("RGB")).astype(int)
-            - x[0].frames[:, 8].permute(1, 2, 0).numpy()
-        ).mean()
-        < 2
-    )
-    viz.save_gif(tmp_path / "x.gif", x[0].frames, scale=2)
-    assert Image.open(tmp_path / "x.gif").size == (128, 128) and os.listdir(tmp_path) == ["x.gif"]
-    sheet = viz.contact_sheet(torch.stack([x[0].frames] * 2), ["a", "b"], frames=4)
-    assert sheet.size == (4 * 66 + 2, 2 * 80 + 2)
-    assert "&lt;b&gt;" in viz.show_clips(x[0].frames, ["<b>"]).data
-    with pytest.raises(ValueError, match=r"\(B, C, T, H, W\)"):
-        viz.show_clips(torch.zeros(3, 4))
-
-
-def test_figures_leave_the_settings_alone():
-    import matplotlib.pyplot as plt
-
-    before = dict(plt.rcParams)
-    fig = viz.curves({"a": [1, 2], "b": ([0, 5], [2, 1])}, log=True, size=(3, 2))
-    assert [line.get_label() for line in fig.axes[0].lines] == ["a", "b"]
-    assert fig.axes[0].get_yscale() == "log"
-    assert (
-        fig.get_size_inches().tolist() == [3, 2]
-        and dict(plt.rcParams) == before
-        and not plt.get_fignums()
-    )
-    bars = viz.hist({"a": np.zeros(10), "b": np.arange(10)}).axes[0].patches
-    assert all(p.get_data().values.sum() == pytest.approx(1) for p in bars)
-    with pytest.raises(ValueError, match="needs a matrix"):
-        viz.heatmap([1, 2])
-
-
-@pytest.mark.parametrize(
-    "slider, start", [((0, 10, 1), 5), ((0.0, 1.0, 0.25, 0.75), 0.75), (["x", "y"], "x")]
-)
-def test_sliders_start_in_the_middle(slider, start):
-    assert viz.middle_of(slider) == start
-
-
-def test_interactive_figures_have_a_still_picture(capsys):
-    seen = []
-    viz.interactive(lambda k: seen.append(k), k=(0, 4, 1))
-    assert seen[0] == 2
 
 
 # ---------------------------------------------------------------- names of version 0.1

@@ -57,6 +57,38 @@ def package(tmp_path, **files):
         (dict(viz="from .clips import x", clips=""), "viz imports clips"),
         (dict(pipeline="from .cli import x", cli=""), "pipeline imports cli"),
         (dict(cli="from . import pipeline, dit", pipeline="", dit=""), None),
+        (dict(viz="from .core.files import x", core__files=""), None),
+        (dict(viz="from .latents.codec import x", latents__codec=""), "viz imports latents.codec"),
+        (
+            dict(
+                checkers__dit="from ..dit import x\nfrom ..metrics import y\nfrom .base import z\n"
+                "from ..training.ema import u\nfrom ..evaluation.judge import v",
+                dit="",
+                metrics="",
+                checkers__base="from ..core.files import x",
+                core__files="",
+                training__ema="",
+                evaluation__judge="",
+            ),
+            None,
+        ),
+        (dict(checkers__dit="from .. import viz", viz=""), "checkers.dit imports viz"),
+        (dict(checkers__dit="from ..check import x", check=""), "checkers.dit imports check"),
+        (dict(dit="from .checkers.dit import x", checkers__dit=""), "dit imports checkers.dit"),
+        (
+            dict(story="from minisora.checkers import dit", checkers__dit=""),
+            "story imports checkers.dit",
+        ),
+        (dict(viz="from .checkers.dit import x", checkers__dit=""), "viz imports checkers.dit"),
+        (
+            dict(pipeline="from .checkers import dit", checkers__dit=""),
+            "pipeline imports checkers.dit",
+        ),
+        (
+            dict(evaluation__judge="from ..checkers.base import x", checkers__base=""),
+            "evaluation.judge imports checkers.base",
+        ),
+        (dict(check="from .checkers.dit import *", checkers__dit=""), None),
     ],
 )
 def test_an_arrow_that_may_not_be_is_found(tmp_path, files, found):

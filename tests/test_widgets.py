@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+from contextlib import contextmanager
 
 import pytest
 from conftest import ROOT
@@ -57,8 +58,9 @@ def program(lesson):
     return "\n".join(reversed(out))
 
 
-@pytest.fixture(scope="module")
-def kernel():
+@contextmanager
+def fresh_kernel():
+    "A client of a new kernel that draws as a notebook does."
     env = dict(
         os.environ,
         MPLBACKEND="module://matplotlib_inline.backend_inline",
@@ -68,9 +70,17 @@ def kernel():
     manager, client = start_new_kernel(
         kernel_name="python3", env=env, cwd=str(ROOT / "nbs"), startup_timeout=300
     )
-    yield client
-    client.stop_channels()
-    manager.shutdown_kernel(now=True)
+    try:
+        yield client
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    with fresh_kernel() as client:
+        yield client
 
 
 def replies(client, sent):
@@ -128,6 +138,19 @@ def test_a_moved_slider_changes_the_figure(kernel, lesson, name, field, there, b
     moved = move(kernel, comm, **{field: there})
     assert len(moved) == 1 and moved[0] != still
     assert move(kernel, comm, **{field: back}) == [still]  # and back again, pixel by pixel
+
+
+def test_a_plot_of_one_s_own_is_shown_after_a_figure_of_ours():
+    "The first figure of a notebook, if it is ours, loads the backend; a plain plot in a later cell is still shown."
+    with fresh_kernel() as client:
+        ours = replies(
+            client, client.execute("from minisora import viz\nviz.curves({'a': [1, 2]})")
+        )
+        own = replies(client, client.execute("import matplotlib.pyplot as plt\nplt.plot([1, 2]);"))
+    assert [m["msg_type"] for m in ours if "image/png" in m["content"].get("data", {})] == [
+        "execute_result"
+    ]
+    assert len(pictures(own)) == 1
 
 
 @pytest.mark.parametrize("lesson", ("05_interpolants", "06_sampling"))

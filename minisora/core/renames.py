@@ -16,6 +16,38 @@ OLD_NAMES = {}
 OLD_ATTRIBUTES = {}
 OLD_FIELDS = {}
 
+# %% ../../nbs/core/renames.ipynb #aaf09c19
+OLD_NAMES |= {
+    'minisora.viz': dict(
+        pictures='minisora.viz:to_uint8_frames', animated='minisora.viz:animation_bytes',
+        in_rows='minisora.viz:html_grid', show_matrix='minisora.viz:heatmap',
+        as_batch='minisora.viz:_as_batch', as_image='minisora.viz:_as_image',
+        figure_html='minisora.viz:_figure_html', middle_of='minisora.viz:_slider_start')}
+
+# %% ../../nbs/core/renames.ipynb #2d9d51c9
+OLD_NAMES |= {'minisora.check': {old: f'minisora.check:{new}' for old, new in dict(
+    mirrored='clips_mirrored', moments='clips_frame_times', never_seen='clips_heldout_motions',
+    diagonal='clips_diagonal_motion', kl_bits='autoencoder_kl_bits',
+    first_latent='autoencoder_first_latent', global_scale='autoencoder_global_scale',
+    causal_average='autoencoder_causal_average', cache_bytes='latent_cache_bytes',
+    running_statistics='latent_cache_running_statistics',
+    resume_point='latent_cache_resume_point', dit_silence='dit_identity_block',
+    dit_step='dit_step_index', dit_unturn='dit_inverse_rope',
+    forward_jump='diffusion_forward_jump', unpack_v='diffusion_unpack_v',
+    ddim_step='diffusion_ddim_step', learned_range='diffusion_learned_variance',
+    gvp_velocity='interpolants_gvp_velocity', linear_score='interpolants_linear_score',
+    shift_for_noise='interpolants_timestep_shift', heun_step='sampling_heun_step',
+    heun_calls='sampling_heun_calls', guided_data='sampling_guided_data',
+    temporal_best='temporal_linear_velocity', temporal_routed='temporal_routed_macs',
+    temporal_turn='temporal_rope_pair', ema_half_life='train_ema_half_life',
+    sqrt_schedule='train_wsd_schedule', place_in_data='train_epoch_position',
+    frechet_1d='metrics_frechet_1d', jerk_of='metrics_jerk', clips_needed='metrics_clips_needed',
+    mass_flicker='metrics_mass_flicker', extrapolated='metrics_frechet_infinity',
+    coverage_of='metrics_coverage', video_tokens='first_video_tokens',
+    data_to_velocity='first_video_data_to_velocity',
+    memorised_share='first_video_memorized_share', clip_tokens='single_gpu_clip_tokens',
+    film_frames='frames_film_length', continuation_loss='frames_prediction_loss').items()}}
+
 # %% ../../nbs/core/renames.ipynb #584fbd11
 _CACHE_NAMES = {
     'core.files': dict(digest='short_hash', file_hash='sha256_file', folder_lock='folder_lock',

@@ -1,0 +1,171 @@
+"""Figures, tables and moving pictures: what they show, and what they leave alone."""
+
+import base64
+import html
+import io
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from nbconvert.filters import markdown2html
+from PIL import Image
+
+from minisora import viz
+from minisora.clips import SceneClips
+
+
+def test_clips_are_shown_as_small_moving_pictures(tmp_path):
+    x = SceneClips(2)
+    page = viz.show_clips([x[0], x[1]]).data
+    assert x[0].caption in page and len(page) < 25_000
+    got = [
+        Image.open(io.BytesIO(base64.b64decode(b))) for b in re.findall(r"base64,([^\"]+)\"", page)
+    ]
+    assert [g.n_frames for g in got] == [16, 16] and got[0].size == (64, 64)
+    got[0].seek(8)
+    shown = np.asarray(got[0].convert("RGB")).astype(int)
+    assert np.abs(shown - x[0].frames[:, 8].permute(1, 2, 0).numpy()).mean() < 2
+    viz.save_gif(tmp_path / "x.gif", x[0].frames, scale=2)
+    assert Image.open(tmp_path / "x.gif").size == (128, 128) and os.listdir(tmp_path) == ["x.gif"]
+    sheet = viz.contact_sheet(torch.stack([x[0].frames] * 2), ["a", "b"], frames=4)
+    assert sheet.size == (4 * 66 + 2, 2 * 80 + 2)
+    assert "&lt;b&gt;" in viz.show_clips(x[0].frames, ["<b>"]).data
+    with pytest.raises(ValueError, match=r"\(B, C, T, H, W\)"):
+        viz.show_clips(torch.zeros(3, 4))
+
+
+def test_a_gif_that_cannot_be_written_is_named_and_leaves_the_old_one(tmp_path, monkeypatch):
+    "Stopped in the middle of writing, and where there is no folder."
+    clip = torch.zeros(3, 2, 4, 4)
+    viz.save_gif(tmp_path / "x.gif", clip)
+    old = (tmp_path / "x.gif").read_bytes()
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"cannot write .*x\.gif: No space left"):
+        viz.save_gif(tmp_path / "x.gif", clip + 1)
+    assert (tmp_path / "x.gif").read_bytes() == old and os.listdir(tmp_path) == ["x.gif"]
+    with pytest.raises(OSError, match=r"cannot write .*none/x\.gif"):
+        viz.save_gif(tmp_path / "none" / "x.gif", clip)
+
+
+def test_figures_leave_the_settings_alone():
+    import matplotlib.pyplot as plt
+
+    before = dict(plt.rcParams)
+    fig = viz.curves({"a": [1, 2], "b": ([0, 5], [2, 1])}, log=True, size=(3, 2))
+    assert [line.get_label() for line in fig.axes[0].lines] == ["a", "b"]
+    assert fig.axes[0].get_yscale() == "log"
+    assert (
+        fig.get_size_inches().tolist() == [3, 2]
+        and dict(plt.rcParams) == before
+        and not plt.get_fignums()
+    )
+    bars = viz.hist({"a": np.zeros(10), "b": np.arange(10)}).axes[0].patches
+    assert all(p.get_data().values.sum() == pytest.approx(1) for p in bars)
+    with pytest.raises(ValueError, match="needs a matrix"):
+        viz.heatmap([1, 2])
+    assert dict(plt.rcParams) == before and not plt.get_fignums()
+
+
+def test_what_a_backend_turns_on_while_a_figure_is_made_stays_on(monkeypatch):
+    "A notebook's backend is loaded by its first figure and makes plotting interactive: not ours to undo."
+    import matplotlib.pyplot as plt
+
+    subplots = plt.subplots
+
+    def loading(*args, **options):
+        plt.rcParams["interactive"] = True
+        return subplots(*args, **options)
+
+    monkeypatch.setattr(plt, "subplots", loading)
+    monkeypatch.setitem(plt.rcParams, "interactive", False)
+    viz.curves({"a": [1, 2]})
+    assert plt.isinteractive()
+
+
+@pytest.mark.parametrize(
+    "slider, start", [((0, 10, 1), 5), ((0.0, 1.0, 0.25, 0.75), 0.75), (["x", "y"], "x")]
+)
+def test_sliders_start_in_the_middle(slider, start):
+    assert viz._slider_start(slider) == start
+
+
+def test_interactive_figures_have_a_still_picture(capsys):
+    seen = []
+    viz.interactive(lambda k: seen.append(k), k=(0, 4, 1))
+    assert seen[0] == 2
+
+
+# ---------------------------------------------------------------- tables
+
+
+def rendered(rows, columns):
+    "The HTML of a table, and the text of its cells, row by row, as a reader sees them."
+    page = markdown2html(viz.table(rows, columns).data)
+    found = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)
+        for row in re.findall(r"<tr>(.*?)</tr>", page, re.S)
+    ]
+    return page, [
+        [html.unescape(c.replace("<br>", "\n").replace("<br />", "\n")) for c in row]
+        for row in found
+    ]
+
+
+def test_a_table_shows_numbers_short_and_lists_with_commas():
+    rows = [
+        dict(name="a b", share=2 / 3, n=12, seams=[1, 2]),
+        dict(name="all_right", share=np.float64(0.1)),
+    ]
+    assert rendered(rows, ["name", "share", "n", "seams"])[1] == [
+        ["name", "share", "n", "seams"],
+        ["a b", "0.667", "12", "1, 2"],
+        ["all_right", "0.1", "", ""],
+    ]
+    assert viz.table(rows[1:], ["name", "n"]).data == "| name | n |\n| ---|--- |\n| all_right |  |"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<img src=x onerror=alert(1)>",
+        "<script>alert(1)</script>",
+        "&lt;b&gt;",
+        "a | b",
+        "a \\| b",
+        "`a | b`",
+        "`<b>`",
+        "a\nb",
+        "a\n| c | d |\n\n# e",
+        "a\r\nb",
+        "**bold** and _slanted_ and ~~gone~~",
+        "[a](javascript:alert(1)) ![b](x.png)",
+        "it costs $5, then $6",
+        "\\",
+    ],
+)
+def test_a_table_shows_text_as_it_is(text):
+    "In a cell, in a list and as the name of a column: one cell, and no tag but those of a table."
+    page, cells = rendered([{"x": text, text: [text, 1]}], ["x", text])
+    seen = text.replace("\r\n", "\n")
+    if "\n\n" not in text:
+        assert cells == [["x", seen], [seen, f"{seen}, 1"]]
+    assert len(cells) == 2 and all(len(row) == 2 for row in cells)
+    tags = set(re.findall(r"<(\w+)", page))
+    assert tags <= {"table", "thead", "tbody", "tr", "th", "td", "br"}, tags
+
+
+def test_the_names_of_version_01_still_work():
+    for old, new in (
+        ("pictures", viz.to_uint8_frames),
+        ("animated", viz.animation_bytes),
+        ("in_rows", viz.html_grid),
+        ("show_matrix", viz.heatmap),
+    ):
+        with pytest.warns(DeprecationWarning, match=f"viz.{old} is now minisora.viz"):
+            assert getattr(viz, old) is new
