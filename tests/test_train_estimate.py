@@ -138,6 +138,12 @@ def test_estimate_when_half_the_batch_does_not_fit():
     assert estimate_cost(Greedy(), Data(), Interpolant(), batch_size=32).activations > 0
 
 
+def test_estimate_when_three_samples_do_not_fit(monkeypatch):
+    "Trials at one and two samples: a straight line needs two points."
+    monkeypatch.setattr(Greedy, "most", 2)
+    assert estimate_cost(Greedy(), Data(), Interpolant(), batch_size=6).activations > 0
+
+
 def test_estimate_refuses_what_fit_has_not():
     with pytest.raises(
         ValueError,

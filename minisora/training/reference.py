@@ -75,7 +75,7 @@ def _warn_of_other_recipe(ours, theirs):
 
 
 def _interpolate(xs, ys, x):
-    "The value at x on straight lines between points; beyond them the first or last line goes on."
+    "The value at x on straight lines between points; beyond them the first or last line continues."
     k = max(1, bisect_left(xs, x)) if len(xs) > 1 else 0
     if k == 0:
         return ys[0]
