@@ -85,9 +85,8 @@ def cgroup_limits(root='/sys/fs/cgroup', own='/proc/self/cgroup'):
         _, kinds, path = line.split(':', 2)
         if kinds and 'memory' not in kinds.split(','):
             continue
-        top, name = Path(root), 'memory.max'
-        if kinds:                                            # cgroup v1
-            top, name = top / 'memory', 'memory.limit_in_bytes'
+        top = Path(root, 'memory') if kinds else Path(root)
+        name = 'memory.limit_in_bytes' if kinds else 'memory.max'              # cgroup v1, v2
         folder = top / path.strip('/')
         for above in (folder, *folder.parents):              # from inside, only some can be seen
             file = above / name

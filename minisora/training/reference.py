@@ -92,7 +92,8 @@ def compare_to_reference(run, reference):
     ours = read_curve(run)
     theirs = read_curve(reference)
     _warn_of_other_recipe(ours.config, theirs.config)
-    first, last = theirs.steps[0], theirs.steps[-1]
+    first = theirs.steps[0]
+    last = theirs.steps[-1]
     common = [(s, loss) for s, loss in zip(ours.steps, ours.losses) if first <= s <= last]
     if not common:
         raise ValueError(f'compare_to_reference: the run has no step from {first} to {last}')

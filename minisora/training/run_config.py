@@ -60,7 +60,8 @@ def recipe_dict(args):
 def _sample_shapes(data, i):
     "Shape of the latents of sample i, and of its condition (or None)."
     latents, condition = to_device(get_batch(data, torch.tensor([int(i)])), 'cpu')
-    return list(latents.shape[1:]), None if condition is None else list(condition.shape[1:])
+    condition_shape = None if condition is None else list(condition.shape[1:])
+    return list(latents.shape[1:]), condition_shape
 
 
 def data_dict(data, members):
