@@ -25,10 +25,12 @@ from types import SimpleNamespace
 import torch
 from machine import machine
 
-from minisora import train
 from minisora.latent_cache import LatentCache, write_cache
 from minisora.pipeline import RECIPES, Run
 from minisora.temporal import VideoDiT, VideoDiTConfig
+from minisora.train import _Trainer, fit
+from minisora.training import batches, inputs
+from minisora.training.ema import EMA
 
 RECIPE, PARTS = RECIPES["scenes"], ("forward", "backward", "optimiser")
 UPDATE = ("norm and clipping", "moving average")  # what a bare optimiser step leaves out
@@ -136,26 +138,26 @@ def profile(folder, steps, warm=10):
         (torch.Tensor, "backward", "backward"),
         (torch.optim.AdamW, "step", "optimiser"),
         (torch.optim.AdamW, "zero_grad", "optimiser"),
-        (train.EMA, "update", "moving average"),
+        (EMA, "update", "moving average"),
         (torch.nn.utils, "get_total_norm", "norm and clipping"),
         (torch.nn.utils, "clip_grads_with_norm_", "norm and clipping"),
-        (train, "draw", "noise"),
-        (train, "_fetch", "data"),
-        (train, "_save", "checkpoint"),
-        (train, "_record", "log"),
+        (inputs, "indexed_noise", "noise"),
+        (batches, "get_batch", "data"),
+        (_Trainer, "save", "checkpoint"),
+        (_Trainer, "record", "log"),
     ):
         clock.wrap(owner, attribute, name)
-    update = train._update
+    update = _Trainer.update
 
-    def counted(run, batch):
-        if run.step == warm:
+    def counted(trainer, batch):
+        if trainer.step == warm:
             clock.turn()
             clock.seconds.clear()
-        update(run, batch)
+        update(trainer, batch)
 
-    train._update = counted
+    _Trainer.update = counted
     torch.set_num_threads(1)
-    train.fit(model, data, objective, steps=steps + warm, out=folder / "run", **options)
+    fit(model, data, objective, steps=steps + warm, out=folder / "run", **options)
     clock.turn()
     clock.seconds["checkpoint"] *= steps / 1000  # `save_every` of the recipe
     total = sum(clock.seconds.values())
@@ -183,14 +185,15 @@ def startup(folder, how, updates=20):
     "In this process: CPU seconds to the first update, and milliseconds an update after it."
     model, data, objective, options = parts(Path(folder))
     torch.set_num_threads(1)
-    at, update = [used()], train._update
+    at = [used()]
+    update = _Trainer.update
 
-    def counted(run, batch):
-        update(run, batch)
+    def counted(trainer, batch):
+        update(trainer, batch)
         at.append(used())
 
-    train._update = counted
-    train.fit(model, data, objective, steps=updates + 2, compile=how, **options)
+    _Trainer.update = counted
+    fit(model, data, objective, steps=updates + 2, compile=how, **options)
     return dict(
         first_update_seconds=round(at[1] - at[0], 1),
         milliseconds_an_update=round(1e3 * (at[-1] - at[2]) / updates, 1),

@@ -176,7 +176,7 @@ def test_ctrl_c_and_on(tmp_path):
         time.sleep(0.1)
     p.send_signal(signal.SIGINT)
     error = p.communicate(timeout=120)[1]
-    assert p.returncode == 130 and "goes on from there" in error
+    assert p.returncode == 130 and "resumes from there" in error
     assert list((out / "training" / "checkpoints").glob("step-*"))
 
 

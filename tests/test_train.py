@@ -1,143 +1,32 @@
-"""`fit` keeps its promises: exact resume, whole checkpoints, errors that say what and where."""
+"""`fit` keeps its promises: exact resume, errors that say what and where, whole checkpoints."""
 
 import copy
-import json
-import math
 import os
-import random
-import resource
-import shutil
 import signal
-import sys
-import tempfile
 import threading
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from helpers.train import (  # noqa: F401
+    Config,
+    Data,
+    Greedy,
+    Net,
+    forked,
+    go,
+    interruptible,
+    log_of,
+    same,
+    timeless,
+    wait_until,
+)
 
-from minisora import train
+from minisora.core.optim import learning_rate
 from minisora.interpolants import Interpolant
-from minisora.train import (
-    CheckpointError,
-    Interrupted,
-    NonFiniteLoss,
-    OutOfMemory,
-    batch_indices,
-    fit,
-    latest_checkpoint,
-    learning_rate,
-    load_checkpoint,
-    validate,
-)
-
-
-@pytest.fixture(autouse=True)
-def interruptible():
-    "Ctrl-C works in these tests, even where they run in the background and the shell has switched it off."
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, old)
-
-
-@dataclass(frozen=True)
-class Config:
-    width: int = 16
-    vocab: int = 5
-
-
-class Net(nn.Module):
-    "The smallest model with the call protocol of a DiT; dropout and a counting buffer make resuming harder."
-
-    def __init__(self, config=Config(), dropout=0.1):
-        super().__init__()
-        self.config, self.null_id = config, config.vocab
-        self.condition = nn.Embedding(config.vocab + 1, config.width)
-        self.first, self.last = nn.Linear(16 + 1, config.width), nn.Linear(config.width, 16)
-        self.dropout = nn.Dropout(dropout)
-        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
-        self.register_buffer("scale", torch.ones(()))
-        g = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for p in self.parameters():
-                p.copy_(torch.randn(p.shape, generator=g) * 0.2)
-
-    def forward(self, x, t, y=None):
-        if self.training:
-            self.calls += 1
-            self.scale.mul_(1.001)
-        y = torch.full((len(x), 1), self.null_id) if y is None else y
-        h = self.first(torch.cat([x.flatten(1), t[:, None]], 1)) + self.condition(y).mean(1)
-        return self.last(self.dropout(h.relu())).view_as(x) * self.scale
-
-
-class Data:
-    "A map-style dataset of ready batches, as the latent cache is; `slow` seconds each; sample `bad` is NaN."
-
-    def __init__(self, n=50, slow=0, bad=None):
-        g = torch.Generator().manual_seed(1)
-        self.x, self.y = (
-            torch.randn(n, 1, 4, 2, 2, generator=g),
-            torch.randint(0, 5, (n, 1), generator=g),
-        )
-        if bad is not None:
-            self.x[bad] = math.nan
-        self.slow, self.seen = slow, []
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitems__(self, index):
-        time.sleep(self.slow)
-        self.seen.append(list(index))
-        return dict(latents=self.x[index], condition=self.y[index], index=torch.tensor(index))
-
-
-RECIPE = dict(
-    steps=40,
-    batch_size=8,
-    lr=1e-2,
-    warmup=5,
-    log_every=7,
-    save_every=9,
-    valid_every=10,
-    progress=False,
-)
-
-
-def go(out, data=None, net=None, **change):
-    options = RECIPE | dict(valid=Data(20)) | change
-    if options["valid"] is None:
-        options.pop("valid_every")
-    net, data = Net() if net is None else net, Data() if data is None else data
-    return fit(net, data, options.pop("objective", Interpolant()), out=out, **options)
-
-
-def log_of(out):
-    return [json.loads(s) for s in (Path(out) / "log.jsonl").read_text().splitlines()]
-
-
-def timeless(log):
-    return [{k: v for k, v in r.items() if "second" not in k} for r in log]
-
-
-def same(a, b):
-    "All tensors, the running sums and the log of two runs are equal, bit for bit."
-    assert timeless(log_of(a)) == timeless(log_of(b)) and len(log_of(a)) > 5
-    a, b = load_checkpoint(a), load_checkpoint(b)
-    for part in ("model", "ema", "optimizer"):
-        p, q = getattr(a, part), getattr(b, part)
-        assert p.keys() == q.keys() and len(p) > 5
-        for k in p:
-            assert torch.equal(p[k], q[k]), (part, k)
-    assert (a.step, a.state["sums"], a.state["count"]) == (
-        b.step,
-        b.state["sums"],
-        b.state["count"],
-    )
+from minisora.train import BatchTooLarge, Interrupted, NonFiniteLoss, validation_loss
+from minisora.training.batches import batch_indices
+from minisora.training.checkpoint import latest_checkpoint, load_checkpoint
+from minisora.training.inputs import draw_noise, sample_times, stratified_uniforms
 
 
 @pytest.fixture(scope="module")
@@ -240,258 +129,7 @@ def test_every_epoch_is_told_to_the_data():
     assert [s for s in data.seen if isinstance(s, int)] == [0, 0, 1, 1, 2]
 
 
-# ------------------------------------------------------------------------------------- 2, 3: checkpoints
-
-
-def forked(job, says=os.devnull):
-    "Run `job` in a process of its own, its error's message into the file `says`; returns the pid at once."
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        torch.set_num_threads(1)
-        job()
-    except BaseException as e:
-        Path(says).write_text(f"{type(e).__name__}: {e}")
-    finally:
-        os._exit(0)
-
-
-def wait_until(true, seconds=120):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "the other process does nothing"
-        time.sleep(0.002)
-
-
-def test_kill_9_at_any_moment(straight, tmp_path):
-    """Killed at 25 random moments, saving at every step: what is on the disk always loads and never goes back,
-    and the end is the end of a straight run."""
-    chance, newest, killed, busy = random.Random(0), 0, 0, 0
-    while killed < 25:
-        before = latest_checkpoint(tmp_path)
-        pid = forked(lambda: go(tmp_path, save_every=1))
-        wait_until(lambda old=before: latest_checkpoint(tmp_path) != old)  # until it is at work
-        time.sleep(0.03 * chance.random())
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        killed += 1
-        busy += any((tmp_path / "checkpoints").glob(".*.part"))
-        step = load_checkpoint(tmp_path).step
-        assert step >= newest
-        newest = step
-        if step >= 38:
-            shutil.rmtree(tmp_path)
-            newest = 0
-    assert busy, "no kill fell into a write: the test does not test"
-    go(tmp_path)
-    same(straight, tmp_path)
-
-
-def test_kill_9_at_every_file_operation_of_a_write(tmp_path):
-    "Die before each file operation of a save (over 50) in turn: the newest checkpoint is the old or the new one."
-    options = dict(keep=1, more_ema=[k / 10 for k in range(1, 10)], valid=None)
-    go(tmp_path / "run", stop_at=10, **options)
-    steps, survived = [], False
-    while not survived:
-        out = tmp_path / "copy"
-        shutil.copytree(tmp_path / "run", out)
-        pid = forked(lambda out=out: (die_in_save(len(steps)), go(out, stop_at=12, **options)))
-        survived = not os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-        steps.append(load_checkpoint(out).step)
-        shutil.rmtree(out)
-    assert (
-        steps == sorted(steps)
-        and set(steps) == {10, 12}
-        and len(steps) > 50
-        and steps.count(10) > 25
-    ), steps
-
-
-def die_in_save(number):
-    "Kill this process at the file operation `number` (from 0) of the next save."
-    count, real = [], train._save
-
-    def hook(event, args):
-        if count and (event == "open" or event.startswith(("os.", "shutil."))):
-            if len(count) > number:
-                count.clear()
-                os.kill(os.getpid(), signal.SIGKILL)
-            count.append(event)
-
-    def save(run):
-        count.append("begin")
-        real(run)
-        count.clear()
-
-    train._save = save
-    sys.addaudithook(hook)
-
-
-@pytest.mark.parametrize(
-    "file", [f"{n}.safetensors" for n in ("model", "ema", "optimizer")] + ["state.json"]
-)
-@pytest.mark.parametrize("harm", ["truncated", "flipped", "missing"])
-def test_damage_is_named(straight, tmp_path, file, harm):
-    out = tmp_path / "run"
-    shutil.copytree(straight, out)
-    newest = latest_checkpoint(out)
-    path = newest / file
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    if harm == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(data if harm == "flipped" else path.read_bytes()[:-3])
-    for attempt in (lambda: load_checkpoint(out), lambda: go(out)):
-        with pytest.raises(CheckpointError) as e:
-            attempt()
-        assert (
-            str(path) in str(e.value)
-            and "step-00000036" in str(e.value)
-            and "\n" not in str(e.value)
-        )
-    shutil.rmtree(newest)  # what the message asks for
-    go(out)
-    same(straight, out)
-
-
-def test_retention(tmp_path):
-    go(tmp_path, keep=3)
-    names = [p.name for p in sorted((tmp_path / "checkpoints").iterdir())]
-    assert names == ["step-00000027", "step-00000036", "step-00000040"]
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
-def test_retention_keeps_a_good_one(tmp_path, monkeypatch, file):
-    "If a byte of what was just written is flipped, no older checkpoint is deleted, however often that happens."
-    go(tmp_path, keep=1, stop_at=10)
-    real = train.write_checkpoint
-
-    def broken(path, *rest):
-        real(path, *rest)
-        data = bytearray((path / file).read_bytes())
-        data[len(data) // 2] ^= 4
-        (path / file).write_bytes(data)
-        return path
-
-    monkeypatch.setattr(train, "write_checkpoint", broken)
-    with pytest.warns(
-        UserWarning, match=f"{file}: the checksum differs; no older checkpoint is deleted"
-    ):
-        go(tmp_path, keep=1, save_every=1, stop_at=12)
-    monkeypatch.undo()
-    names = [p.name for p in sorted((tmp_path / "checkpoints").iterdir())]
-    assert names == ["step-00000010", "step-00000011", "step-00000012"]
-    for name in names[1:]:
-        shutil.rmtree(tmp_path / "checkpoints" / name)
-    assert load_checkpoint(tmp_path).step == 10
-
-
-def test_retention_keeps_a_good_one_of_a_torn_write(tmp_path, monkeypatch):
-    go(tmp_path, keep=1, stop_at=10)
-    real = train.write_checkpoint
-
-    def broken(path, *rest):
-        real(path, *rest)
-        file = path / "model.safetensors"
-        file.write_bytes(file.read_bytes()[:-1])
-        return path
-
-    monkeypatch.setattr(train, "write_checkpoint", broken)
-    go(tmp_path, keep=1, stop_at=12)
-    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == [
-        "step-00000010",
-        "step-00000012",
-    ]
-
-
-def test_full_disk(tmp_path):
-    "A limit on file sizes stands in for a full disk: one line, the old checkpoint loads, no half file stays."
-    run, says = tmp_path / "run", tmp_path / "says"
-    go(run, stop_at=10, net=Net(Config(2000)))
-
-    def job():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        go(run, net=Net(Config(2000)))
-
-    os.waitpid(forked(job, says), 0)
-    text = says.read_text()
-    assert text.startswith("CheckpointError: cannot write") and "\n" not in text
-    assert "File too large" in text and "step-00000010 is safe" in text
-    assert load_checkpoint(run).step == 10 and not list((run / "checkpoints").glob(".*"))
-
-
-def test_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match="cannot write .*file") as e:
-        go(tmp_path / "file" / "run")
-    assert "\n" not in str(e.value)
-
-
-def as_nobody(job, says):
-    "Run `job` in a process that may not write where it must not: root gives up its rights."
-
-    def work():
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-        job()
-
-    os.waitpid(forked(work, says), 0)
-    return says.read_text() if says.exists() else ""
-
-
-def test_read_only_folder():
-    "One that is so from the start, and one that becomes so on the way: one line, and what is safe."
-    with tempfile.TemporaryDirectory() as top:  # not tmp_path, which only its owner may enter
-        top = Path(top)
-        says = top / "says"
-        free, shut = top / "free", top / "shut"
-        for folder, mode in ((top, 0o777), (free, 0o777), (shut, 0o555)):
-            folder.mkdir(exist_ok=True)
-            folder.chmod(mode)
-        text = as_nobody(lambda: go(shut / "run"), says)
-        assert (
-            text.startswith("CheckpointError: cannot write")
-            and str(shut) in text
-            and "\n" not in text
-        )
-        assert "Permission denied; there is no checkpoint yet" in text and not any(shut.iterdir())
-        says.unlink()
-        close = lambda step, ema: (free / "run" / "checkpoints").chmod(0o555)
-        text = as_nobody(lambda: go(free / "run", sample_every=11, on_sample=close), says)
-        assert text.startswith("CheckpointError: cannot write") and "step-00000009 is safe" in text
-        assert load_checkpoint(free / "run").step == 9
-        (free / "run" / "checkpoints").chmod(0o777)
-        says.unlink()
-        assert as_nobody(lambda: go(free / "run", steps=12), says) == ""  # the same call goes on
-        assert load_checkpoint(free / "run").step == 12
-
-
-def test_no_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        load_checkpoint(tmp_path)
-    assert latest_checkpoint(tmp_path) is None
-
-
-def test_nothing_is_pickled(straight):
-    files = {p.name for p in latest_checkpoint(straight).iterdir()}
-    assert files == {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"}
-
-
-def test_torn_last_line_of_the_log(straight, tmp_path):
-    go(tmp_path, stop_at=20)
-    with open(tmp_path / "log.jsonl", "a") as f:
-        f.write('{"step": 21, "lo')
-    go(tmp_path)
-    same(straight, tmp_path)
-
-
-# ------------------------------------------------------------------------------- 4: a loss that is not finite
+# ------------------------------------------------------------------------------------- 4: a loss that is not finite
 
 
 def test_nonfinite_loss(tmp_path):
@@ -509,10 +147,10 @@ def test_nonfinite_loss(tmp_path):
         saved.state["step"] == clean and saved.state["seed"] == 0 and 33 in saved.state["indices"]
     )
     again = Net()
-    saved.into(again, "model")  # reproduce: the same weights, samples and noise
+    saved.load_into(again, "model")  # reproduce: the same weights, samples and noise
     index = torch.tensor(saved.state["indices"])
-    noise, u = train.draw(0, clean, index, (1, 4, 2, 2))
-    t = Interpolant().times(train.spread(u[:, 0]))
+    noise, _, u = draw_noise(0, clean, index, data.x[index], None, dropout=0, null_id=None)
+    t = sample_times(Interpolant(), stratified_uniforms(u))
     loss = Interpolant().loss(again, data.x[index], data.y[index], noise, t)["loss"]
     assert loss.isnan().tolist() == [i == 33 for i in index.tolist()]
 
@@ -533,20 +171,9 @@ def test_nonfinite_gradient_changes_nothing(tmp_path):
 # ------------------------------------------------------------------------------------- 5: memory and signals
 
 
-class Greedy(Net):
-    "Runs out of memory with more than `most` samples in training."
-
-    most = 5
-
-    def forward(self, x, t, y=None):
-        if self.training and len(x) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return super().forward(x, t, y)
-
-
 def test_out_of_memory_says_what_fits():
     with pytest.raises(
-        OutOfMemory, match="batch_size=32 does not fit; 4 fits, and with accumulate=8"
+        BatchTooLarge, match="batch_size=32 does not fit; 4 fits, with accumulate=8"
     ) as e:
         go(None, net=Greedy(), batch_size=32)
     assert (
@@ -556,7 +183,7 @@ def test_out_of_memory_says_what_fits():
 
 def test_out_of_memory_even_with_one(monkeypatch):
     monkeypatch.setattr(Greedy, "most", 0)
-    with pytest.raises(OutOfMemory, match="nor does 1"):
+    with pytest.raises(BatchTooLarge, match="even batch_size=1 does not fit"):
         go(None, net=Greedy())
 
 
@@ -663,10 +290,10 @@ def test_resume_false_refuses(straight):
 def test_wrong_weights_are_named(straight):
     c = load_checkpoint(straight)
     with pytest.raises(ValueError, match="'condition.weight' has shape"):
-        c.into(Net(Config(17)))
+        c.load_into(Net(Config(17)))
     del c.ema["last.bias"]
-    with pytest.raises(ValueError, match="has no 'last.bias'"):
-        c.into(Net())
+    with pytest.raises(ValueError, match="missing key 'last.bias'"):
+        c.load_into(Net())
 
 
 @pytest.mark.parametrize(
@@ -757,14 +384,16 @@ def test_validation_repeats_and_covers_time():
             times.append(t)
             return super().loss(model, x, y, noise, t)
 
-    a, b = (validate(net, Data(100), Watch(), bins=5, batch_size=7) for _ in range(2))
+    a, b = (validation_loss(net, Data(100), Watch(), bins=5, batch_size=7) for _ in range(2))
     t = torch.cat(times[: len(times) // 2])
     assert a == b and net.training and torch.histc(t, 5, 0, 1).tolist() == [20] * 5
-    assert a != validate(net, Data(100), Watch(), bins=5, batch_size=7, seed=1)
-    assert a == validate(net, Data(100), Watch(), bins=5, batch_size=100) or a[0] == pytest.approx(
-        validate(net, Data(100), Watch(), bins=5, batch_size=100)[0], rel=1e-5
+    assert a != validation_loss(net, Data(100), Watch(), bins=5, batch_size=7, seed=1)
+    assert a == validation_loss(net, Data(100), Watch(), bins=5, batch_size=100) or a[
+        0
+    ] == pytest.approx(
+        validation_loss(net, Data(100), Watch(), bins=5, batch_size=100)[0], rel=1e-5
     )
-    assert len(validate(net, Data(3), Watch())[1]) == 8
+    assert len(validation_loss(net, Data(3), Watch())[1]) == 8
 
 
 def test_log_fields(straight):

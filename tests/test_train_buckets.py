@@ -5,89 +5,29 @@ from collections import Counter
 
 import pytest
 import torch
-from test_train import go, interruptible, log_of, same  # noqa: F401
-from test_train_processes import equal, together
-from torch import nn
-
-
-from minisora.interpolants import Interpolant
-from minisora.train import (
-    BucketOrder,
-    Buckets,
-    NonFiniteLoss,
-    OutOfMemory,
-    estimate,
-    load_checkpoint,
-    validate,
+from helpers.train import (  # noqa: F401
+    SHAPES,
+    SIZES,
+    AnySize,
+    Part,
+    equal,
+    go,
+    interruptible,
+    log_of,
+    parts,
+    same,
+    together,
 )
 
-SIZES = {"long": 4, "wide": 8, "still": 16}
-SHAPES = {"long": (1, 6, 2, 2), "wide": (1, 4, 2, 4), "still": (1, 1, 3, 2)}
-
-
-class AnySize(nn.Module):
-    "A model for clips of any shape, with dropout and a buffer, as `Net` has."
-
-    def __init__(self, dropout=0.1):
-        super().__init__()
-        self.null_id, self.condition = 5, nn.Embedding(6, 8)
-        self.first, self.last = nn.Conv3d(2, 8, 3, padding=1), nn.Conv3d(8, 1, 3, padding=1)
-        self.dropout = nn.Dropout(dropout)
-        self.register_buffer("scale", torch.ones(()))
-        g = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for p in self.parameters():
-                p.copy_(torch.randn(p.shape, generator=g) * 0.2)
-
-    def forward(self, x, t, y=None):
-        if self.training:
-            self.scale.mul_(1.001)
-        y = torch.full((len(x), 1), 5) if y is None else y
-        h = self.first(torch.cat([x, t.view(-1, 1, 1, 1, 1).expand_as(x)], 1))
-        return (
-            self.last(self.dropout((h + self.condition(y).mean(1).view(-1, 8, 1, 1, 1)).relu()))
-            * self.scale
-        )
-
-
-class Part(torch.utils.data.Dataset):
-    "A bucket's data, as the latent cache is; remembers what it was asked for, in which epoch."
-
-    def __init__(self, shape, n, seed, bad=None):
-        g = torch.Generator().manual_seed(seed)
-        self.x, self.y = (
-            torch.randn(n, *shape, generator=g),
-            torch.randint(0, 5, (n, 1), generator=g),
-        )
-        if bad is not None:
-            self.x[bad] = torch.nan
-        self.seen, self.epoch = [], 0
-
-    def __len__(self):
-        return len(self.x)
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __getitems__(self, index):
-        self.seen.append((self.epoch, [int(i) for i in index]))
-        return dict(
-            latents=self.x[index] + self.epoch,
-            condition=self.y[index],
-            index=torch.as_tensor(index),
-        )
-
-
-def parts(numbers=(30, 21, 50), **bad):
-    return {
-        name: Part(shape, n, k, bad.get(name))
-        for k, ((name, shape), n) in enumerate(zip(SHAPES.items(), numbers))
-    }
+from minisora.interpolants import Interpolant
+from minisora.train import BatchTooLarge, NonFiniteLoss, estimate_cost, validation_loss
+from minisora.training.batches import BucketBatchOrder, BucketDataset
+from minisora.training.checkpoint import load_checkpoint
 
 
 def run(out, data=None, net=None, **change):
-    options = dict(batch_size=SIZES, valid=Buckets(parts((9, 7, 8)))) | change
-    return go(out, data=data or Buckets(parts()), net=net or AnySize(), **options)
+    options = dict(batch_size=SIZES, valid=BucketDataset(parts((9, 7, 8)))) | change
+    return go(out, data=data or BucketDataset(parts()), net=net or AnySize(), **options)
 
 
 # ------------------------------------------------------------------------------------- the order
@@ -107,13 +47,13 @@ def test_every_sample_comes_once_an_epoch(numbers, sizes):
     "Each bucket runs through epochs of its own, and the buckets keep pace with each other."
     names = list(SIZES)
     bucket_of = [n for n, k in zip(names, numbers) for _ in range(k)]
-    order = BucketOrder(bucket_of, dict(zip(names, sizes)), seed=3)
+    order = BucketBatchOrder(bucket_of, dict(zip(names, sizes)), seed=3)
     epochs, seen = 11, Counter()
-    last = sum(order.made(b, epochs) for b in names)
+    last = sum(order.batches_before(b, epochs) for b in names)
     for step in range(last):
         index = order.indices(step).tolist()
-        assert {bucket_of[i] for i in index} == {order.place(step)[0]}  # one bucket a batch
-        assert len(index) == dict(zip(names, sizes))[order.place(step)[0]]
+        assert {bucket_of[i] for i in index} == {order.locate(step)[0]}  # one bucket a batch
+        assert len(index) == dict(zip(names, sizes))[order.locate(step)[0]]
         seen.update(index)
     for b, n, size in zip(names, numbers, sizes):
         counts = [seen[i] for i, k in enumerate(bucket_of) if k == b]
@@ -121,22 +61,24 @@ def test_every_sample_comes_once_an_epoch(numbers, sizes):
 
 
 def test_order_is_a_pure_function_of_seed_and_step():
-    bucket_of = Buckets(parts()).bucket_of
-    a, b = (BucketOrder(bucket_of, SIZES, seed=1) for _ in range(2))
+    bucket_of = BucketDataset(parts()).bucket_of
+    a, b = (BucketBatchOrder(bucket_of, SIZES, seed=1) for _ in range(2))
     want = [a.indices(s).tolist() for s in range(80)]
     assert [b.indices(s).tolist() for s in reversed(range(80))] == want[::-1]
-    other = BucketOrder(bucket_of, SIZES, seed=2)
-    assert [other.place(s)[0] for s in range(80)] != [a.place(s)[0] for s in range(80)]
-    turns = [a.place(s)[0] for s in range(14)]
+    other = BucketBatchOrder(bucket_of, SIZES, seed=2)
+    assert [other.locate(s)[0] for s in range(80)] != [a.locate(s)[0] for s in range(80)]
+    turns = [a.locate(s)[0] for s in range(14)]
     assert len(set(turns[:7])) > 1 and turns != sorted(turns)  # shuffled, not one by one
 
 
 def test_epoch_is_that_of_the_bucket():
-    data = Buckets(parts())
+    data = BucketDataset(parts())
     run(None, data=data, steps=30, valid=None)
-    for name, d in data.parts.items():
+    for name, d in data.datasets.items():
         asked = d.seen[
-            -Counter(BucketOrder(data.bucket_of, SIZES).place(s)[0] for s in range(30))[name] :
+            -Counter(BucketBatchOrder(data.bucket_of, SIZES).locate(s)[0] for s in range(30))[
+                name
+            ] :
         ]
         assert [e for e, _ in asked] == [k * SIZES[name] // len(d) for k in range(len(asked))]
 
@@ -145,10 +87,10 @@ def test_one_bucket_is_plain_data(tmp_path):
     "And the same bits as without buckets."
     part = dict(long=(torch.randn(30, 1, 4, 2, 2), torch.zeros(30, 1, dtype=torch.long)))
     go(tmp_path / "a", data=part["long"], valid=None)
-    go(tmp_path / "b", data=Buckets(part), valid=None)
+    go(tmp_path / "b", data=BucketDataset(part), valid=None)
     same(tmp_path / "a", tmp_path / "b")
     with pytest.raises(ValueError, match="a dict is for data in several buckets"):
-        go(None, data=Buckets(part), batch_size={"long": 4})
+        go(None, data=BucketDataset(part), batch_size={"long": 4})
 
 
 # ------------------------------------------------------------------------------------- training
@@ -163,11 +105,11 @@ def test_batches_have_the_shapes_of_their_buckets():
                 shapes.append(tuple(x.shape))
             return super().forward(x, t, y)
 
-    data = Buckets(parts())
+    data = BucketDataset(parts())
     done = run(None, data=data, net=Watch(), steps=20, accumulate=2, valid=None)
-    order = BucketOrder(data.bucket_of, {b: 2 * n for b, n in SIZES.items()})
+    order = BucketBatchOrder(data.bucket_of, {b: 2 * n for b, n in SIZES.items()})
     want = [
-        (SIZES[b], *SHAPES[b]) for b in (order.place(s)[0] for s in range(20)) for _ in range(2)
+        (SIZES[b], *SHAPES[b]) for b in (order.locate(s)[0] for s in range(20)) for _ in range(2)
     ]
     assert shapes == want and len(set(shapes)) == 3 and done.step == 20
 
@@ -194,10 +136,10 @@ def test_two_processes_equal_one(tmp_path):
     run(tmp_path / "one", net=AnySize(dropout=0), clip=0.5)
 
     def job(rank):
-        data = Buckets(parts())
+        data = BucketDataset(parts())
         run(tmp_path / "two", data=data, net=AnySize(dropout=0), clip=0.5)
         seen = {
-            name: [s for s in d.seen if len(s[1]) > 1] for name, d in data.parts.items()
+            name: [s for s in d.seen if len(s[1]) > 1] for name, d in data.datasets.items()
         }  # not the looks at a shape
         (tmp_path / f"seen{rank}").write_text(json.dumps(seen))
 
@@ -213,19 +155,21 @@ def test_two_processes_equal_one(tmp_path):
 
 def test_validation_over_buckets():
     "Every held-out sample, in batches of one bucket; the grouping does not change the loss."
-    net, data = AnySize(), Buckets(parts((9, 7, 8)))
-    a, b = (validate(net, data, Interpolant(), bins=4, batch_size=n) for n in (2, 24))
+    net, data = AnySize(), BucketDataset(parts((9, 7, 8)))
+    a, b = (validation_loss(net, data, Interpolant(), bins=4, batch_size=n) for n in (2, 24))
     assert a[0] == pytest.approx(b[0], rel=1e-5) and a[1] == pytest.approx(b[1], rel=1e-5)
-    seen = Counter(i for d in data.parts.values() for _, index in d.seen for i in index)
-    assert sum(seen.values()) == 2 * 24 and {len(d.seen) > 1 for d in data.parts.values()} == {True}
+    seen = Counter(i for d in data.datasets.values() for _, index in d.seen for i in index)
+    assert sum(seen.values()) == 2 * 24 and {len(d.seen) > 1 for d in data.datasets.values()} == {
+        True
+    }
 
 
 def test_estimate_takes_the_dearest_bucket():
-    e = estimate(AnySize(), Buckets(parts()), Interpolant(), batch_size=SIZES)
+    e = estimate_cost(AnySize(), BucketDataset(parts()), Interpolant(), batch_size=SIZES)
     wide = parts()["wide"]  # 8 × 32 values, long 4 × 24, still 16 × 6
     assert (
         e.batch_size == 8
-        and e.activations == estimate(AnySize(), wide, Interpolant(), batch_size=8).activations
+        and e.activations == estimate_cost(AnySize(), wide, Interpolant(), batch_size=8).activations
     )
 
 
@@ -239,9 +183,7 @@ def test_out_of_memory_in_one_bucket(tmp_path):
                 raise torch.OutOfMemoryError("out of memory")
             return super().forward(x, t, y)
 
-    with pytest.raises(
-        OutOfMemory, match="batch_size=8 does not fit; 4 fits, and with accumulate=2"
-    ):
+    with pytest.raises(BatchTooLarge, match="batch_size=8 does not fit; 4 fits, with accumulate=2"):
         run(None, net=Tight())
     done = run(None, net=Tight(), on_oom="accumulate")
     assert done.step == 40 and done.log[-1]["parts"] == 2
@@ -249,7 +191,7 @@ def test_out_of_memory_in_one_bucket(tmp_path):
 
 def test_a_broken_sample_is_named(tmp_path):
     with pytest.raises(NonFiniteLoss) as e:
-        run(tmp_path, data=Buckets(parts(wide=5)))
+        run(tmp_path, data=BucketDataset(parts(wide=5)))
     losses = load_checkpoint(e.value.path).state["losses"]
     assert [i for i, loss in zip(e.value.indices, losses) if loss == "nan"] == [
         30 + 5
@@ -275,9 +217,9 @@ def test_bad_batch_sizes(change, message):
 
 def test_bad_parts():
     with pytest.raises(ValueError, match="bucket 'long' is empty"):
-        Buckets(dict(long=torch.zeros(0, 1, 1, 1, 1)))
+        BucketDataset(dict(long=torch.zeros(0, 1, 1, 1, 1)))
     with pytest.raises(ValueError, match="bucket 'long' must be a map-style dataset"):
-        Buckets(dict(long=7))
+        BucketDataset(dict(long=7))
 
 
 @pytest.mark.parametrize(
@@ -286,9 +228,9 @@ def test_bad_parts():
         ("recipe.batch_size.wide", dict(batch_size=SIZES | {"wide": 4})),
         (
             "data.buckets.still",
-            dict(data=Buckets(parts((30, 21, 50)) | {"still": Part((1, 1, 2, 3), 50, 2)})),
+            dict(data=BucketDataset(parts((30, 21, 50)) | {"still": Part((1, 1, 2, 3), 50, 2)})),
         ),
-        ("data.length", dict(data=Buckets(parts((30, 22, 50))))),
+        ("data.length", dict(data=BucketDataset(parts((30, 22, 50))))),
     ],
     ids=str,
 )

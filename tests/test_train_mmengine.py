@@ -4,11 +4,12 @@ import importlib.util
 
 import pytest
 import torch
-from test_train_precision import TINY, awake, clips
+from helpers.train import TINY, awake, clips
 
 from minisora.interpolants import Interpolant
 from minisora.temporal import VideoDiT
-from minisora.train import as_mmengine, batch_indices, batches, fit
+from minisora.train import as_mmengine, fit
+from minisora.training.batches import batch_indices, make_loader
 
 OPTIONS = dict(lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
 
@@ -27,7 +28,7 @@ def runner(folder, steps, model=None, end=None, **change):
         dict(
             model=model,
             work_dir=str(folder),
-            train_dataloader=batches(clips(), steps=steps, batch_size=8),
+            train_dataloader=make_loader(clips(), steps=steps, batch_size=8),
             train_cfg=dict(by_epoch=False, max_iters=end or steps),
             param_scheduler=[warmup],
             optim_wrapper=dict(
@@ -95,7 +96,7 @@ def test_modes():
     needs_mmengine()
     denoiser, batch = (
         as_mmengine(awake(), Interpolant(), sample_steps=3),
-        next(iter(batches(clips(), 1, 4))),
+        next(iter(make_loader(clips(), 1, 4))),
     )
     terms = denoiser(**batch)
     assert (
@@ -119,7 +120,7 @@ def test_modes():
 
 def test_batches_are_those_of_fit():
     found = [
-        b["index"] for b in batches(clips(), range(3, 6), batch_size=8, seed=2, rank=1, world=2)
+        b["index"] for b in make_loader(clips(), range(3, 6), batch_size=8, seed=2, rank=1, world=2)
     ]
     assert all(
         i.equal(batch_indices(2, s, 8, 30)[1::2]) for s, i in zip(range(3, 6), found, strict=True)

@@ -1,4 +1,4 @@
-"""Sixteen bits with float32 islands, the gradient scaler and its state, and compiling by block."""
+"""Sixteen bits with what must stay in float32, the gradient scaler and its state, and compiling by block."""
 
 import functools
 import json
@@ -6,42 +6,27 @@ import math
 
 import pytest
 import torch
-from test_train import Data, Net, go, interruptible, log_of, same  # noqa: F401
+from helpers.train import (  # noqa: F401
+    TINY,
+    Data,
+    Net,
+    awake,
+    clips,
+    go,
+    interruptible,
+    log_of,
+    same,
+    train_dit,
+)
 from torch import nn
 
-from minisora import train
 from minisora.interpolants import Interpolant
-from minisora.temporal import VideoDiT, VideoDiTConfig
-from minisora.train import NonFiniteLoss, estimate, fit, load_checkpoint
-
-TINY = VideoDiTConfig(
-    size=(4, 4, 4), channels=2, patch=(2, 2, 2), width=16, depth=3, heads=2, vocab=5, qk_norm=True
-)
-
-
-def awake(config=TINY):
-    "A VideoDiT that does not answer zero: fresh adaLN and output layers do."
-    model, g = VideoDiT(config), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            if not p.any():
-                p.copy_(torch.randn(p.shape, generator=g) * 0.1)
-    return model
-
-
-def clips(n=30):
-    g = torch.Generator().manual_seed(0)
-    return torch.randn(n, 2, 4, 4, 4, generator=g), torch.randint(0, 5, (n, 1), generator=g)
-
-
-def train_dit(out=None, model=None, **change):
-    options = (
-        dict(steps=12, batch_size=4, lr=1e-2, warmup=2, log_every=4, save_every=5, progress=False)
-        | change
-    )
-    return fit(
-        model or awake(), clips(), options.pop("objective", Interpolant()), out=out, **options
-    )
+from minisora.temporal import VideoDiT
+from minisora.train import NonFiniteLoss, _Trainer, estimate_cost, fit
+from minisora.training.checkpoint import load_checkpoint
+from minisora.training.distributed import Distributed
+from minisora.training.precision import repeated_blocks
+from minisora.training.run_config import config_dict
 
 
 class Scaled(Net):
@@ -62,7 +47,7 @@ class Scaled(Net):
         return torch.where(grad.abs().max() * 64 > self.room, torch.inf, grad)
 
 
-# ------------------------------------------------------------------------------------- islands
+# ------------------------------------------------------------------------------------- what stays in float32
 
 
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
@@ -84,9 +69,9 @@ def test_norms_time_and_loss_compute_in_float32(precision, dtype):
             return terms
 
     done = train_dit(model=model, steps=2, precision=precision, objective=Watch())
-    islands = {n for n in kinds if "norm" in n or n.startswith("t_embedder") or n == "loss"}
-    assert len(islands) > 12 and all(kinds[n] == {torch.float32} for n in islands), {
-        n: kinds[n] for n in islands
+    kept = {n for n in kinds if "norm" in n or n.startswith("t_embedder") or n == "loss"}
+    assert len(kept) > 12 and all(kinds[n] == {torch.float32} for n in kept), {
+        n: kinds[n] for n in kept
     }
     assert all(
         kinds[n] == {dtype}
@@ -96,19 +81,19 @@ def test_norms_time_and_loss_compute_in_float32(precision, dtype):
     assert {p.dtype for m in (done.model, done.ema) for p in m.parameters()} == {torch.float32}
 
 
-def test_islands_are_gone_afterwards_and_each_copy_has_its_own():
+def test_what_stays_in_float32_is_as_it_was_afterwards_and_each_copy_has_its_own():
     model = awake()
     done = train_dit(model=model, steps=3, precision="fp16", ema=0.5)
     for m in (*done.model.modules(), *done.ema.modules()):
         assert "forward" not in vars(m)
     x, t = torch.randn(2, 2, 4, 4, 4), torch.rand(2)
     assert not torch.equal(done.model(x, t), done.ema(x, t))
-    run = train._Run(
-        awake(), clips(), Interpolant(), _arguments(precision="fp16"), train._Team("cpu")
+    run = _Trainer(
+        awake(), clips(), Interpolant(), _arguments(precision="fp16"), Distributed("cpu")
     )
     with torch.no_grad():
         run.model.t_embedder.mlp[0].bias.fill_(9.0)
-    with train._islands(run):
+    with run.in_fp32():
         assert not torch.equal(
             run.model.t_embedder(t), run.ema.t_embedder(t)
         )  # the average's own weights
@@ -138,15 +123,15 @@ def test_float16_is_near_float32():
 
 
 def test_estimate_knows_float16():
-    e = estimate(awake(), clips(), Interpolant(), batch_size=8, precision="fp16")
+    e = estimate_cost(awake(), clips(), Interpolant(), batch_size=8, precision="fp16")
     assert (
         e.fits
-        and e.activations < estimate(awake(), clips(), Interpolant(), batch_size=8).activations
+        and e.activations < estimate_cost(awake(), clips(), Interpolant(), batch_size=8).activations
     )
-    tight = estimate(
+    tight = estimate_cost(
         Scaled(room=2.0**13), Data(), Interpolant(), precision="fp16"
     )  # no update is left out
-    assert tight.static == estimate(Net(dropout=0), Data(), Interpolant()).static
+    assert tight.static == estimate_cost(Net(dropout=0), Data(), Interpolant()).static
 
 
 # ------------------------------------------------------------------------------------- the scaler
@@ -228,7 +213,9 @@ def test_other_precisions_have_no_scaler(tmp_path):
     assert "scaler" not in load_checkpoint(tmp_path).state
     with pytest.raises(ValueError, match="recipe.precision is 'fp16'"):
         go(tmp_path, precision="fp16")
-    with pytest.raises(ValueError, match="precision must be 'fp32', 'bf16' or 'fp16', not 'half'"):
+    with pytest.raises(
+        ValueError, match="precision must be one of 'fp32', 'bf16', 'fp16', not 'half'"
+    ):
         go(None, precision="half")
 
 
@@ -281,7 +268,7 @@ def test_blocks_share_one_graph_and_names_stay(graphs, tmp_path):
         p, q = (getattr(load_checkpoint(tmp_path / n), part) for n in "ab")
         assert p.keys() == q.keys() and all(torch.allclose(p[k], q[k], atol=1e-6) for k in p)
     assert a.log[-1]["loss"] == pytest.approx(b.log[-1]["loss"], rel=1e-5)
-    load_checkpoint(tmp_path / "a").into(VideoDiT(TINY))
+    load_checkpoint(tmp_path / "a").load_into(VideoDiT(TINY))
 
 
 def test_the_whole_model_compiles_into_other_graphs(graphs):
@@ -301,12 +288,14 @@ def test_a_compiled_run_goes_on_uncompiled(graphs, tmp_path):
 def test_blocks_need_blocks():
     with pytest.raises(ValueError, match="Net has no nn.ModuleList of blocks"):
         go(None, compile="blocks")
-    with pytest.raises(ValueError, match="compile must be False, True or 'blocks', not 'block'"):
+    with pytest.raises(
+        ValueError, match="compile must be one of False, True, 'blocks', not 'block'"
+    ):
         go(None, compile="block")
     net = nn.Module()
     net.few, net.many = (
         nn.ModuleList([nn.Linear(2, 2)]),
         nn.ModuleList([nn.Linear(9, 9), nn.Linear(9, 9)]),
     )
-    assert train._blocks(net) == list(net.many) and train._blocks(VideoDiT(TINY))[0].mlp
-    assert json.dumps(train.describe(awake())) == json.dumps(train.describe(VideoDiT(TINY)))
+    assert repeated_blocks(net) == list(net.many) and repeated_blocks(VideoDiT(TINY))[0].mlp
+    assert json.dumps(config_dict(awake())) == json.dumps(config_dict(VideoDiT(TINY)))

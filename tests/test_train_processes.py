@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,52 +13,31 @@ import pytest
 import torch
 import torch._dynamo
 import torch.distributed.tensor
-from test_dit import awake
-from test_train import Data, Net, forked, go, interruptible, log_of, wait_until  # noqa: F401
-from test_train_precision import TINY, clips
+from helpers.train import (  # noqa: F401
+    FULL,
+    TINY,
+    Data,
+    Net,
+    clips,
+    equal,
+    free_port,
+    go,
+    interruptible,
+    log_of,
+    randomized,
+    start,
+    together,
+    wait_until,
+)
 
 from minisora import train
 from minisora.interpolants import Interpolant
 from minisora.temporal import VideoDiT
-from minisora.train import Buckets, batch_indices, fit, latest_checkpoint, load_checkpoint, validate
-
-FULL = dict(accumulate=2, clip=0.5, schedule="linear", weight_decay=0.1)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def start(job, says, world=2):
-    "Run `job(rank)` in `world` forked processes, with the environment that torchrun would give them."
-    port, pids = free_port(), []
-
-    def work(rank):
-        os.environ.update(
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-            WORLD_SIZE=str(world),
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            LOCAL_WORLD_SIZE=str(world),
-            OMP_NUM_THREADS="1",
-        )
-        job(rank)
-
-    for rank in range(world):
-        pids.append(forked(lambda rank=rank: work(rank), says.with_name(f"{says.name}{rank}")))
-    return pids
-
-
-def together(job, tmp_path, world=2):
-    "As `start`, until all have ended; returns what they said, one text a rank ('' where all went well)."
-    says = tmp_path / "says"
-    for pid in start(job, says, world):
-        os.waitpid(pid, 0)
-    files = [says.with_name(f"says{rank}") for rank in range(world)]
-    return [f.read_text() if f.exists() else "" for f in files]
+from minisora.train import fit, validation_loss
+from minisora.training import run_folder
+from minisora.training.batches import BucketDataset, batch_indices
+from minisora.training.checkpoint import latest_checkpoint, load_checkpoint
+from minisora.training.distributed import join_processes
 
 
 def launched(launcher, out, **options):
@@ -68,7 +46,7 @@ def launched(launcher, out, **options):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import torch; torch.set_num_threads(1)\n"
-        "from test_train import Net, go\n"
+        "from helpers.train import Net, go\n"
         f"go({str(out)!r}, net=Net(dropout=0), **{options!r})\n"
     )
     command = {
@@ -106,26 +84,6 @@ def launched(launcher, out, **options):
         if "terminate called without an active exception" not in done.stderr:
             break
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def equal(a, b, tolerance=1e-5):
-    "All tensors and all numbers of the log agree to `tolerance`."
-    timeless = [
-        [{k: v for k, v in r.items() if "second" not in k} for r in log_of(out)] for out in (a, b)
-    ]
-    assert [r.keys() for r in timeless[0]] == [r.keys() for r in timeless[1]] and len(
-        timeless[0]
-    ) > 5
-    for p, q in zip(*timeless):
-        for k in p:
-            assert p[k] == pytest.approx(q[k], rel=tolerance, abs=tolerance), (p["step"], k)
-    a, b = load_checkpoint(a), load_checkpoint(b)
-    assert a.step == b.step and a.state["config"] == b.state["config"]
-    for part in ("model", "ema", "optimizer"):
-        p, q = getattr(a, part), getattr(b, part)
-        assert p.keys() == q.keys() and len(p) > 5
-        for k in p:
-            assert torch.allclose(p[k], q[k], rtol=tolerance, atol=tolerance), (part, k)
 
 
 @pytest.fixture(scope="module")
@@ -184,13 +142,13 @@ def test_only_rank_0_writes_and_draws(tmp_path):
     calls.mkdir()
 
     def job(rank):
-        real = train.write_checkpoint
+        real = run_folder.save_checkpoint
 
         def write(path, *rest):
             (calls / f"write{rank}").touch()
             return real(path, *rest)
 
-        train.write_checkpoint = write
+        run_folder.save_checkpoint = write
         done = go(
             tmp_path / "run", steps=5, on_sample=lambda step, ema: (calls / f"sample{rank}").touch()
         )
@@ -251,18 +209,20 @@ def test_a_batch_that_cannot_be_split(tmp_path):
 
 def test_another_run_is_refused_on_every_process(alone, tmp_path):
     said = together(lambda rank: go(alone, net=Net(dropout=0), **{**FULL, "lr": 0.5}), tmp_path)
-    assert all(s.startswith("ValueError: cannot go on from") and "recipe.lr" in s for s in said)
+    assert all(s.startswith("ValueError: cannot resume from") and "recipe.lr" in s for s in said)
 
 
 def test_validation_is_shared(tmp_path):
-    want = validate(Net(), Data(37), Interpolant(), bins=5, batch_size=4)
+    want = validation_loss(Net(), Data(37), Interpolant(), bins=5, batch_size=4)
 
     def job(rank):
         data = Data(37)
-        got = validate(Net(), data, Interpolant(), bins=5, batch_size=4, team=train._Team("cpu"))
+        got = validation_loss(
+            Net(), data, Interpolant(), bins=5, batch_size=4, processes=join_processes("cpu")
+        )
         (tmp_path / f"got{rank}").write_text(json.dumps([got, sum(len(s) for s in data.seen)]))
 
-    train._Team("cpu")
+    join_processes("cpu")
 
     def joined(rank):
         accelerate.PartialState(cpu=True)
@@ -294,12 +254,12 @@ def test_routed_tokens_belong_to_the_sample(shard, options, tmp_path):
     def run(out, config=c):
         x, y = clips()
         data = (
-            Buckets(dict(long=(x[:18], y[:18]), short=(x[18:, :, :2], y[18:])))
+            BucketDataset(dict(long=(x[:18], y[:18]), short=(x[18:, :, :2], y[18:])))
             if c.smaller
             else (x, y)
         )
         fit(
-            awake(VideoDiT(config)),
+            randomized(VideoDiT(config)),
             data,
             Interpolant(),
             out=out,

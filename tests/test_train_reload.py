@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train_options import go, video
+from helpers.train import go, video
 
 from minisora import train
 from minisora.interpolants import Interpolant

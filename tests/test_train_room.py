@@ -1,8 +1,6 @@
 """`on_oom='accumulate'` in several processes: they agree on the parts, so that none waits for one without memory."""
 
-from test_train import go, interruptible, log_of  # noqa: F401
-from test_train_options import Pure
-from test_train_processes import FULL, equal, together
+from helpers.train import FULL, Pure, equal, go, interruptible, log_of, together  # noqa: F401
 
 
 def test_out_of_memory_in_one_process_of_two(tmp_path):
@@ -26,4 +24,4 @@ def test_out_of_memory_even_with_one_ends_all(tmp_path):
         net.most = 99 * rank
         go(None, net=net, valid=None, on_oom="accumulate", steps=2)
 
-    assert [s.split(":")[0] for s in together(job, tmp_path)] == ["OutOfMemory"] * 2
+    assert [s.split(":")[0] for s in together(job, tmp_path)] == ["BatchTooLarge"] * 2

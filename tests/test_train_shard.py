@@ -8,15 +8,26 @@ import torch
 import torch._dynamo
 import torch.distributed.fsdp
 import torch.distributed.tensor
-from test_train import go, interruptible, log_of  # noqa: F401
-from test_train_buckets import SIZES, AnySize, Buckets, parts
-from test_train_precision import TINY, awake, clips, train_dit
-from test_train_processes import equal, together
+from helpers.train import (  # noqa: F401
+    SIZES,
+    TINY,
+    AnySize,
+    awake,
+    clips,
+    equal,
+    go,
+    interruptible,
+    log_of,
+    parts,
+    together,
+    train_dit,
+)
 
-from minisora import train
 from minisora.interpolants import Interpolant
 from minisora.temporal import VideoDiT
-from minisora.train import NonFiniteLoss, load_checkpoint
+from minisora.train import NonFiniteLoss, _Trainer, fit
+from minisora.training.batches import BucketDataset
+from minisora.training.checkpoint import load_checkpoint
 
 FULL = dict(
     batch_size=8,
@@ -50,11 +61,11 @@ def test_two_processes_equal_one(alone, tmp_path):
     "Weights, averages, moments, losses, validation and gradient norms; each process really holds half of each matrix."
 
     def job(rank):
-        seen, real = {}, train._update
+        seen, real = {}, _Trainer.update
 
         def watch(r, batch):
             real(r, batch)
-            for k, p in r.named.items():
+            for k, p in r.parameters.items():
                 seen[k] = p.to_local().numel() / p.numel()
             seen["ema"] = r.ema.blocks[0].mlp.fc1.weight.to_local().shape[0]
             (o,) = r.optimizers
@@ -62,7 +73,7 @@ def test_two_processes_equal_one(alone, tmp_path):
                 o.state[r.model.blocks[0].mlp.fc1.weight]["exp_avg"].to_local().shape[0]
             )
 
-        train._update = watch
+        _Trainer.update = watch
         model = awake()
         if rank:
             model.final_layer.linear.weight.data += rank  # all start from the weights of rank 0
@@ -106,7 +117,8 @@ def test_checkpoint_is_the_same_whole_one(alone, tmp_path):
     assert a.state["config"] == b.state["config"]
     x, t = clips(2)[0], torch.tensor([0.3, 0.6])
     want = [
-        b.into(VideoDiT(TINY).eval(), w)(x, t).double().sum().item() for w in ("model", "ema", 0.2)
+        b.load_into(VideoDiT(TINY).eval(), w)(x, t).double().sum().item()
+        for w in ("model", "ema", 0.2)
     ]
     said = [json.loads((tmp_path / f"says{r}x").read_text()) for r in range(2)]
     assert said[0] == said[1] == pytest.approx(want, rel=1e-6) and len(set(want)) == 3
@@ -180,17 +192,17 @@ def test_muon_sees_whole_matrices(tmp_path):
 
 def test_buckets_and_uneven_validation(tmp_path):
     "Three parts of validation data for two processes: both do as many forward passes, and count each sample once."
-    options = dict(batch_size=SIZES, valid=Buckets(parts((9, 7, 8))), steps=20, log_every=4)
+    options = dict(batch_size=SIZES, valid=BucketDataset(parts((9, 7, 8))), steps=20, log_every=4)
 
     class Blocks(AnySize):
         def __init__(self):
             super().__init__(dropout=0)
             self.blocks = torch.nn.ModuleList([self.first, self.last])
 
-    go(tmp_path / "one", data=Buckets(parts()), net=Blocks(), **options)
+    go(tmp_path / "one", data=BucketDataset(parts()), net=Blocks(), **options)
     said = together(
         lambda rank: go(
-            tmp_path / "two", data=Buckets(parts()), net=Blocks(), shard=True, **options
+            tmp_path / "two", data=BucketDataset(parts()), net=Blocks(), shard=True, **options
         ),
         tmp_path,
     )
@@ -204,7 +216,7 @@ def test_nonfinite_loss_is_saved_whole(tmp_path):
 
     def job(rank):
         with pytest.raises(NonFiniteLoss, match="loss is not finite"):
-            train.fit(
+            fit(
                 awake(),
                 (x, y),
                 Interpolant(),
@@ -218,7 +230,7 @@ def test_nonfinite_loss_is_saved_whole(tmp_path):
     assert together(job, tmp_path) == ["", ""]
     (path,) = (tmp_path / "run" / "checkpoints").glob("nonfinite-*")
     saved = load_checkpoint(path)
-    assert saved.into(VideoDiT(TINY), "model") and 3 in saved.state["indices"]
+    assert saved.load_into(VideoDiT(TINY), "model") and 3 in saved.state["indices"]
 
 
 def test_a_model_without_blocks(tmp_path):

@@ -16,6 +16,43 @@ OLD_NAMES = {}
 OLD_ATTRIBUTES = {}
 OLD_FIELDS = {}
 
+# %% ../../nbs/core/renames.ipynb #train
+# training
+OLD_NAMES |= {'minisora.train': {
+    'RECIPE': 'minisora.training.run_config:RECIPE',
+    'LATER': 'minisora.training.run_config:ADDED',
+    'ISLANDS': 'minisora.training.precision:FP32_NORMS',
+    'permutation': 'minisora.core.noise:epoch_permutation',
+    'batch_indices': 'minisora.training.batches:batch_indices',
+    'batches': 'minisora.training.batches:make_loader',
+    'BucketOrder': 'minisora.training.batches:BucketBatchOrder',
+    'Buckets': 'minisora.training.batches:BucketDataset',
+    'learning_rate': 'minisora.core.optim:learning_rate',
+    'ema_decay': 'minisora.training.ema:ema_decay_at',
+    'EMA': 'minisora.training.ema:EMA',
+    'choose_ema': 'minisora.train:select_ema',
+    'validate': 'minisora.train:validation_loss',
+    'CheckpointError': 'minisora.training.checkpoint:CheckpointError',
+    'write_checkpoint': 'minisora.training.checkpoint:save_checkpoint',
+    'latest_checkpoint': 'minisora.training.checkpoint:latest_checkpoint',
+    'Checkpoint': 'minisora.training.checkpoint:Checkpoint',
+    'load_checkpoint': 'minisora.training.checkpoint:load_checkpoint',
+    'describe': 'minisora.training.run_config:config_dict',
+    'OutOfMemory': 'minisora.train:BatchTooLarge',
+    'leave': 'minisora.training.distributed:shutdown_process_group',
+    'Trained': 'minisora.train:FitResult',
+    'spread': 'minisora.training.inputs:stratified_uniforms',
+    'Estimate': 'minisora.training.estimate:CostEstimate',
+    'estimate': 'minisora.train:estimate_cost',
+    'on_track': 'minisora.training.reference:compare_to_reference',
+    'overlay': 'minisora.train:plot_against_reference',
+}}
+OLD_ATTRIBUTES |= {
+    'BucketBatchOrder': dict(made='batches_before', place='locate', rate='batches_per_epoch'),
+    'BucketDataset': dict(parts='datasets', first='offsets'),
+    'Checkpoint': dict(into='load_into'),
+}
+
 # %% ../../nbs/core/renames.ipynb #aaf09c19
 OLD_NAMES |= {
     'minisora.viz': dict(
