@@ -63,29 +63,29 @@ class Interpolant(Objective):
     2023). Has the interface of `Objective`. A wrong field is a ValueError that names it."""
     path: str = 'linear'                # linear, gvp, vp
     prediction: str = 'velocity'        # velocity, score, noise, data
-    weight: str = 'none'        # none, velocity, likelihood
-    time: str = 'logit-normal'     # logit-normal, uniform
+    loss_weighting: str = 'none'        # none, velocity, likelihood
+    time_distribution: str = 'logit-normal'     # logit-normal, uniform
     mean: float = 0.                    # of the normal: above 0, nearer to the data
     std: float = 1.
     shift: float = 1.                   # above 1 moves the training times towards the noise
     max_weight: float = math.inf        # bound on the weight: data's grows as 1 / (1 − t)²
     # the loss gets so much of the squared change of the error from frame to frame
-    delta: float = 0.
+    temporal_diff_weight: float = 0.
     # and so much of the jerk of `temporal_misalignment`: uneven motion, in frames
-    steady: float = 0.
+    jerk_weight: float = 0.
 
     def __post_init__(self):
         check_choice('path', self.path, ('linear', 'gvp', 'vp'))
         check_choice('prediction', self.prediction, ('velocity', 'score', 'noise', 'data'))
-        check_choice('weight', self.weight, ('none', 'velocity', 'likelihood'))
-        check_choice('time', self.time, ('logit-normal', 'uniform'))
+        check_choice('loss_weighting', self.loss_weighting, ('none', 'velocity', 'likelihood'))
+        check_choice('time_distribution', self.time_distribution, ('logit-normal', 'uniform'))
         check_number('mean', self.mean)
         check_number('std', self.std, above=0)
         check_number('shift', self.shift, above=0)
         if self.max_weight != math.inf:
             check_number('max_weight', self.max_weight, above=0)
-        check_number('delta', self.delta, minimum=0)
-        check_number('steady', self.steady, minimum=0)
+        check_number('temporal_diff_weight', self.temporal_diff_weight, minimum=0)
+        check_number('jerk_weight', self.jerk_weight, minimum=0)
 
 # %% ../nbs/05_interpolants.ipynb #89a5fa9c
 @patch(as_prop=True)
@@ -94,7 +94,7 @@ def time_range(self: Interpolant):
     less."""
     if self.path == 'vp':
         return (0. if self.prediction == 'velocity' else 1e-3), 1 - 1e-3
-    whole = self.prediction == 'velocity' and self.weight != 'likelihood'
+    whole = self.prediction == 'velocity' and self.loss_weighting != 'likelihood'
     return (0., 1.) if whole else (1e-3, 1 - 1e-3)
 
 
@@ -108,7 +108,7 @@ def coefficients(self: Interpolant, t):
 def sample_times(self: Interpolant, u):
     "Uniforms (B,) in [0, 1) -> training times (B,)."
     t = u.double()
-    if self.time == 'logit-normal':
+    if self.time_distribution == 'logit-normal':
         t = logit_normal_times(u, self.mean, self.std)
     return timestep_shift(t, self.shift).clamp(*self.time_range).float()
 
@@ -196,7 +196,7 @@ def weights(self: Interpolant, t):
     """The factor (B,) on the squared error of the prediction (SiT, section 2.4; score: of σ ·
     score)."""
     alpha, sigma, d_alpha, d_sigma = self.coefficients(t)
-    if self.weight in ('none', self.prediction):
+    if self.loss_weighting in ('none', self.prediction):
         scale = sigma if self.prediction == 'score' else torch.ones_like(sigma)
         return (scale ** 2).float()
     # error of the velocity / error of the noise
@@ -204,26 +204,26 @@ def weights(self: Interpolant, t):
     # error of the noise / error of the prediction
     one = torch.ones_like(sigma)
     noise = dict(velocity=1 / lam, noise=one, data=alpha / sigma, score=sigma)[self.prediction]
-    weight = noise ** 2 * (lam ** 2 if self.weight == 'velocity' else lam / sigma)
+    weight = noise ** 2 * (lam ** 2 if self.loss_weighting == 'velocity' else lam / sigma)
     return weight.clamp(max=self.max_weight).float()
 
 
 @patch
 def loss(self: Interpolant, model, latents, condition, noise, t):
-    """Per-sample terms (B,): 'loss', weighted; 'mse', plain; with `delta` also
-    'change', with `steady` also 'jerk' (clips of three frames and more)."""
+    """Per-sample terms (B,): 'loss', weighted; 'mse', plain; with `temporal_diff_weight` also
+    'change', with `jerk_weight` also 'jerk' (clips of three frames and more)."""
     x = self.add_noise(latents, noise, t)
     out = self.raw_prediction(model, x, t, condition)
     error = out - self.target(latents, noise, t)                        # (B, C, T, H, W)
     terms = {'mse': mean_flat(error ** 2)}
     loss = terms['mse']
-    if self.delta and x.shape[2] > 1:
+    if self.temporal_diff_weight and x.shape[2] > 1:
         terms['change'] = mean_flat(error.diff(dim=2) ** 2)
-        loss = loss + self.delta * terms['change']
-    if self.steady and x.shape[2] > 2:
+        loss = loss + self.temporal_diff_weight * terms['change']
+    if self.jerk_weight and x.shape[2] > 2:
         data, _ = self.to_data_and_noise(out, x, t)
         terms['jerk'] = _smooth_jerk(temporal_misalignment(data - latents, latents))
-        loss = loss + self.steady * terms['jerk']
+        loss = loss + self.jerk_weight * terms['jerk']
     return {'loss': loss * self.weights(t), **terms}
 
 # %% ../nbs/05_interpolants.ipynb #4aa36049

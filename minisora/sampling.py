@@ -14,7 +14,7 @@ from .core.checks import check_choice, check_int, check_number
 from .core.noise import indexed_noise
 from .core.protocols import device_of, model_latent_shape
 from .core.renames import old_names
-from .diffusion import Diffusion
+from .diffusion import GaussianDiffusion
 from .interpolants import timestep_shift
 from .processes.adaptive import dopri5, dopri5_iter
 from .processes.likelihood import (Likelihood, bits_per_dimension, hutchinson_probes,
@@ -290,11 +290,11 @@ def _make_sampler(solver, model, objective, x, condition, steps, shift, seed, in
         return sde_iter(model, objective, x, condition, shift=shift, **random)
     if solver not in ('ancestral', 'ddim'):
         return ode_iter(model, objective, x, condition, steps, solver, shift, **options)
-    if isinstance(objective, Diffusion):
+    if isinstance(objective, GaussianDiffusion):
         return objective.sample_iter(model, x, condition, solver=solver, **random)
     if solver == 'ddim':
         return ddim_iter(model, objective, x, condition, shift=shift, **random)
-    raise ValueError(f'solver {solver!r} is for a Diffusion; '
+    raise ValueError(f'solver {solver!r} is for a GaussianDiffusion; '
                      f'the objective is {type(objective).__name__}')
 
 # %% ../nbs/06_sampling.ipynb #d3051049
@@ -304,7 +304,7 @@ def sample(model, objective, condition=None, n=None, shape=None, steps=50, solve
     """Latents (B, C, T, H, W), one for each row of `condition` (B, …), or `n` of an unconditional
     model.
 
-    `solver`: euler, heun, midpoint, rk4, dopri5, sde or ddim; for a Diffusion also
+    `solver`: euler, heun, midpoint, rk4, dopri5, sde or ddim; for a GaussianDiffusion also
     ancestral. `guidance` 1: none; `guidance_channels`: 'all', or 'dit' for the first three as DiT's
     own code. `shift` > 1: more steps near the noise. Sample i starts from indexed_noise(seed, 0,
     i), or from `noise` (B, C, …), and is the same on any `batch_size`. `index`: the i's, 0 … B−1 if

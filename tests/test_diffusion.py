@@ -6,7 +6,7 @@ import torch
 from helpers.processes import SHAPE, ab, close, linear_model, normal
 
 from minisora.core.noise import indexed_noise
-from minisora.diffusion import Diffusion, ddim_step, ddpm_step
+from minisora.diffusion import GaussianDiffusion, ddim_step, ddpm_step
 from minisora.interpolants import Interpolant
 from minisora.processes.bounds import predict_data_and_noise
 from minisora.processes.schedules import beta_schedule
@@ -18,13 +18,13 @@ LINEAR = dict(beta_start=1e-4, beta_end=0.02, clip_sample=False, timestep_spacin
 @pytest.mark.parametrize(
     "ours,theirs",
     [
-        (Diffusion(), dict(LINEAR)),
+        (GaussianDiffusion(), dict(LINEAR)),
         (
-            Diffusion(schedule="cosine", prediction="v"),
+            GaussianDiffusion(schedule="cosine", prediction="v"),
             dict(beta_schedule="squaredcos_cap_v2", clip_sample=False),
         ),
         (
-            Diffusion(zero_snr=True, prediction="v"),
+            GaussianDiffusion(zero_snr=True, prediction="v"),
             dict(LINEAR, rescale_betas_zero_snr=True),
         ),
     ],
@@ -59,9 +59,11 @@ def test_ancestral_sampling_is_diffusers(variance, prediction, monkeypatch):
     )
     theirs = x
     for k in scheduler.timesteps:
-        out = model(theirs, Diffusion().noise_schedule.time(k.repeat(3)))
+        out = model(theirs, GaussianDiffusion().noise_schedule.time(k.repeat(3)))
         theirs = scheduler.step(out, k, theirs).prev_sample
-    ours = Diffusion(variance=variance, prediction=prediction).sample(model, x, steps=12, seed=7)
+    ours = GaussianDiffusion(variance=variance, prediction=prediction).sample(
+        model, x, steps=12, seed=7
+    )
     close(ours, theirs)
 
 
@@ -71,7 +73,7 @@ def test_ddim_steps_are_diffusers(eta):
         1000, **{**LINEAR, "timestep_spacing": "trailing"}, set_alpha_to_one=True
     )
     scheduler.set_timesteps(10)
-    o, model, x = Diffusion(), linear_model(), normal(3)
+    o, model, x = GaussianDiffusion(), linear_model(), normal(3)
     for i, k in enumerate(scheduler.timesteps):
         kk, fresh = k.repeat(3), normal(20 + i)
         out = model(x, o.noise_schedule.time(kk))
@@ -109,7 +111,7 @@ def test_ddim_steps_are_diffusers(eta):
 def test_ddim_loops_are_diffusers(options, theirs):
     scheduler, o = (
         diffusers.DDIMScheduler(1000, set_alpha_to_one=True, **theirs),
-        Diffusion(**options),
+        GaussianDiffusion(**options),
     )
     error = (scheduler.alphas_cumprod - o.noise_schedule.alphas_cumprod[:-1]).abs().max()
     assert error < 1e-6, error  # theirs are float32; with ours in their place
@@ -126,7 +128,7 @@ def test_ddim_loops_are_diffusers(options, theirs):
 def test_clipped_guesses_are_diffusers(solver, monkeypatch):
     kind = diffusers.DDPMScheduler if solver == "ancestral" else diffusers.DDIMScheduler
     o, model, x, k = (
-        Diffusion(variance="fixed-small"),
+        GaussianDiffusion(variance="fixed-small"),
         linear_model(),
         normal(3),
         torch.tensor([800] * 3),
@@ -147,14 +149,14 @@ def test_clipped_guesses_are_diffusers(solver, monkeypatch):
 
 
 def test_clip_reaches_every_step():
-    states = list(Diffusion().sample_iter(linear_model(), 3 * normal(3), steps=6, clip=0.5))
+    states = list(GaussianDiffusion().sample_iter(linear_model(), 3 * normal(3), steps=6, clip=0.5))
     assert (
         all(data.abs().max() <= 0.5 for _, _, data in states) and states[-1][1].abs().max() <= 0.5
     )
 
 
 def test_ddim_with_the_true_noise_stays_on_the_path_both_ways():
-    o, data, noise, k = Diffusion(), normal(1), normal(2), torch.tensor([300] * 3)
+    o, data, noise, k = GaussianDiffusion(), normal(1), normal(2), torch.tensor([300] * 3)
     x = o.add_noise(data, noise, o.noise_schedule.time(k))
     for to in (100, 299, 301, 900):  # back to the data and on to the noise
         close(
@@ -171,7 +173,7 @@ def test_sampling_calls_the_model_once_a_step_and_not_outside_its_clock():
         seen.append(t)
         return x * 0.1
 
-    states = list(Diffusion().sample_iter(model, normal(1), steps=9))
+    states = list(GaussianDiffusion().sample_iter(model, normal(1), steps=9))
     assert len(seen) == 9 and len(states) == 10
     assert all(
         (1000 * (1 - t)).round().frac().eq(0).all() and t.min() > 0 and t.max() <= 1 for t in seen
@@ -180,7 +182,7 @@ def test_sampling_calls_the_model_once_a_step_and_not_outside_its_clock():
 
 
 def test_batch_split_gives_the_same_samples():
-    o, model, x = Diffusion(), linear_model(), normal(4, 6)
+    o, model, x = GaussianDiffusion(), linear_model(), normal(4, 6)
     y = torch.arange(6.0)
     whole = o.sample(model, x, y, steps=8, seed=2)
     parts = [
@@ -192,7 +194,7 @@ def test_batch_split_gives_the_same_samples():
 
 def test_a_gaussian_comes_back():
     "With the exact noise prediction for N(0.5, 0.3²) data, both samplers must give that mean and deviation."
-    o = Diffusion()
+    o = GaussianDiffusion()
 
     def exact(x, t, y):
         a, s = (c.float().view(-1, 1, 1, 1, 1) for c in o.coefficients(t)[:2])
@@ -220,7 +222,7 @@ def test_a_gaussian_comes_back():
 
 @pytest.mark.parametrize("prediction", ["noise", "data", "v"])
 def test_loss_of_the_right_answer_is_zero_and_the_split_finds_it(prediction):
-    o = Diffusion(prediction=prediction)
+    o = GaussianDiffusion(prediction=prediction)
     data, noise, t = (
         normal(1, 5),
         normal(2, 5),
@@ -238,12 +240,12 @@ def test_min_snr_is_one_loss_in_three_languages():
     data, noise, t = (
         normal(1, 4),
         normal(2, 4),
-        Diffusion().noise_schedule.time(torch.tensor([10, 100, 300, 800])),
+        GaussianDiffusion().noise_schedule.time(torch.tensor([10, 100, 300, 800])),
     )
     wrong = data + 0.1 * normal(3, 4)
     got = []
     for prediction in ("noise", "data", "v"):
-        o = Diffusion(prediction=prediction, weight="min-snr")
+        o = GaussianDiffusion(prediction=prediction, loss_weighting="min-snr")
         a, s = (c.float().view(-1, 1, 1, 1, 1) for c in o.coefficients(t)[:2])
         x = o.add_noise(data, noise, t)
         guess = (x - a * wrong) / s
@@ -264,22 +266,26 @@ def test_min_snr_cuts_at_gamma(gamma):
     )
     assert (snr > gamma).any() and (snr < gamma).any()
     for prediction, w in want.items():
-        o = Diffusion(prediction=prediction, weight="min-snr", gamma=gamma)
+        o = GaussianDiffusion(prediction=prediction, loss_weighting="min-snr", gamma=gamma)
         close(o.weights(o.noise_schedule.time(k)).double(), w, 1e-6)
-        assert Diffusion(prediction=prediction).weights(o.noise_schedule.time(k)).eq(1).all()
+        assert (
+            GaussianDiffusion(prediction=prediction).weights(o.noise_schedule.time(k)).eq(1).all()
+        )
 
 
 def test_vlb_weight_is_its_factor():
     data, noise, t, model = normal(1), normal(2), torch.tensor([0.1, 0.5, 0.9]), linear_model(out=8)
     for w in (1.0, 0.25):
-        got = Diffusion(variance="learned-range", vlb_weight=w).loss(model, data, None, noise, t)
+        got = GaussianDiffusion(variance="learned-range", vlb_weight=w).loss(
+            model, data, None, noise, t
+        )
         close(got["loss"] - got["mse"], w * got["vlb"], 1e-4)
 
 
 def test_vlb_trains_only_the_variance():
     out = torch.randn(2, 8, 1, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     data, noise = normal(1, 2, (4, 1, 2, 2)), normal(2, 2, (4, 1, 2, 2))
-    o = Diffusion(variance="learned-range")
+    o = GaussianDiffusion(variance="learned-range")
     o.loss(lambda *_: out, data, None, noise, o.noise_schedule.time(torch.tensor([300, 0])))[
         "vlb"
     ].sum().backward()
@@ -290,11 +296,11 @@ def test_vlb_trains_only_the_variance():
 
 
 OBJECTIVES = [
-    Diffusion(),
-    Diffusion(variance="learned-range"),
-    Diffusion(weight="vlb"),
+    GaussianDiffusion(),
+    GaussianDiffusion(variance="learned-range"),
+    GaussianDiffusion(loss_weighting="vlb"),
     Interpolant(),
-    Diffusion(schedule="cosine", prediction="v", zero_snr=True, weight="min-snr"),
+    GaussianDiffusion(schedule="cosine", prediction="v", zero_snr=True, loss_weighting="min-snr"),
     Interpolant("gvp", "noise", "velocity"),
     Interpolant("vp", "score", "likelihood"),
     Interpolant("linear", "data"),
@@ -322,7 +328,7 @@ def test_a_loss_is_a_term_for_each_sample_from_seed_step_and_index(o):
 
 @pytest.mark.parametrize("prediction", ["noise", "data", "v"])
 def test_velocity_and_score_are_those_of_the_path(prediction):
-    o = Diffusion(prediction=prediction)
+    o = GaussianDiffusion(prediction=prediction)
     data, noise, t = normal(1), normal(2), o.noise_schedule.time(torch.tensor([20, 400, 900]))
     a, s = ab(o, t)
     said = {"noise": noise, "data": data, "v": a * noise - s * data}[prediction]
@@ -338,13 +344,13 @@ def test_velocity_and_score_are_those_of_the_path(prediction):
 
 
 def test_dict_there_and_back():
-    o = Diffusion(schedule="cosine", prediction="v", weight="min-snr", gamma=3.0)
-    assert Diffusion.from_dict(o.to_dict()) == o
+    o = GaussianDiffusion(schedule="cosine", prediction="v", loss_weighting="min-snr", gamma=3.0)
+    assert GaussianDiffusion.from_dict(o.to_dict()) == o
     assert next(iter(o.to_dict().items())) == ("objective", "gaussian-diffusion")
     with pytest.raises(ValueError, match="has no field 'predicton'; did you mean 'prediction'"):
-        Diffusion.from_dict({"predicton": "v"})
+        GaussianDiffusion.from_dict({"predicton": "v"})
     with pytest.raises(ValueError, match="objective is 'interpolant', not 'gaussian-diffusion'"):
-        Diffusion.from_dict({"objective": "interpolant"})
+        GaussianDiffusion.from_dict({"objective": "interpolant"})
 
 
 @pytest.mark.parametrize(
@@ -353,7 +359,7 @@ def test_dict_there_and_back():
         ("schedule", "cubic"),
         ("prediction", "velocity"),
         ("variance", "big"),
-        ("weight", "snr"),
+        ("loss_weighting", "snr"),
         ("steps", 1),
         ("steps", 10.5),
         ("gamma", 0.0),
@@ -362,25 +368,25 @@ def test_dict_there_and_back():
 )
 def test_a_wrong_field_is_named(field, value):
     with pytest.raises(ValueError, match=f"{field} must be .*{value}"):
-        Diffusion(**{field: value})
+        GaussianDiffusion(**{field: value})
 
 
 def test_zero_snr_refuses_noise_prediction():
     with pytest.raises(ValueError, match="zero_snr"):
-        Diffusion(zero_snr=True)
+        GaussianDiffusion(zero_snr=True)
 
 
 def test_a_wrong_solver_or_spacing_is_named():
     for name in ("solver", "spacing"):
         with pytest.raises(ValueError, match=f"{name} must be .*'euler'"):
-            Diffusion().sample(linear_model(), normal(1), steps=3, **{name: "euler"})
+            GaussianDiffusion().sample(linear_model(), normal(1), steps=3, **{name: "euler"})
 
 
 def test_channels_that_do_not_fit_are_an_error():
     x, t = normal(1, 2), torch.tensor([0.5, 0.5])
     with pytest.raises(ValueError, match="learned-range"):
-        Diffusion().raw_prediction(linear_model(out=8), x, t)
+        GaussianDiffusion().raw_prediction(linear_model(out=8), x, t)
     with pytest.raises(ValueError, match="8 channels"):
-        Diffusion(variance="learned-range").raw_prediction(linear_model(), x, t)
+        GaussianDiffusion(variance="learned-range").raw_prediction(linear_model(), x, t)
     with pytest.raises(ValueError, match=r"\(2, 3, 2, 6, 6\)"):
-        Diffusion().raw_prediction(linear_model(out=3), x, t)
+        GaussianDiffusion().raw_prediction(linear_model(out=3), x, t)

@@ -9,7 +9,7 @@ from helpers.processes import PATHS, PREDICTIONS
 
 from minisora.core.hub import OBJECTIVES
 from minisora.core.noise import indexed_noise
-from minisora.diffusion import Diffusion
+from minisora.diffusion import GaussianDiffusion
 from minisora.interpolants import (
     Interpolant,
     logit_normal_times,
@@ -43,7 +43,7 @@ def test_ends_and_derivatives(path):
 
 
 def test_vp_is_the_limit_of_the_linear_ddpm():
-    ddpm, k = Diffusion(steps=1000).noise_schedule, torch.tensor([100, 300, 500, 700, 900])
+    ddpm, k = GaussianDiffusion(steps=1000).noise_schedule, torch.tensor([100, 300, 500, 700, 900])
     a = path_coefficients("vp", 1 - (k + 1) / 1000)[0]
     torch.testing.assert_close(a, ddpm.alphas_cumprod[k].sqrt(), rtol=0.03, atol=1e-3)
 
@@ -129,7 +129,7 @@ def test_there_and_back_in_float64(path, source, to):
     "path,prediction,weight", list(itertools.product(PATHS, PREDICTIONS, WEIGHTS))
 )
 def test_loss_is_zero_for_the_right_answer_and_finite_for_all_times(path, prediction, weight):
-    o = Interpolant(path, prediction, weight, time="uniform")
+    o = Interpolant(path, prediction, weight, time_distribution="uniform")
     data, noise = normal(1), normal(2)
     t = o.sample_times(torch.tensor([0.0, 1e-7, 0.5, 0.9999, 1 - 1e-7]))
     said = o.target(data, noise, t)
@@ -163,13 +163,13 @@ def test_weights_are_the_originals():
         ("likelihood", drift / (1 - t) ** 2),
     ):
         torch.testing.assert_close(
-            Interpolant(prediction="noise", weight=weight).weights(t),
+            Interpolant(prediction="noise", loss_weighting=weight).weights(t),
             want,
             rtol=1e-4,
             atol=1e-5,
         )
         torch.testing.assert_close(
-            Interpolant(prediction="score", weight=weight).weights(t),
+            Interpolant(prediction="score", loss_weighting=weight).weights(t),
             want * (1 - t) ** 2,
             rtol=1e-4,
             atol=1e-5,
@@ -184,7 +184,7 @@ def test_times_have_the_distribution_they_name():
     u = indexed_noise(0, 0, range(4000), (1,))[1][:, 0]
     logit = torch.logit(Interpolant(mean=0.4, std=0.7).sample_times(u).double())
     assert abs(logit.mean() - 0.4) < 0.04 and abs(logit.std() - 0.7) < 0.03
-    flat = Interpolant(time="uniform").sample_times(u)
+    flat = Interpolant(time_distribution="uniform").sample_times(u)
     assert torch.allclose(flat, u) and abs(flat.mean() - 0.5) < 0.02
 
 
@@ -212,7 +212,7 @@ def test_logit_normal_is_finite_at_both_ends():
 def test_dict_there_and_back(monkeypatch):
     for o in (
         Interpolant("gvp", "noise", "velocity", "uniform", shift=2.0),
-        Diffusion(prediction="v"),
+        GaussianDiffusion(prediction="v"),
     ):
         assert objective_from_dict(o.to_dict()) == o
     # whatever other modules bring
@@ -236,7 +236,7 @@ def test_an_objective_that_is_registered_is_read(monkeypatch):
     o = TwoStep("gvp", more=(2,))
     assert o.to_dict()["objective"] == "two-step" and objective_from_dict(o.to_dict()) == o
     assert objective_from_dict({"objective": "Old", "weight": "velocity"}) == TwoStep(
-        weight="velocity"
+        loss_weighting="velocity"
     )
     # a subclass that is not registered goes by its own name, and only its own class reads it
     Mine = dataclass(frozen=True)(type("Mine", (Interpolant,), {}))
@@ -250,8 +250,8 @@ def test_an_objective_that_is_registered_is_read(monkeypatch):
     [
         ("path", "curved"),
         ("prediction", "v"),
-        ("weight", "min-snr"),
-        ("time", "beta"),
+        ("loss_weighting", "min-snr"),
+        ("time_distribution", "beta"),
         ("mean", "nan"),
         ("std", 0),
         ("shift", -1),
@@ -274,7 +274,7 @@ def test_a_variance_head_is_left_out_and_other_shapes_refused():
 
 def test_max_weight_bounds_the_loss_near_the_data_only():
     t = torch.tensor([0.2, 0.7, 0.9, 0.99])
-    got = Interpolant(prediction="data", weight="velocity", max_weight=16.0).weights(t)
+    got = Interpolant(prediction="data", loss_weighting="velocity", max_weight=16.0).weights(t)
     torch.testing.assert_close(got, 1 / (1 - t).clamp(min=0.25) ** 2)
     with pytest.raises(ValueError, match="max_weight must be .*0"):
         Interpolant(max_weight=0)
@@ -285,7 +285,7 @@ def test_max_weight_bounds_the_loss_near_the_data_only():
 
 def test_delta_asks_for_an_error_that_does_not_change_in_time():
     data, noise, t = normal(1), normal(2), torch.full((5,), 0.5)
-    o = Interpolant(delta=3.0)
+    o = Interpolant(temporal_diff_weight=3.0)
     steady = o.loss(lambda *_: data - noise + 1, data, None, noise, t)
     torch.testing.assert_close(steady["loss"], torch.ones(5))
     swing = torch.tensor([1.0, -1.0]).view(
@@ -294,8 +294,8 @@ def test_delta_asks_for_an_error_that_does_not_change_in_time():
     terms = o.loss(lambda *_: data - noise + swing, data, None, noise, t)
     torch.testing.assert_close(terms["mse"], torch.ones(5))
     torch.testing.assert_close(terms["loss"], torch.full((5,), 1 + 3 * 4.0))
-    with pytest.raises(ValueError, match="delta must be .*-1"):
-        Interpolant(delta=-1.0)
+    with pytest.raises(ValueError, match="temporal_diff_weight must be .*-1"):
+        Interpolant(temporal_diff_weight=-1.0)
     one = data[:, :, :1]
     assert "change" not in o.loss(
         lambda *_: one, one, None, noise[:, :, :1], t
@@ -325,7 +325,7 @@ def test_only_uneven_slip_costs():
         torch.full((1,), 0.5),
         torch.randn(1, 1, 8, 1, 16, generator=torch.Generator().manual_seed(0)),
     )
-    o = Interpolant(prediction="data", steady=2.0)
+    o = Interpolant(prediction="data", jerk_weight=2.0)
 
     def terms(late):
         return o.loss(lambda *_: bump(AT + late), bump(AT), None, noise, t)
@@ -335,7 +335,7 @@ def test_only_uneven_slip_costs():
     assert even["jerk"] < 0.02 < 0.8 < uneven["jerk"] < 1.2
     torch.testing.assert_close(uneven["loss"], uneven["mse"] + 2 * uneven["jerk"])
     # a velocity that is wrong by `d` is data that is wrong by d · (1 - t): the same clip, the same slip
-    v = Interpolant(steady=2.0).loss(
+    v = Interpolant(jerk_weight=2.0).loss(
         lambda x, *_: (bump(AT + 0.3 * torch.tensor([1.0, -1.0] * 4)) - x) / 0.5,
         bump(AT),
         None,
@@ -345,5 +345,5 @@ def test_only_uneven_slip_costs():
     torch.testing.assert_close(v["jerk"], uneven["jerk"])
     short = o.loss(lambda *_: noise[:, :, :2], noise[:, :, :2], None, noise[:, :, :2], t)
     assert "jerk" not in short  # two frames have no second difference
-    with pytest.raises(ValueError, match="steady must be .*-1"):
-        Interpolant(steady=-1.0)
+    with pytest.raises(ValueError, match="jerk_weight must be .*-1"):
+        Interpolant(jerk_weight=-1.0)

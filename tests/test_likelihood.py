@@ -7,7 +7,7 @@ import torch
 from helpers.processes import CENTERS, SPREAD, Net, mixture
 
 from minisora.core.noise import indexed_noise
-from minisora.diffusion import Diffusion
+from minisora.diffusion import GaussianDiffusion
 from minisora.interpolants import Interpolant
 from minisora.processes.likelihood import (
     bits_per_dimension,
@@ -91,7 +91,7 @@ def test_bits_of_a_gaussian_are_its_entropy():
         Interpolant("vp"),
         Interpolant("linear", "score"),
         Interpolant("gvp", "data"),
-        Diffusion(),
+        GaussianDiffusion(),
     ],
     ids=str,
 )

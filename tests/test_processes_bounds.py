@@ -6,7 +6,7 @@ from helpers.processes import SHAPE, close, linear_model, normal
 from torch.distributions import Normal, kl_divergence
 
 from minisora.core.noise import indexed_noise
-from minisora.diffusion import Diffusion
+from minisora.diffusion import GaussianDiffusion
 from minisora.processes.bounds import (
     discretized_gaussian_nll,
     p_mean_variance,
@@ -19,7 +19,7 @@ from minisora.processes.schedules import beta_schedule
 
 
 def test_bound_is_the_kl_of_torch():
-    o, model = Diffusion(variance="learned-range"), linear_model(out=8)
+    o, model = GaussianDiffusion(variance="learned-range"), linear_model(out=8)
     data, noise, k = normal(1), normal(2), torch.tensor([3, 200, 900])
     t = o.noise_schedule.time(k)
     x = o.add_noise(data, noise, t)
@@ -41,7 +41,7 @@ def test_bound_is_the_kl_of_torch():
 @pytest.mark.parametrize("variance", ["fixed-small", "fixed-large", "learned-range"])
 def test_the_first_term_is_the_probability_of_the_bin(variance):
     "At k = 0: minus the log of a normal's mass in the pixel's bin; both fixed variances are that of step 1."
-    o, data = Diffusion(variance=variance), normal(1).clamp(-1, 1)
+    o, data = GaussianDiffusion(variance=variance), normal(1).clamp(-1, 1)
     k = torch.zeros(3, dtype=torch.long)
     x = o.add_noise(data, normal(2), o.noise_schedule.time(k))
     out = (
@@ -70,7 +70,7 @@ def test_the_first_term_is_the_probability_of_the_bin(variance):
 
 def test_bits_per_dimension_of_the_true_noise():
     "A model that knows the noise pays for nothing but the prior and the last bin."
-    o, data, seen = Diffusion(50), normal(1, 2).clamp(-1, 1), []
+    o, data, seen = GaussianDiffusion(50), normal(1, 2).clamp(-1, 1), []
 
     def oracle(x, t, y):
         seen.append(int(o.noise_schedule.timestep(t[:1])))
@@ -90,19 +90,23 @@ def test_bits_per_dimension_of_the_true_noise():
 def test_the_whole_bound_trains_everything():
     out = normal(5, 2, (8, 1, 2, 2)).requires_grad_()
     data, noise = normal(1, 2, (4, 1, 2, 2)), normal(2, 2, (4, 1, 2, 2))
-    t = Diffusion().noise_schedule.time(torch.tensor([300, 5]))
-    got = Diffusion(variance="learned-range", weight="vlb").loss(
+    t = GaussianDiffusion().noise_schedule.time(torch.tensor([300, 5]))
+    got = GaussianDiffusion(variance="learned-range", loss_weighting="vlb").loss(
         lambda *_: out, data, None, noise, t
     )
     close(
         got["loss"],
         1000
-        * Diffusion(variance="learned-range").loss(lambda *_: out, data, None, noise, t)["vlb"],
+        * GaussianDiffusion(variance="learned-range").loss(lambda *_: out, data, None, noise, t)[
+            "vlb"
+        ],
         1e-6,
     )
     got["loss"].sum().backward()
     assert out.grad[:, :4].abs().min() > 0 and out.grad[:, 4:].abs().min() > 0
-    fixed = Diffusion(weight="vlb").loss(lambda *_: out[:, :4], data, None, noise, t)
+    fixed = GaussianDiffusion(loss_weighting="vlb").loss(
+        lambda *_: out[:, :4], data, None, noise, t
+    )
     error = 1 - beta_schedule().double()  # equation 12 of Ho et al.
     k, bar = torch.tensor([300, 5]), error.cumprod(0)
     beta, tilde = beta_schedule()[k], beta_schedule()[k] * (1 - bar[k - 1]) / (1 - bar[k])
@@ -120,7 +124,7 @@ def test_learned_variance_lies_between_its_ends():
         ("learned-range", 1.0),
         ("learned-range", 0.0),
     ):
-        o = Diffusion(variance=variance)
+        o = GaussianDiffusion(variance=variance)
         extra = None if value is None else torch.full_like(data, value)
         logs[variance, value] = p_mean_variance(o, (data, extra), data, k, k - 1)[1]
     close(logs["learned-range", -1.0], logs["fixed-small", None])

@@ -2,13 +2,14 @@
 
 import importlib
 import warnings
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from helpers.processes import close, linear_model, normal
 
 from minisora.core.renames import OLD_NAMES
-from minisora.diffusion import Diffusion, Objective
+from minisora.diffusion import GaussianDiffusion, Objective
 from minisora.interpolants import Interpolant, objective_from_dict
 from minisora.processes.schedules import NoiseSchedule, beta_schedule
 
@@ -49,7 +50,7 @@ def quietly(call):
         return call()
 
 
-@pytest.mark.parametrize("o", [Diffusion(), Interpolant("gvp", "noise")], ids=str)
+@pytest.mark.parametrize("o", [GaussianDiffusion(), Interpolant("gvp", "noise")], ids=str)
 def test_methods_answer_to_their_old_names(o):
     data, noise, t, model = normal(1), normal(2), torch.tensor([0.2, 0.5, 0.9]), linear_model()
     x = o.add_noise(data, noise, t)
@@ -71,7 +72,7 @@ def test_methods_answer_to_their_old_names(o):
 
 
 def test_more_of_gaussian_diffusion_and_its_schedule():
-    o = Diffusion(variance="learned-range")
+    o = GaussianDiffusion(variance="learned-range")
     x, t, model = normal(1), torch.tensor([0.2, 0.5, 0.9]), linear_model(out=8)
     with pytest.warns(DeprecationWarning, match="noise_schedule"):
         chain = o.chain
@@ -84,6 +85,44 @@ def test_more_of_gaussian_diffusion_and_its_schedule():
     assert quietly(lambda: NoiseSchedule(kind="cosine")) == NoiseSchedule(schedule="cosine")
 
 
+FIELDS = dict(weight="velocity", time="uniform", delta=3.0, steady=0.5)
+TODAY = dict(
+    loss_weighting="velocity",
+    time_distribution="uniform",
+    temporal_diff_weight=3.0,
+    jerk_weight=0.5,
+)
+
+
+def test_fields_by_their_old_names():
+    with pytest.warns(DeprecationWarning, match="jerk_weight="):
+        o = Interpolant("gvp", **FIELDS)
+    assert o == Interpolant("gvp", **TODAY)
+    assert quietly(lambda: [getattr(o, k) for k in FIELDS]) == list(FIELDS.values())
+    assert quietly(lambda: replace(o, weight="none")).loss_weighting == "none"
+    with pytest.warns(DeprecationWarning, match="loss_weighting="):
+        assert GaussianDiffusion(weight="vlb").loss_weighting == "vlb"
+    with pytest.raises(TypeError, match="weigth"):
+        Interpolant(weigth="none")
+
+
+def test_a_subclass_takes_old_fields_too():
+    @dataclass(frozen=True)
+    class Mine(Interpolant):
+        frames: int = 2
+
+    o = quietly(lambda: Mine("gvp", frames=3, **FIELDS))
+    assert o == Mine("gvp", frames=3, **TODAY) and o.frames == 3
+    assert quietly(lambda: o.steady) == 0.5
+    assert Mine.upgrade(dict(FIELDS, frames=3)) == dict(TODAY, frames=3)
+    assert Mine.from_dict(dict(FIELDS, objective="Mine", path="gvp", frames=3)) == o
+
+    class Plain(Interpolant):
+        pass
+
+    assert quietly(lambda: Plain(steady=1.0)).jerk_weight == 1.0
+
+
 @pytest.mark.parametrize(
     "body,new",
     [
@@ -94,11 +133,13 @@ def test_more_of_gaussian_diffusion_and_its_schedule():
         (dict(output=lambda self, model, x, t: x), "raw_prediction"),
         (dict(interval=(0.1, 0.9)), "time_range"),
         (dict(interval=property(lambda self: (0.1, 0.9))), "time_range"),
+        (dict(weight="velocity"), "loss_weighting"),
+        (dict(__annotations__=dict(steady=float)), "jerk_weight"),
     ],
 )
 def test_a_subclass_that_overrides_an_old_name_is_told(body, new):
     "Nobody would call it: better an error where the class is made than another loss."
-    (old,) = body
+    (old,) = body if "__annotations__" not in body else body["__annotations__"]
     with pytest.raises(TypeError, match=f"Mine.{old}: '{old}' is now '{new}'; rename it"):
         type("Mine", (Interpolant,), body)
     if new in ("sample_times", "time_range"):
@@ -108,7 +149,7 @@ def test_a_subclass_that_overrides_an_old_name_is_told(body, new):
 
 def test_other_classes_that_are_subclassed_say_it_too():
     with pytest.raises(TypeError, match="'floor' is now 'min_posterior_variance'"):
-        type("NoFloor", (Diffusion,), dict(floor=0.0))
+        type("NoFloor", (GaussianDiffusion,), dict(floor=0.0))
     with pytest.raises(TypeError, match="'beta' is now 'betas'"):
         type("Weak", (NoiseSchedule,), dict(beta=beta_schedule() / 100))
     weak = type("Weak", (NoiseSchedule,), dict(betas=beta_schedule() / 100))()
@@ -138,7 +179,7 @@ WRITTEN = [
             "zero_snr": False,
             "vlb_weight": 1.0,
         },
-        Diffusion(500, "cosine", "v", weight="min-snr", gamma=3.0),
+        GaussianDiffusion(500, "cosine", "v", loss_weighting="min-snr", gamma=3.0),
     ),
     (
         {
@@ -156,12 +197,12 @@ WRITTEN = [
         },
         Interpolant(
             prediction="data",
-            weight="velocity",
+            loss_weighting="velocity",
             std=1.4,
             shift=6.0,
             max_weight=25.0,
-            delta=4.0,
-            steady=0.05,
+            temporal_diff_weight=4.0,
+            jerk_weight=0.05,
         ),
     ),
 ]

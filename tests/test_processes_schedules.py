@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.processes import SHAPE, normal
 
-from minisora.diffusion import Diffusion
+from minisora.diffusion import GaussianDiffusion
 from minisora.processes.schedules import (
     beta_schedule,
     space_timesteps,
@@ -56,7 +56,7 @@ def test_respace_by_sections():
     assert got == summed(101, 10) + [101 + k for k in summed(101, 15)] + [
         202 + k for k in summed(100, 20)
     ]
-    assert Diffusion(300).sample(lambda x, t, y: 0 * x, normal(1), steps=[2, 3]).shape == (
+    assert GaussianDiffusion(300).sample(lambda x, t, y: 0 * x, normal(1), steps=[2, 3]).shape == (
         3,
         *SHAPE,
     )
@@ -82,16 +82,16 @@ def test_respace_names_a_wrong_spacing():
 
 
 def test_clock_there_and_back():
-    chain, k = Diffusion().noise_schedule, torch.arange(1000)
+    chain, k = GaussianDiffusion().noise_schedule, torch.arange(1000)
     assert torch.equal(chain.timestep(chain.time(k)), k)
-    assert chain.time(torch.tensor([0])) == 1 and Diffusion().sample_times(
+    assert chain.time(torch.tensor([0])) == 1 and GaussianDiffusion().sample_times(
         torch.tensor([0.0, 0.99999999])
     ).tolist() == [1.0, chain.time(k)[-1].item()]
     assert torch.equal(torch.round(1000 * (1 - chain.time(k))).long(), k)  # what a DiT embeds
 
 
 def test_derivatives_are_derivatives():
-    o, h = Diffusion(), 2e-4
+    o, h = GaussianDiffusion(), 2e-4
     t = (
         1 - (torch.tensor([900.0, 500.0, 100.0, 20.0], dtype=torch.float64) + 0.5) / 1000
     )  # halfway between two steps

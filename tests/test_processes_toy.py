@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from minisora.core.noise import indexed_noise
-from minisora.diffusion import Diffusion
+from minisora.diffusion import GaussianDiffusion
 from minisora.interpolants import Interpolant
 from minisora.processes.toy import ToyNet, fit_toy, spiral_points
 from minisora.sampling import sample
@@ -12,8 +12,8 @@ from minisora.sampling import sample
 
 def test_toy_learns_and_repeats():
     points, labels = spiral_points(500)
-    net, losses = fit_toy(Diffusion(), points, labels, steps=60, batch=128)
-    assert losses[:5] == fit_toy(Diffusion(), points, labels, steps=60, batch=128)[1][:5]
+    net, losses = fit_toy(GaussianDiffusion(), points, labels, steps=60, batch=128)
+    assert losses[:5] == fit_toy(GaussianDiffusion(), points, labels, steps=60, batch=128)[1][:5]
     assert sum(losses[-20:]) < 0.6 * sum(losses[:5]) * 4
     assert (
         isinstance(net, ToyNet)
@@ -26,7 +26,7 @@ def test_noise_and_training_leave_the_global_generators_alone():
     before, state = torch.get_rng_state(), np.random.get_state()[1].copy()
     indexed_noise(0, 0, range(4), (4, 2, 6, 6))
     points, labels = spiral_points(64)
-    fit_toy(Diffusion(), points, labels, steps=2, batch=8)
+    fit_toy(GaussianDiffusion(), points, labels, steps=2, batch=8)
     assert torch.equal(before, torch.get_rng_state())
     assert (state == np.random.get_state()[1]).all()
 

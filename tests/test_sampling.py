@@ -9,7 +9,7 @@ from helpers.processes import PATHS, PREDICTIONS, Net, check_mixture, crowd, las
 
 from minisora.core.noise import indexed_noise
 from minisora.core.protocols import model_latent_shape
-from minisora.diffusion import Diffusion
+from minisora.diffusion import GaussianDiffusion
 from minisora.interpolants import Interpolant, path_coefficients
 from minisora.sampling import (
     CallCounter,
@@ -74,7 +74,7 @@ def test_ode_finds_the_mixture(path, prediction):
 
 
 def test_ddpm_walks_the_same_mixture_with_every_sampler():
-    o = Diffusion()
+    o = GaussianDiffusion()
     for solver in ("euler", "heun", "ancestral", "ddim"):
         check_mixture(
             sample(mixture(o), o, n=1, shape=(2, 1, 1, 3000), steps=100, solver=solver), 0.12
@@ -229,7 +229,7 @@ def test_calls(solver, calls):
 @pytest.mark.parametrize("solver", ["ancestral", "ddim"])
 def test_calls_of_a_diffusion(solver):
     net = Net()
-    sample(net, Diffusion(), Y, steps=10, solver=solver)
+    sample(net, GaussianDiffusion(), Y, steps=10, solver=solver)
     assert [n for n, _ in net.calls] == [10] * 10
 
 
@@ -290,7 +290,7 @@ def test_guided_channels_by_name():
     a, b = (
         sample(
             net,
-            Diffusion(variance="learned-range"),
+            GaussianDiffusion(variance="learned-range"),
             Y,
             steps=4,
             solver="ddim",
@@ -368,10 +368,10 @@ FAMILIES = [
     (Interpolant(), "sde", {}),
     (Interpolant("gvp", "noise"), "sde", dict(method="heun", last="none")),
     (Interpolant("gvp"), "ddim", dict(eta=1.0)),
-    (Diffusion(), "ancestral", {}),
-    (Diffusion(), "ddim", {}),
-    (Diffusion(), "ddim", dict(eta=1.0)),
-    (Diffusion(), "euler", {}),
+    (GaussianDiffusion(), "ancestral", {}),
+    (GaussianDiffusion(), "ddim", {}),
+    (GaussianDiffusion(), "ddim", dict(eta=1.0)),
+    (GaussianDiffusion(), "euler", {}),
 ]
 
 
@@ -445,7 +445,7 @@ def test_shape_comes_from_the_config():
         (dict(steps=0), "steps"),
         (dict(steps=2.5), "steps"),
         (dict(shift=0), "shift"),
-        (dict(solver="ancestral"), "Diffusion"),
+        (dict(solver="ancestral"), "GaussianDiffusion"),
         (dict(solver="ddim", eta=2), "eta"),
         (dict(batch_size=-1), "batch_size"),
         (dict(index=[1, 2]), "condition"),

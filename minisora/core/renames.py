@@ -111,6 +111,7 @@ OLD_NAMES |= {
         'like': 'minisora.processes.schedules:append_dims',
         'betas': 'minisora.processes.schedules:beta_schedule',
         'zero_terminal_snr': 'minisora.processes.schedules:zero_terminal_snr',
+        'Diffusion': 'minisora.diffusion:GaussianDiffusion',
         'Schedule': 'minisora.processes.schedules:NoiseSchedule',
         'respace': 'minisora.processes.schedules:space_timesteps',
         'posterior': 'minisora.processes.bounds:q_posterior',
@@ -161,8 +162,13 @@ OLD_NAMES |= {
 OLD_ATTRIBUTES |= {
     'Objective': dict(mix='add_noise', split='to_data_and_noise', flow='to_velocity',
                       output='raw_prediction', times='sample_times', interval='time_range'),
-    'Diffusion': dict(chain='noise_schedule', floor='min_posterior_variance',
-                              outputs='split_variance'),
-    'NoiseSchedule': dict(bar='alphas_cumprod', beta='betas', index='timestep', kind='schedule')}
+    'GaussianDiffusion': dict(chain='noise_schedule', floor='min_posterior_variance',
+                              outputs='split_variance', weight='loss_weighting'),
+    'NoiseSchedule': dict(bar='alphas_cumprod', beta='betas', index='timestep', kind='schedule'),
+    'Interpolant': dict(weight='loss_weighting', time='time_distribution',
+                        delta='temporal_diff_weight', steady='jerk_weight')}
 OLD_FIELDS |= {
-    'NoiseSchedule': dict(kind='schedule')}
+    'GaussianDiffusion': dict(weight='loss_weighting'),
+    'NoiseSchedule': dict(kind='schedule'),
+    'Interpolant': dict(weight='loss_weighting', time='time_distribution',
+                        delta='temporal_diff_weight', steady='jerk_weight')}
