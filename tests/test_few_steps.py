@@ -8,7 +8,7 @@ from conftest import benchmark
 
 from minisora.interpolants import Interpolant
 from minisora.pipeline import Recipe
-from minisora.sampling import Counted, sample, settle
+from minisora.sampling import CallCounter, renoise_average, sample
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ class Zero:
 
 @pytest.mark.parametrize("steps", (1, 2, 5, 24))
 def test_rows_are_those_that_a_sampler_asks_for(few, steps):
-    r, net, y = Recipe(settle=3, guide_until=0.5, shift=6.0), Counted(Zero()), torch.tensor([1])
+    r, net, y = Recipe(settle=3, guide_until=0.5, shift=6.0), CallCounter(Zero()), torch.tensor([1])
     z = sample(
         net,
         Interpolant(prediction="data"),
@@ -37,7 +37,7 @@ def test_rows_are_those_that_a_sampler_asks_for(few, steps):
         guidance_interval=(0.0, r.guide_until),
         shift=r.shift,
     )
-    settle(net, Interpolant(prediction="data"), z, y, times=r.settle)
+    renoise_average(net, Interpolant(prediction="data"), z, y, times=r.settle)
     assert few.rows_asked(r, steps) == net.rows
 
 

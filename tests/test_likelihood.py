@@ -4,19 +4,18 @@ import math
 
 import pytest
 import torch
-from test_sampling import CENTRES, SPREAD, Net, mixture
+from helpers.processes import CENTERS, SPREAD, Net, mixture
 
-from minisora.diffusion import Diffusion, draw
+from minisora.core.noise import indexed_noise
+from minisora.diffusion import GaussianDiffusion
 from minisora.interpolants import Interpolant
-from minisora.sampling import (
-    Counted,
+from minisora.processes.likelihood import (
     bits_per_dimension,
-    divergence,
-    invert,
-    log_likelihood,
-    sample,
-    trace_probes,
+    hutchinson_divergence,
+    hutchinson_probes,
 )
+from minisora.sampling import CallCounter, invert_ode, log_likelihood, sample
+
 
 MEAN, STD = 0.7, 0.4
 
@@ -40,12 +39,12 @@ def log_gaussian(x):
 
 
 def log_mixture(x):
-    squares = ((x.flatten(1)[:, None] - CENTRES) ** 2).sum(-1)
+    squares = ((x.flatten(1)[:, None] - CENTERS) ** 2).sum(-1)
     return (-squares / (2 * SPREAD**2)).logsumexp(1) - math.log(3 * 2 * math.pi * SPREAD**2)
 
 
 def points(n=24, seed=0):
-    return draw(seed, 0, range(n), (2, 1, 1, 1))[0].double()
+    return indexed_noise(seed, 0, range(n), (2, 1, 1, 1))[0].double()
 
 
 @pytest.mark.parametrize("path", ("linear", "gvp"))
@@ -60,7 +59,10 @@ def points(n=24, seed=0):
     ],
 )
 def test_a_gaussian_in_eight_dimensions(path, solver, steps, calls, tol):
-    o, x = Interpolant(path), MEAN + 1.5 * STD * draw(0, 0, range(3), (2, 1, 2, 2))[0].double()
+    o, x = (
+        Interpolant(path),
+        MEAN + 1.5 * STD * indexed_noise(0, 0, range(3), (2, 1, 2, 2))[0].double(),
+    )
     got = log_likelihood(gaussian(o), o, x, steps=steps, solver=solver, exact=True)
     assert (got.log_density - log_gaussian(x)).abs().max() < tol and got.noise.shape == x.shape
     torch.testing.assert_close(got.bits, -log_gaussian(x) / (8 * math.log(2)), atol=tol / 5, rtol=0)
@@ -69,7 +71,7 @@ def test_a_gaussian_in_eight_dimensions(path, solver, steps, calls, tol):
 
 def test_bits_of_a_gaussian_are_its_entropy():
     "log2(std · sqrt(2 π e)) bits a number in the mean; a hair off for a finite crowd."
-    o, z = Interpolant(), draw(1, 0, range(2000), (2, 1, 1, 2))[0]
+    o, z = Interpolant(), indexed_noise(1, 0, range(2000), (2, 1, 1, 2))[0]
     got = log_likelihood(gaussian(o), o, MEAN + STD * z, steps=20, solver="rk4")
     assert abs(got.bits.mean() - math.log2(STD * math.sqrt(2 * math.pi * math.e))) < 0.02
     assert bits_per_dimension(torch.tensor([0.0]), 3, 2 / 255).item() == pytest.approx(
@@ -89,7 +91,7 @@ def test_bits_of_a_gaussian_are_its_entropy():
         Interpolant("vp"),
         Interpolant("linear", "score"),
         Interpolant("gvp", "data"),
-        Diffusion(),
+        GaussianDiffusion(),
     ],
     ids=str,
 )
@@ -97,7 +99,7 @@ def test_a_mixture(objective):
     x = points()
     got = log_likelihood(mixture(objective), objective, x, steps=100, solver="rk4", exact=True)
     tol = (
-        0.02 if objective.interval == (0.0, 1.0) else 0.25
+        0.02 if objective.time_range == (0.0, 1.0) else 0.25
     )  # elsewhere the data are seen through a thousandth of noise
     near = log_mixture(x) > -8
     assert near.sum() > 8 and (got.log_density - log_mixture(x))[near].abs().max() < tol
@@ -144,23 +146,23 @@ def test_no_sample_depends_on_its_batch(solver):
 
 
 def test_probes_are_signs_that_sum_to_a_trace_and_not_the_sample_s_own_noise():
-    e = trace_probes(points(3), probes=4, seed=5)
+    e = hutchinson_probes(points(3), probes=4, seed=5)
     assert (
         e.shape == (4, 3, 2)
         and torch.equal(e.abs(), torch.full_like(e, 0.5))
         and e.sum(0).abs().max() < 4
     )
-    assert torch.equal(e[:, [2]], trace_probes(points(3)[2:], probes=4, seed=5, index=[2]))
-    J, x = draw(3, 0, range(2), (6, 6))[0], draw(4, 0, range(2), (6,))[0]
-    v, trace = divergence(
-        lambda x: torch.einsum("bij,bj->bi", J, x), x, trace_probes(x, exact=True)
+    assert torch.equal(e[:, [2]], hutchinson_probes(points(3)[2:], probes=4, seed=5, index=[2]))
+    J, x = indexed_noise(3, 0, range(2), (6, 6))[0], indexed_noise(4, 0, range(2), (6,))[0]
+    v, trace = hutchinson_divergence(
+        lambda x: torch.einsum("bij,bj->bi", J, x), x, hutchinson_probes(x, exact=True)
     )
     torch.testing.assert_close(trace, J.diagonal(dim1=1, dim2=2).sum(1))
     torch.testing.assert_close(v, torch.einsum("bij,bj->bi", J, x))
-    own = draw(0, 0, range(200), (20,))[0]
-    assert abs((trace_probes(own)[0] * own.sign()).mean()) < 0.1
+    own = indexed_noise(0, 0, range(200), (20,))[0]
+    assert abs((hutchinson_probes(own)[0] * own.sign()).mean()) < 0.1
     with pytest.raises(ValueError, match="probes must be .*0"):
-        trace_probes(x, probes=0)
+        hutchinson_probes(x, probes=0)
 
 
 def test_a_network_with_conditions_and_its_calls():
@@ -172,7 +174,7 @@ def test_a_network_with_conditions_and_its_calls():
         not p.requires_grad or p.grad is None for p in net.parameters()
     )
     torch.testing.assert_close(
-        got.noise, invert(net, Interpolant(), x, y, steps=10), atol=1e-5, rtol=1e-5
+        got.noise, invert_ode(net, Interpolant(), x, y, steps=10), atol=1e-5, rtol=1e-5
     )
     other = log_likelihood(net, Interpolant(), x, y.flip(0), steps=10)
     assert (other.log_density - got.log_density).abs()[[0, 2]].min() > 1e-3
@@ -182,7 +184,7 @@ def test_a_network_with_conditions_and_its_calls():
 
 def test_counted_passes_everything_on():
     net = Net()
-    model = Counted(net)
+    model = CallCounter(net)
     assert (model.null_id, model.latent_shape, model.training) == (3, net.latent_shape, True)
     model.eval()
     assert not net.training and (model.calls, model.rows) == (0, 0)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['OLD_NAMES', 'OLD_ATTRIBUTES', 'OLD_FIELDS', 'OLD_ARGUMENTS', 'old_names', 'renamed_attributes', 'renamed_fields',
-           'upgrade_fields', 'renamed_arguments']
+           'upgrade_fields', 'inherited_renames', 'RenamedBase', 'renamed_arguments']
 
 # %% ../../nbs/core/renames.ipynb #11c16dae
 import functools
 import importlib
+import inspect
 import warnings
 
 # %% ../../nbs/core/renames.ipynb #baea84e6
@@ -285,6 +286,105 @@ def upgrade_fields(name, values):
     "A dict of the fields of dataclass `name` as an earlier version wrote it -> with today's names."
     table = OLD_FIELDS.get(name, {})
     return {table.get(k, k): v for k, v in values.items()}
+
+# %% ../../nbs/core/renames.ipynb #9c389bab
+def inherited_renames(table, cls):
+    "What a table of old names says of a class and of its bases: {old: new}."
+    found = {}
+    for base in reversed(cls.__mro__):
+        found |= table.get(base.__name__, {})
+    return found
+
+
+class RenamedBase:
+    """Base of a class that users subclass: the subclasses take fields by their old names, too.
+
+    A subclass that defines an attribute, method or field by its old name is a TypeError."""
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        fields = inherited_renames(OLD_FIELDS, cls)
+        if fields:
+            OLD_FIELDS[cls.__name__] = fields
+        defined = {*vars(cls), *inspect.get_annotations(cls)}
+        for old, new in (inherited_renames(OLD_ATTRIBUTES, cls) | fields).items():
+            if old in defined:
+                raise TypeError(f'{cls.__name__}.{old}: {old!r} is now {new!r}; rename it')
+
+    def __new__(cls, *args, **fields):
+        # what @dataclass made of a subclass does not know the old names yet
+        if '__dataclass_params__' in vars(cls) and not hasattr(cls.__init__, '__wrapped__'):
+            renamed_fields(cls)
+        return super().__new__(cls)
+
+# %% ../../nbs/core/renames.ipynb #5fc38159
+OLD_NAMES |= {
+    'minisora.diffusion': {
+        'draw': 'minisora.core.noise:indexed_noise',
+        'one_of': 'minisora.core.checks:check_choice',
+        'like': 'minisora.processes.schedules:append_dims',
+        'betas': 'minisora.processes.schedules:beta_schedule',
+        'zero_terminal_snr': 'minisora.processes.schedules:zero_terminal_snr',
+        'Diffusion': 'minisora.diffusion:GaussianDiffusion',
+        'Schedule': 'minisora.processes.schedules:NoiseSchedule',
+        'respace': 'minisora.processes.schedules:space_timesteps',
+        'posterior': 'minisora.processes.bounds:q_posterior',
+        'gaussian_kl': 'minisora.processes.bounds:normal_kl',
+        'discretised_nll': 'minisora.processes.bounds:discretized_gaussian_nll',
+        'per_sample': 'minisora.processes.bounds:mean_flat',
+        'predicted': 'minisora.processes.bounds:predict_data_and_noise',
+        'reverse': 'minisora.processes.bounds:p_mean_variance',
+        'bound': 'minisora.processes.bounds:vlb_term',
+        'full_bound': 'minisora.processes.bounds:vlb_bits_per_dim',
+        'toy_points': 'minisora.processes.toy:spiral_points',
+        'ToyNet': 'minisora.processes.toy:ToyNet',
+        'fit_toy': 'minisora.processes.toy:fit_toy',
+        'ancestral_step': 'minisora.diffusion:ddpm_step',
+        'walk_back': 'minisora.diffusion:ddpm_sample_iter'},
+    'minisora.interpolants': {
+        'logit_normal': 'minisora.interpolants:logit_normal_times',
+        'shift_time': 'minisora.interpolants:timestep_shift',
+        'time_slip': 'minisora.interpolants:temporal_misalignment'}}
+
+# %% ../../nbs/core/renames.ipynb #68177fb2
+OLD_NAMES |= {
+    'minisora.sampling': {
+        'ode_solver': 'minisora.sampling:get_solver',
+        'grid': 'minisora.sampling:time_grid',
+        'guide': 'minisora.sampling:cfg_model',
+        'guided_channels': 'minisora.sampling:_guided_channels',
+        'velocity_of': 'minisora.sampling:_velocity_fn',
+        'adaptive': 'minisora.processes.adaptive:dopri5',
+        'adaptive_iter': 'minisora.processes.adaptive:dopri5_iter',
+        'diffusion_strength': 'minisora.processes.stochastic:diffusion_coefficient',
+        'sde_terms': 'minisora.processes.stochastic:diffusion_and_drift',
+        'sde_grid': 'minisora.sampling:_sde_time_grid',
+        'latent_shape': 'minisora.core.protocols:model_latent_shape',
+        'home': 'minisora.core.protocols:device_of',
+        'Counted': 'minisora.sampling:CallCounter',
+        'states_of': 'minisora.sampling:_make_sampler',
+        'indices': 'minisora.sampling:resolve_indices',
+        'settle': 'minisora.sampling:renoise_average',
+        'invert': 'minisora.sampling:invert_ode',
+        'Likelihood': 'minisora.processes.likelihood:Likelihood',
+        'bits_per_dimension': 'minisora.processes.likelihood:bits_per_dimension',
+        'trace_probes': 'minisora.processes.likelihood:hutchinson_probes',
+        'divergence': 'minisora.processes.likelihood:hutchinson_divergence',
+        'with_divergence': 'minisora.processes.likelihood:augmented_velocity'}}
+
+# %% ../../nbs/core/renames.ipynb #d7afa6ad
+OLD_ATTRIBUTES |= {
+    'Objective': dict(mix='add_noise', split='to_data_and_noise', flow='to_velocity',
+                      output='raw_prediction', times='sample_times', interval='time_range'),
+    'GaussianDiffusion': dict(chain='noise_schedule', floor='min_posterior_variance',
+                              outputs='split_variance', weight='loss_weighting'),
+    'NoiseSchedule': dict(bar='alphas_cumprod', beta='betas', index='timestep', kind='schedule'),
+    'Interpolant': dict(weight='loss_weighting', time='time_distribution',
+                        delta='temporal_diff_weight', steady='jerk_weight')}
+OLD_FIELDS |= {
+    'GaussianDiffusion': dict(weight='loss_weighting'),
+    'NoiseSchedule': dict(kind='schedule'),
+    'Interpolant': dict(weight='loss_weighting', time='time_distribution',
+                        delta='temporal_diff_weight', steady='jerk_weight')}
 
 # %% ../../nbs/core/renames.ipynb #3af90e34
 OLD_ARGUMENTS = {}
