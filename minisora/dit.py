@@ -149,6 +149,7 @@ class PatchEmbed(nn.Module):
         return rearrange(self.proj(x), 'b d h w -> b (h w) d')
 
 # %% ../nbs/03_dit.ipynb #f9c9307b
+@renamed_attributes
 class TimestepEmbedder(nn.Module):
     """Times (B,) in [0, 1] -> (B, width): 256 cosines and sines, then an MLP.
 
@@ -288,6 +289,7 @@ def position_buffers(config, base_grid=None):
     return {}
 
 # %% ../nbs/03_dit.ipynb #0ceb3847
+@renamed_attributes
 @MODELS.register('dit', 'DiT')
 class DiT(nn.Module, PretrainedMixin, library_name='minisora', license='apache-2.0'):
     """The diffusion transformer of Peebles & Xie 2023 (arXiv 2212.09748), named as in its official

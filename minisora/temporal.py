@@ -17,11 +17,11 @@ from torch import nn
 from .core.checks import check_choice, check_fields
 from .core.hub import MODELS, PretrainedMixin, load_strict
 from .core.noise import fork_seed
-from .core.renames import old_names
+from .core.renames import old_names, renamed_attributes
 from .dit import (
     DiTBlock, FinalLayer, TimestepEmbedder, init_weights, patchify, position_buffers, unpatchify)
 from .models.conditions import CONDITIONS, Unconditional, WordCondition
-from .models.flat_config import accepts_flat, is_flat, nest
+from .models.flat_config import accepts_flat, is_flat, nest_mixed
 from .models.inflate import (
     check_positions, load_image_weights, stretch_bias_table, stretch_time_table)
 from .models.layers import BlockConfig
@@ -58,7 +58,8 @@ class VideoDiTConfig:
     def __post_init__(self):
         families = dict(layout=LAYOUTS, positions=POSITIONS, condition=CONDITIONS, output=OUTPUTS)
         for name, registry in families.items():
-            object.__setattr__(self, name, as_part(registry, getattr(self, name)))
+            part = as_part(registry, getattr(self, name), 'VideoDiTConfig.')
+            object.__setattr__(self, name, part)
         if isinstance(self.block, dict):
             object.__setattr__(self, 'block', BlockConfig(**self.block))
         self.check()
@@ -74,6 +75,8 @@ def check(self: VideoDiTConfig):
     "Refuse what cannot be, by name."
     check_fields(self)
     check_choice('VideoDiTConfig.time_convention', self.time_convention, ('ddpm', 'flow'))
+    if not isinstance(self.block, BlockConfig):
+        raise ValueError(f'VideoDiTConfig.block must be a BlockConfig, not {self.block!r}')
     if any(s % p for s, p in zip(self.size, self.patch)):
         raise ValueError(f'VideoDiTConfig.patch: {self.patch} does not divide {self.size}')
     if self.width % 4:
@@ -98,9 +101,10 @@ def to_dict(self: VideoDiTConfig):
 def upgrade(cls: VideoDiTConfig, values):
     "Fields as an earlier version wrote them -> today's."
     values = {k: v for k, v in values.items() if k != 'version'}
-    return nest(values) if is_flat(values) or 'block' not in values else values
+    return nest_mixed(cls, values) if is_flat(values) else values
 
 # %% ../nbs/07_temporal.ipynb #9549ce7c
+@renamed_attributes
 @MODELS.register('video-dit', 'VideoDiT')
 class VideoDiT(nn.Module, PretrainedMixin, library_name='minisora', license='apache-2.0'):
     """A DiT over space-time tokens. `VideoDiT(VideoDiTConfig(…))`; `seed` fixes the initial

@@ -99,14 +99,14 @@ def config_from_dict(config_class, values, where='config'):
     and the field."""
     if not isinstance(values, dict):
         raise ValueError(f'{where}: must hold an object with the fields of {config_class.__name__}')
-    if hasattr(config_class, 'upgrade'):
-        values = config_class.upgrade(values)
-    known = [f.name for f in fields(config_class) if f.init]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        hint = did_you_mean(unknown[0], known)
-        raise ValueError(f'{where}: {config_class.__name__} has no field {unknown[0]!r}{hint}')
     try:
+        if hasattr(config_class, 'upgrade'):
+            values = config_class.upgrade(values)
+        known = [f.name for f in fields(config_class) if f.init]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            hint = did_you_mean(unknown[0], known)
+            raise ValueError(f'{config_class.__name__} has no field {unknown[0]!r}{hint}')
         return config_class(**values)
     except (ValueError, TypeError) as e:
         raise ValueError(f'{where}: {e}') from None

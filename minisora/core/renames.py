@@ -50,11 +50,15 @@ OLD_NAMES['minisora.temporal'] = _MOVED | dict(
     routed_tokens='minisora.models.layouts:kept_tokens',
     rows_of='minisora.models.layouts:gather_index',
     video_positions='minisora.core.renames:_position_tensors',
+    video_problems='minisora.core.renames:_config_problems',
+    bias_grid='minisora.core.renames:_bias_grid',
+    load_image_weights='minisora.models.inflate:load_image_weights',
     latte_state=f'{_WEIGHTS}:latte_state', load_latte_state=f'{_WEIGHTS}:load_latte_state',
     stretched_table='minisora.models.inflate:stretch_bias_table',
     stretched_time='minisora.models.inflate:stretch_time_table')
 OLD_ATTRIBUTES |= dict(
     DiTConfig=dict(time='time_convention'), TimestepEmbedder=dict(time='convention'),
+    DiT=dict(tokens='embed_tokens'), RelativePositionBias=dict(extra='prefix'),
     VideoDiT=dict(shape_of='infer_layout', extra='num_tokens', turns='rope', time_turns='time_rope',
                   bias_of='block_bias'))
 OLD_FIELDS['DiTConfig'] = dict(time='time_convention')
@@ -76,6 +80,17 @@ def _config_from_diffusers(values, where='config.json'):
 def _position_tensors(config):
     "`temporal.video_positions` of version 0.1."
     return config.positions.tensors(config)
+
+
+def _config_problems(config):
+    "`temporal.video_problems` of version 0.1."
+    for part in (config.positions, config.layout, config.condition):
+        yield from part.problems(config)
+
+
+def _bias_grid(model, i):
+    "`temporal.bias_grid` of version 0.1."
+    return model.config.layout.bias_grid(i, model.grid)
 
 # %% ../../nbs/core/renames.ipynb #9cbecf98
 def _warn(old, new, stacklevel=3):

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from ..core.checks import check_int, check_number
+from ..core.checks import check_fields, check_int, check_number
 from ..core.hub import Registry
 
 # %% ../../nbs/models/conditions.ipynb #adec3fee
@@ -111,8 +111,7 @@ class WordCondition(Unconditional):
     init_std: float = 0.02           # of the embeddings (0.5 learns faster in short runs)
 
     def __post_init__(self):
-        check_int('WordCondition.vocab', self.vocab)
-        check_int('WordCondition.slots', self.slots)
+        check_fields(self)
         check_number('WordCondition.init_std', self.init_std, minimum=0)
 
     @property

@@ -173,14 +173,22 @@ def attend_along_time(model, i, h, c, frames):
     return torch.cat([clip, images], 1) if images.shape[1] else clip
 
 # %% ../../nbs/models/layouts.ipynb #dc5a3051
-def as_part(registry, value):
-    "A part of a config: the object itself, its kind as a string, or {'kind': …, fields} from JSON."
-    if isinstance(value, str):
-        return registry[value]()
-    if isinstance(value, dict):
-        fields = dict(value)
-        return registry[fields.pop('kind', None)](**fields)
-    registry[getattr(value, 'kind', value)]                                 # refuses what is none
+def as_part(registry, value, owner=''):
+    """A part of a config: the object itself, its kind as a string, or {'kind': …, fields} from
+    JSON.
+
+    ValueError, with `owner` in front, where it is no part of this family."""
+    fields = dict(value) if isinstance(value, dict) else {}
+    kind = fields.pop('kind', None) if isinstance(value, dict) else getattr(value, 'kind', value)
+    try:
+        part_class = registry[kind]
+    except ValueError as e:
+        raise ValueError(f'{owner}{e}') from None
+    if isinstance(value, (str, dict)):
+        return part_class(**fields)
+    if not isinstance(value, part_class):                                   # of another family
+        raise ValueError(f'{owner}{registry.what} must be a part such as {part_class.__name__}(), '
+                         f'not {value!r}')
     return value
 
 # %% ../../nbs/models/layouts.ipynb #0f0e6257
@@ -205,9 +213,13 @@ class Wrapper:
 
 
 def wrap(model, *wrappers):
-    "Put wrappers around the layout of a model, the last one outermost; returns the model."
+    """Put wrappers around the layout of a model, the last one outermost; returns the model.
+
+    ValueError where one does not go with the model, which then has none of them."""
+    layout = model.layout
     for wrapper in wrappers:
-        model.layout = wrapper.around(model.layout, model)
+        layout = wrapper.around(layout, model)
+    model.layout = layout
     return model
 
 
@@ -278,9 +290,17 @@ class Routed(Wrapper):
         check_number('Routed.fraction', self.fraction, minimum=0)
         if not self.fraction < 1:
             raise ValueError(f'Routed.fraction must be below 1, not {self.fraction}')
-        object.__setattr__(self, 'blocks', tuple(self.blocks))
+        blocks = tuple(self.blocks)
+        if len(blocks) != 2:
+            raise ValueError(f'Routed.blocks must be (first, end), not {blocks}')
+        for block in blocks:
+            check_int('Routed.blocks', block, minimum=0)
+        object.__setattr__(self, 'blocks', blocks)
 
     def around(self, layout, model):
+        if not hasattr(model.config, 'layout'):
+            raise ValueError('Routed is for models whose layout runs the blocks, '
+                             f'and a {type(model).__name__} runs them itself')
         start, end = self.blocks
         depth = len(model.blocks)
         if not 0 <= start < end <= depth:

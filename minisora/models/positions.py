@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
+from ..core.checks import check_fields
 from ..core.hub import Registry
+from ..core.renames import renamed_attributes
 
 # %% ../../nbs/models/positions.ipynb #e37b5b42
 def sincos_1d(width, positions):
@@ -126,6 +128,7 @@ def offset_index(grid):
     return (d[..., 0] * (2 * grid[1] - 1) + d[..., 1]) * (2 * grid[2] - 1) + d[..., 2]
 
 
+@renamed_attributes
 class RelativePositionBias(nn.Module):
     """A learned attention bias for each head and each space-time offset: () -> (heads, N, N).
 
@@ -273,6 +276,10 @@ class InflatedPositions(Positions):
 class LattePositions(Positions):
     "Latte's: a frame's `sincos_2d` at the start, time's waves before the first temporal block."
     learned_time: bool = False       # positions in time are learned, from zero, not frozen waves
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(self, skip=('base_size',))
 
     def problems(self, config):
         yield from super().problems(config)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..core.checks import check_number
+from ..core.checks import check_fields, check_number
 from ..core.hub import Registry
 
 # %% ../../nbs/models/preconditioning.ipynb #7c673415
@@ -44,6 +44,9 @@ OUTPUTS = Registry('output', 'minisora.models.preconditioning')
 class DirectOutput:
     "The network's numbers are the answer: a velocity, a noise, whatever its objective asks for."
     learn_sigma: bool = False        # also predict a variance: 2 × channels come out (DDPM)
+
+    def __post_init__(self):
+        check_fields(self)
 
     def channels(self, latent_channels):
         "How many channels come out."
