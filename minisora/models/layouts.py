@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange, repeat
+from fastcore.basics import patch
 from torch.utils.checkpoint import checkpoint
 
 from ..core.checks import check_choice, check_int, check_number
@@ -211,7 +212,7 @@ class Wrapper:
             raise AttributeError(name)
         return getattr(self.inner, name)
 
-
+# %% ../../nbs/models/layouts.ipynb #94592966
 def wrap(model, *wrappers):
     """Put wrappers around the layout of a model, the last one outermost; returns the model.
 
@@ -291,14 +292,12 @@ class Routed(Wrapper):
         if not self.fraction < 1:
             raise ValueError(f'Routed.fraction must be below 1, not {self.fraction}')
         blocks = tuple(self.blocks)
-        if len(blocks) != 2:
-            raise ValueError(f'Routed.blocks must be (first, end), not {blocks}')
-        for block in blocks:
-            check_int('Routed.blocks', block, minimum=0)
+        if len(blocks) != 2 or any(type(block) is not int for block in blocks):
+            raise ValueError(f'Routed.blocks must be two whole numbers, (first, end), not {blocks}')
         object.__setattr__(self, 'blocks', blocks)
 
     def around(self, layout, model):
-        if not hasattr(model.config, 'layout'):
+        if not hasattr(getattr(model, 'config', model), 'layout'):
             raise ValueError('Routed is for models whose layout runs the blocks, '
                              f'and a {type(model).__name__} runs them itself')
         start, end = self.blocks
@@ -310,16 +309,19 @@ class Routed(Wrapper):
                              'block in time')
         return super().around(layout, model)
 
-    def forward_blocks(self, model, h, c, grid, x):
-        if not (model.training and self.fraction):
-            return self.inner.forward_blocks(model, h, c, grid, x)
-        start, end = self.blocks
-        front = model.num_tokens                                            # never skip
-        h = self.run_blocks(model, h, c, grid, 0, start)
-        kept = kept_tokens(x, h.shape[-2] - front, self.fraction) + front   # (B, n)
-        always = torch.arange(front, device=h.device).expand(len(h), -1)
-        kept = torch.cat([always, kept], 1)
-        index = gather_index(h, kept)
-        part = self.run_blocks(model, h.gather(-2, index), c, grid, start, end, kept)
-        h = h.scatter(-2, index, part)                                      # (B, …, N, D)
-        return self.run_blocks(model, h, c, grid, end, len(model.blocks))
+# %% ../../nbs/models/layouts.ipynb #ce2cf047
+@patch
+def forward_blocks(self: Routed, model, h, c, grid, x):
+    "All blocks; in training on fewer tokens between `blocks[0]` and `blocks[1]`."
+    if not (model.training and self.fraction):
+        return self.inner.forward_blocks(model, h, c, grid, x)
+    start, end = self.blocks
+    front = model.num_tokens                                                # never skip
+    h = self.run_blocks(model, h, c, grid, 0, start)
+    kept = kept_tokens(x, h.shape[-2] - front, self.fraction) + front       # (B, n)
+    always = torch.arange(front, device=h.device).expand(len(h), -1)
+    kept = torch.cat([always, kept], 1)
+    index = gather_index(h, kept)
+    part = self.run_blocks(model, h.gather(-2, index), c, grid, start, end, kept)
+    h = h.scatter(-2, index, part)                                          # (B, …, N, D)
+    return self.run_blocks(model, h, c, grid, end, len(model.blocks))
