@@ -19,8 +19,10 @@ from minisora.autoencoder import autoencoder_by_name
 from minisora.clips import read_video, to_float
 from minisora.latent_cache import write_json
 from minisora.metrics import decibels, psnr
-from minisora.single_gpu import FoldedVAE, training_flops
-from minisora.temporal import VideoDiTConfig
+from minisora.models.conditions import WordCondition
+from minisora.models.cost import training_flops
+from minisora.single_gpu import FoldedVAE
+from minisora.temporal import VideoDiT, VideoDiTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE, FRAMES = (480, 864), 33
@@ -62,12 +64,14 @@ def cost(fold, channels, patch, factors=(4, 8, 8)):
         SIZE[0] // factors[1] // fold,
         SIZE[1] // factors[2] // fold,
     )
-    config = VideoDiTConfig(channels=channels, size=size, patch=patch, vocab=150, **DIT)
+    config = VideoDiTConfig(
+        channels=channels, size=size, patch=patch, condition=WordCondition(150), **DIT
+    )
     t, h, w = config.grid
     return dict(
         tokens=t * h * w,
         numbers_a_token=channels * patch[0] * patch[1] * patch[2],
-        tflops_a_step=round(training_flops(config) / 1e12, 3),
+        tflops_a_step=round(training_flops(VideoDiT(config)) / 1e12, 3),
     )
 
 

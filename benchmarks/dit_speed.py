@@ -29,9 +29,9 @@ LIBRARIES = ("minisora", "diffusers")
 
 def build(library, size):
     "A DiT for 32 × 32 × 4 latents and 1000 classes, as a function of (x, t, y), and the module."
-    from minisora.dit import PRESETS, DiT
+    from minisora.dit import DIT_PRESETS, DiT
 
-    config = PRESETS[f"DiT-{size}"]
+    config = DIT_PRESETS[f"DiT-{size}"]
     if library == "minisora":
         model = DiT(config)
         return model, model

@@ -17,6 +17,9 @@ from machine import machine
 from minisora.diffusion import Diffusion
 from minisora.dit import DiT, DiTConfig
 from minisora.interpolants import Interpolant
+from minisora.models.conditions import WordCondition
+from minisora.models.layers import BlockConfig
+from minisora.models.preconditioning import EDMOutput
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import estimate, fit
 
@@ -27,8 +30,8 @@ TOY = dict(
     width=48,
     depth=3,
     heads=4,
-    vocab=4,
-    precondition=True,
+    condition=WordCondition(4),
+    output=EDMOutput(),
     relative_bias=True,
 )
 FIRST = dict(
@@ -38,13 +41,9 @@ FIRST = dict(
     width=144,
     depth=6,
     heads=6,
-    vocab=20,
-    slots=3,
+    condition=WordCondition(20, slots=3, in_context=True),
+    block=BlockConfig(norm="rms", mlp="swiglu", qk_norm=True),
     relative_bias=True,
-    context=True,
-    norm="rms",
-    mlp="swiglu",
-    qk_norm=True,
 )
 IMAGES = dict(size=(16, 16), patch=2, width=192, depth=4, heads=3, num_classes=10)
 RUNS = {
@@ -66,8 +65,9 @@ def latents(model, n=64):
     "Noise and labels of the shapes that a model takes."
     c, g = model.config, torch.Generator().manual_seed(0)
     size = c.size if len(c.size) == 3 else (1, *c.size)
+    slots = c.condition.slots if isinstance(c, VideoDiTConfig) else 1
     return torch.randn(n, c.channels, *size, generator=g), torch.randint(
-        0, 4, (n, getattr(c, "slots", 1)), generator=g
+        0, 4, (n, slots), generator=g
     )
 
 

@@ -26,6 +26,7 @@ import torch
 from machine import machine
 
 from minisora.latent_cache import LatentCache, write_cache
+from minisora.models.conditions import WordCondition
 from minisora.pipeline import RECIPES, Run
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import _Trainer, fit
@@ -107,11 +108,8 @@ def parts(folder):
         width=r.width,
         depth=r.depth,
         heads=r.heads,
-        vocab=20,
-        slots=4,
+        condition=WordCondition(20, slots=4, in_context=r.context, init_std=r.label_std),
         relative_bias=r.relative_bias,
-        context=r.context,
-        label_std=r.label_std,
     )
     options = dict(
         batch_size=r.batch_size,

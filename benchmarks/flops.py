@@ -43,7 +43,11 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from machine import machine
 from single_gpu import PRESETS as RUNS
 
-from minisora.dit import PRESETS, DiT, LabelEmbedder
+from minisora.dit import DIT_PRESETS, DiT
+from minisora.models.conditions import LabelEmbedder, WordCondition
+from minisora.models.layers import BlockConfig
+from minisora.models.layouts import Checkpointed, Joint, Routed, wrap
+from minisora.models.preconditioning import DirectOutput
 from minisora.pipeline import MODERN
 from minisora.sampling import grid
 from minisora.single_gpu import FoldedVAE, Given
@@ -146,34 +150,34 @@ class Trace(TorchDispatchMode):
         return found
 
 
+def blind(*_):
+    "In the place of a check: fake ids and pixels have no values."
+
+
 def written_out(q, k, v, attn_mask=None):
     "Attention as Latte's 'math' branch computes it: the N × N weights exist."
     return ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).softmax(-1) @ v
 
 
-def trace(config, batch, precision, math):
+def trace(config, batch, precision, math, wrappers=()):
     "Operations of forward and backward, storages of weights and of gradients, number of weights."
-    LabelEmbedder.check_ids = lambda self, y: None  # fake ids have no values
-    fused, F.scaled_dot_product_attention = (
-        F.scaled_dot_product_attention,
-        written_out if math else F.scaled_dot_product_attention,
-    )
-    try:
-        with FakeTensorMode():
-            model = (DiT if hasattr(config, "num_classes") else VideoDiT)(config).train()
-            frames = config.size if len(config.size) == 3 else (1, *config.size)
-            x, t = torch.empty(batch, config.channels, *frames), torch.empty(batch)
-            with Trace() as seen:
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                    out = model(x, t)
-                out.float().square().mean().backward()
-            weights = {p.untyped_storage()._cdata for p in model.parameters()}
-            grads = {
-                p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None
-            }
-            return seen, weights, grads, sum(p.numel() for p in model.parameters())
-    finally:
-        F.scaled_dot_product_attention = fused
+    attention = written_out if math else F.scaled_dot_product_attention
+    with (
+        patch.object(LabelEmbedder, "check_ids", blind),
+        patch.object(F, "scaled_dot_product_attention", attention),
+        FakeTensorMode(),
+    ):
+        model = (DiT if hasattr(config, "num_classes") else VideoDiT)(config).train()
+        wrap(model, *wrappers)
+        frames = config.size if len(config.size) == 3 else (1, *config.size)
+        x, t = torch.empty(batch, config.channels, *frames), torch.empty(batch)
+        with Trace() as seen:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                out = model(x, t)
+            out.float().square().mean().backward()
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        grads = {p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None}
+        return seen, weights, grads, sum(p.numel() for p in model.parameters())
 
 
 def fuse(ops, kept):
@@ -215,10 +219,10 @@ def alive(ops, weights, grads):
 class Case:
     "What the traces of a case at two batch sizes say about any batch: all of it lies on straight lines."
 
-    def __init__(self, config, precision, compiled, math, optimiser, batches=(4, 8)):
+    def __init__(self, config, precision, compiled, math, optimiser, wrappers=(), batches=(4, 8)):
         found = []
         for b in batches:
-            seen, weights, grads, self.weights = trace(config, b, precision, math)
+            seen, weights, grads, self.weights = trace(config, b, precision, math, wrappers)
             ops = fuse(seen.ops, grads) if compiled else seen.ops
             found.append((ops, alive(ops, weights, grads)))
         (low, self.least), (high, self.most) = found
@@ -297,55 +301,51 @@ def predict(case, useful):
 
 
 def cases():
-    "{name: (group, config, precision, compiled, attention written out, optimiser)}; the first of a group is its baseline."
-    dit, latte = PRESETS["DiT-XL/2"], VIDEO_PRESETS["Latte-XL/2"]
+    """{name: (group, config, precision, compiled, attention written out, optimiser, wrappers)}, the last one where
+    there are any; the first of a group is its baseline."""
+    dit, latte = DIT_PRESETS["DiT-XL/2"], VIDEO_PRESETS["Latte-XL/2"]
     image = VideoDiTConfig(
         size=(1, 32, 32),
         patch=(1, 2, 2),
         width=1152,
         depth=28,
         heads=16,
-        vocab=1000,
-        learn_sigma=True,
-        time="ddpm",
+        condition=WordCondition(1000),
+        output=DirectOutput(learn_sigma=True),
+        time_convention="ddpm",
     )
-    joint = replace(latte, attention="joint", positions="rope", patch=(4, 2, 2))
-    routed, checkpoint = dict(route=0.5, route_blocks=(2, 24)), dict(checkpoint=True)
+    joint = replace(latte, layout=Joint(), positions="rope", patch=(4, 2, 2))
+    routed, checkpointed = Routed(0.5, blocks=(2, 24)), Checkpointed()
     ours, theirs = ("bf16", True, False, "fused"), ("tf32", False, False, "foreach")
     return {
         "DiT-XL/2 as in its train.py": ("DiT-XL/2", dit, *theirs),
         "DiT-XL/2, bf16, not compiled": ("DiT-XL/2", dit, "bf16", False, False, "fused"),
         "DiT-XL/2, bf16, compiled": ("DiT-XL/2", dit, *ours),
-        "DiT-XL/2, and checkpointed": ("DiT-XL/2", replace(dit, **checkpoint), *ours),
-        "DiT-XL/2, and half of the tokens routed": ("DiT-XL/2", replace(image, **routed), *ours),
-        "DiT-XL/2, routed and checkpointed": (
-            "DiT-XL/2",
-            replace(image, **routed, **checkpoint),
-            *ours,
-        ),
+        "DiT-XL/2, and checkpointed": ("DiT-XL/2", dit, *ours, [checkpointed]),
+        "DiT-XL/2, and half of the tokens routed": ("DiT-XL/2", image, *ours, [routed]),
+        "DiT-XL/2, routed and checkpointed": ("DiT-XL/2", image, *ours, [routed, checkpointed]),
         "Latte-XL/2 as in its train.py": ("Latte-XL/2", latte, "tf32", False, True, "foreach"),
         "Latte-XL/2, bf16, compiled": ("Latte-XL/2", latte, *ours),
-        "Latte-XL/2, and checkpointed": ("Latte-XL/2", replace(latte, **checkpoint), *ours),
-        "Latte-XL/2, and half of the tokens routed": (
-            "Latte-XL/2",
-            replace(latte, **routed),
-            *ours,
-        ),
+        "Latte-XL/2, and checkpointed": ("Latte-XL/2", latte, *ours, [checkpointed]),
+        "Latte-XL/2, and half of the tokens routed": ("Latte-XL/2", latte, *ours, [routed]),
         "Latte-XL/2, routed, every third block checkpointed": (
             "Latte-XL/2",
-            replace(latte, **routed, **checkpoint, checkpoint_every=3),
+            latte,
             *ours,
+            [routed, Checkpointed(every=3)],
         ),
         "Latte-XL/2, routed and checkpointed": (
             "Latte-XL/2",
-            replace(latte, **routed, **checkpoint),
+            latte,
             *ours,
+            [routed, checkpointed],
         ),
         "joint, tubelets of 4 frames": ("Latte-XL/2", joint, *ours),
         "joint, tubelets, routed and checkpointed": (
             "Latte-XL/2",
-            replace(joint, **routed, **checkpoint),
+            joint,
             *ours,
+            [routed, checkpointed],
         ),
     }
 
@@ -368,8 +368,8 @@ class Pass:
 
 def film_parts(f, inner):
     "Traces of a film's parts, {name: (operations, storages of the result)}; storages of the weights, and their bytes."
-    LabelEmbedder.check_ids = blind = lambda *_: None  # fake ids and pixels have no values
     with (
+        patch.object(LabelEmbedder, "check_ids", blind),
         patch.multiple(
             "minisora.core.protocols.AutoencoderSpec", check_clips=blind, check_latents=blind
         ),
@@ -383,11 +383,9 @@ def film_parts(f, inner):
                 channels=C + 1,
                 size=tuple(size),
                 patch=(1, 1, 1),
-                vocab=150,
-                slots=2,
-                context=True,
+                condition=WordCondition(150, slots=2, in_context=True),
+                block=BlockConfig(**MODERN),
                 **{k: f[k] for k in ("width", "depth", "heads")},
-                **MODERN,
             )
         ).eval()
         x, t, y, last = (
@@ -507,13 +505,13 @@ def main():
     wanted = parser.parse_args().cases
     rows = json.loads(FILE.read_text())["rows"] if FILE.exists() else {}
     for name, (group, config, *how) in cases().items():
+        wrappers = how[4] if len(how) > 4 else []
         if wanted is not None and not any(name.startswith(w) for w in wanted):
             continue
         case = Case(config, *how)
         # useful: what the model costs without computing anything twice
-        useful = (
-            Case(replace(config, checkpoint=False), *how) if config.checkpoint else case
-        ).flops(1)
+        once = [w for w in wrappers if not isinstance(w, Checkpointed)]
+        useful = (Case(config, *how[:4], once) if once != wrappers else case).flops(1)
         rows[name] = dict(group=group, **predict(case, useful))
         first = next(r for r in rows.values() if r["group"] == group)
         batch, held = first["H100 SXM"]["batch"], first["H100 SXM"]["memory_gb"]

@@ -1,18 +1,40 @@
 """The prediction of benchmarks/flops.py: what it counts, against numbers known another way."""
 
-import dataclasses
 import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import benchmark
 
 from minisora.dit import DiTConfig, dit_macs
+from minisora.models.conditions import LabelEmbedder
+from minisora.models.layouts import Checkpointed, Routed
 from minisora.temporal import VideoDiT, VideoDiTConfig
 
 TINY = VideoDiTConfig(
-    size=(4, 8, 8), patch=(1, 2, 2), width=64, depth=4, heads=2, attention="factorised"
+    size=(4, 8, 8), patch=(1, 2, 2), width=64, depth=4, heads=2, layout="factorized"
 )
+
+SMALL = dict(
+    seconds=3,
+    size=(64, 96),
+    frames=9,
+    fps=5,
+    fold=2,
+    channels=8,
+    refine=0,
+    width=64,
+    depth=2,
+    heads=2,
+    shift=3.0,
+    guide_until=0.5,
+    tile=4,
+    overlap=3,
+    margin=1,
+    steps=(8, 2),
+)
+INNER = dict(channels=4, width=8, depth=1)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +57,8 @@ def test_flops_are_six_times_the_multiply_adds(flops):
 def test_memory_is_what_autograd_keeps(flops):
     "The most bytes alive, without gradients, are those kept for the backward pass, and little more."
     case = flops.Case(TINY, "tf32", False, False, "fused", batches=(32, 64))
-    model, kept = VideoDiT(TINY), {}
+    model = VideoDiT(TINY)
+    kept = {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def keep(t):
@@ -48,11 +71,41 @@ def test_memory_is_what_autograd_keeps(flops):
         model(torch.randn(64, 4, 4, 8, 8), torch.rand(64)).square().mean()
     want = sum(s.nbytes() for s in kept.values())
     assert want < case.memory(64) - 16 * case.weights < 1.3 * want
-    short = flops.Case(
-        dataclasses.replace(TINY, checkpoint=True), "tf32", False, False, "fused", batches=(32, 64)
-    )
-    assert short.memory(64) < 0.6 * case.memory(64) and short.flops(1) > 1.2 * case.flops(1)
     assert case.memory(case.fits(1e8)) <= 1e8 < case.memory(case.fits(1e8) + 1)
+
+
+def test_wrappers_are_around_the_model_that_is_counted(flops):
+    def case(*wrappers):
+        return flops.Case(TINY, "tf32", False, False, "fused", wrappers, batches=(32, 64))
+
+    plain = case()
+    again = case(Checkpointed())
+    assert again.memory(64) < 0.6 * plain.memory(64) and again.flops(1) > 1.2 * plain.flops(1)
+    half = case(Checkpointed(every=2))
+    assert again.memory(64) < half.memory(64) < plain.memory(64)
+    assert plain.flops(1) < half.flops(1) < again.flops(1)
+    routed = case(Routed(0.5, blocks=(2, 4)))
+    assert routed.flops(1) < 0.8 * plain.flops(1) and routed.memory(64) < plain.memory(64)
+
+
+def test_counting_leaves_the_library_as_it_was(flops):
+    "Fake tensors have no ids to check; afterwards ids are checked again, and attention is PyTorch's."
+    before = LabelEmbedder.check_ids, F.scaled_dot_product_attention
+    flops.trace(DiTConfig(size=(4, 4), width=16, depth=1, heads=2), 1, "tf32", True)
+    flops.film_parts(SMALL, INNER)
+    assert (LabelEmbedder.check_ids, F.scaled_dot_product_attention) == before
+
+
+def test_a_case_names_its_wrappers_last(flops):
+    "Every row of the file is a case; the first of a group is not wrapped: the baseline."
+    first = {}
+    for name, (group, config, *how) in flops.cases().items():
+        wrappers = how[4] if len(how) > 4 else []
+        kinds = {w.kind for w in wrappers}
+        assert ("checkpointed" in name) == ("checkpointed" in kinds), name
+        assert ("routed" in name) == ("routed" in kinds), name
+        first.setdefault(group, kinds)
+    assert set(first) == {"DiT-XL/2", "Latte-XL/2"} and not any(first.values())
 
 
 def test_fusion_and_life(flops):
@@ -99,27 +152,6 @@ def test_the_file_says_that_it_predicts(root):
     assert {r["group"] for r in said["rows"].values()} == {"DiT-XL/2", "Latte-XL/2"} and len(
         said["rows"]
     ) == 14
-
-
-SMALL = dict(
-    seconds=3,
-    size=(64, 96),
-    frames=9,
-    fps=5,
-    fold=2,
-    channels=8,
-    refine=0,
-    width=64,
-    depth=2,
-    heads=2,
-    shift=3.0,
-    guide_until=0.5,
-    tile=4,
-    overlap=3,
-    margin=1,
-    steps=(8, 2),
-)
-INNER = dict(channels=4, width=8, depth=1)
 
 
 def test_a_film_is_so_many_calls_and_tiles(flops):

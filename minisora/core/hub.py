@@ -9,12 +9,12 @@ __all__ = ['AUTOENCODERS', 'OBJECTIVES', 'MODELS', 'JUDGES', 'HUB_OPTIONS', 'Reg
 # %% ../../nbs/core/hub.ipynb #c4885eea
 import importlib
 import inspect
-from dataclasses import asdict
 from pathlib import Path
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 
-from .checks import check_choice, config_from_dict, did_you_mean
+from .checks import (
+    check_choice, config_from_dict, config_to_dict, did_you_mean)
 from .files import atomic_folder, load_tensors, read_json, write_json, write_tensors
 
 # %% ../../nbs/core/hub.ipynb #b39b429f
@@ -99,7 +99,9 @@ class PretrainedMixin(PyTorchModelHubMixin):
 
     def pretrained_config(self):
         "What config.json says: the kind, then the fields."
-        fields = asdict(self.config) if self.config_class else dict(self._hub_mixin_config or {})
+        fields = self._hub_mixin_config or {}
+        if self.config_class:
+            fields = config_to_dict(self.config)
         return dict(kind=kind_of(self), **fields)
 
     def save_pretrained(self, folder, *, push_to_hub=False, repo_id=None, **kwargs):

@@ -230,6 +230,83 @@ OLD_ATTRIBUTES |= {
     'Vocabulary': dict(places='ids_by_slot')}
 OLD_FIELDS |= {'Vocabulary': dict(places='ids_by_slot')}
 
+# %% ../../nbs/core/renames.ipynb #620c1bc2
+_POSITIONS = 'minisora.models.positions'
+_WEIGHTS = 'minisora.models.weights'
+_MOVED = dict(
+    check_fields='minisora.core.checks:check_fields', one_of='minisora.core.renames:_check_field',
+    config_from_dict='minisora.core.checks:config_from_dict',
+    load_state='minisora.core.hub:load_strict', read_tensors='minisora.core.files:load_tensors',
+    places=f'{_POSITIONS}:token_coordinates', rotary=f'{_POSITIONS}:rope_cos_sin',
+    sincos_1d=f'{_POSITIONS}:sincos_1d', sincos_2d=f'{_POSITIONS}:sincos_2d',
+    path_variance='minisora.models.preconditioning:linear_path_variance',
+    velocity_from_rest='minisora.models.preconditioning:edm_to_velocity',
+    velocity_from_data='minisora.models.preconditioning:x0_to_velocity',
+    initialise='minisora.dit:init_weights', fixed_positions='minisora.dit:position_buffers',
+    Pretrained='minisora.core.hub:PretrainedMixin',
+    RelativeBias=f'{_POSITIONS}:RelativePositionBias')
+OLD_NAMES['minisora.dit'] = _MOVED | dict(
+    PRESETS='minisora.dit:DIT_PRESETS', rotate=f'{_POSITIONS}:apply_rope',
+    neighbours=f'{_POSITIONS}:neighbor_offsets', attend='minisora.models.layers:biased_attention',
+    gated_width='minisora.models.layers:swiglu_hidden',
+    token_norm='minisora.models.layers:make_norm',
+    written_whole='minisora.core.files:atomic_folder',
+    read_json='minisora.core.files:read_json', load_diffusers='minisora.dit:load_diffusers_dit',
+    config_from_diffusers='minisora.core.renames:_config_from_diffusers',
+    diffusers_layout=f'{_WEIGHTS}:diffusers_key_map', to_diffusers=f'{_WEIGHTS}:state_to_diffusers',
+    from_diffusers=f'{_WEIGHTS}:state_from_diffusers', pipeline_labels=f'{_WEIGHTS}:class_labels',
+    save_diffusers=f'{_WEIGHTS}:save_diffusers_dit')
+_SAME = ('load_official_state', 'official_state', 'save_official_state', 'diffusers_config',
+         'diffusers_constants', 'diffusers_folder', 'save_dit_pipeline')
+OLD_NAMES['minisora.dit'] |= {name: f'{_WEIGHTS}:{name}' for name in _SAME}
+OLD_NAMES['minisora.temporal'] = _MOVED | dict(
+    sincos_3d=f'{_POSITIONS}:sincos_3d', rope_split=f'{_POSITIONS}:rope_axis_dims',
+    rotary_3d=f'{_POSITIONS}:rope_cos_sin_3d', hashed='minisora.core.noise:hash32',
+    routed_tokens='minisora.models.layouts:kept_tokens',
+    rows_of='minisora.models.layouts:gather_index',
+    video_positions='minisora.core.renames:_position_tensors',
+    video_problems='minisora.core.renames:_config_problems',
+    bias_grid='minisora.core.renames:_bias_grid',
+    load_image_weights='minisora.models.inflate:load_image_weights',
+    latte_state=f'{_WEIGHTS}:latte_state', load_latte_state=f'{_WEIGHTS}:load_latte_state',
+    stretched_table='minisora.models.inflate:stretch_bias_table',
+    stretched_time='minisora.models.inflate:stretch_time_table')
+OLD_ATTRIBUTES |= dict(
+    DiTConfig=dict(time='time_convention'), TimestepEmbedder=dict(time='convention'),
+    DiT=dict(tokens='embed_tokens'), RelativePositionBias=dict(extra='prefix'),
+    VideoDiT=dict(shape_of='infer_layout', extra='num_tokens', turns='rope', time_turns='time_rope',
+                  bias_of='block_bias'))
+OLD_FIELDS['DiTConfig'] = dict(time='time_convention')
+
+# %% ../../nbs/core/renames.ipynb #bc9accb9
+def _check_field(config, field, choices):
+    "`dit.one_of` of version 0.1."
+    checks = importlib.import_module('minisora.core.checks')
+    checks.check_choice(f'{type(config).__name__}.{field}', getattr(config, field), choices)
+
+
+def _config_from_diffusers(values, where='config.json'):
+    "`dit.config_from_diffusers` of version 0.1."
+    weights = importlib.import_module('minisora.models.weights')
+    dit = importlib.import_module('minisora.dit')
+    return dit.DiTConfig(**weights.fields_from_diffusers(values, where))
+
+
+def _position_tensors(config):
+    "`temporal.video_positions` of version 0.1."
+    return config.positions.tensors(config)
+
+
+def _config_problems(config):
+    "`temporal.video_problems` of version 0.1."
+    for part in (config.positions, config.layout, config.condition):
+        yield from part.problems(config)
+
+
+def _bias_grid(model, i):
+    "`temporal.bias_grid` of version 0.1."
+    return model.config.layout.bias_grid(i, model.grid)
+
 # %% ../../nbs/core/renames.ipynb #9cbecf98
 def _warn(old, new, stacklevel=3):
     text = f'{old} is now {new}; the old name goes with the next release'
