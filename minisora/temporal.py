@@ -8,20 +8,20 @@ __all__ = ['VIDEO_PRESETS', 'VideoDiTConfig', 'VideoDiT', 'inflate', 'inflated_p
 
 # %% ../nbs/07_temporal.ipynb #90b90bac
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from fastcore.basics import patch
 from torch import nn
 
 from .core.checks import check_choice, check_fields
-from .core.hub import MODELS, PretrainedMixin, load_strict
+from .core.hub import MODELS, PretrainedMixin, fields_to_dict, load_strict
 from .core.noise import fork_seed
 from .core.renames import old_names, renamed_attributes
 from .dit import (
     DiTBlock, FinalLayer, TimestepEmbedder, init_weights, patchify, position_buffers, unpatchify)
 from .models.conditions import CONDITIONS, Unconditional, WordCondition
-from .models.flat_config import accepts_flat, is_flat, nest_mixed
+from .models.flat_config import accepts_flat, flat_wrappers, is_flat, nest_mixed
 from .models.inflate import (
     check_positions, load_image_weights, stretch_bias_table, stretch_time_table)
 from .models.layers import BlockConfig
@@ -91,10 +91,7 @@ def check(self: VideoDiTConfig):
 @patch
 def to_dict(self: VideoDiTConfig):
     "The fields as JSON can hold them, each part with its kind."
-    fields = asdict(self)
-    for name in ('layout', 'positions', 'condition', 'output'):
-        fields[name] = dict(kind=getattr(self, name).kind, **fields[name])
-    return dict(version=2, **fields)
+    return dict(version=2, **fields_to_dict(self))
 
 
 @patch(cls_method=True)
@@ -102,6 +99,12 @@ def upgrade(cls: VideoDiTConfig, values):
     "Fields as an earlier version wrote them -> today's."
     values = {k: v for k, v in values.items() if k != 'version'}
     return nest_mixed(cls, values) if is_flat(values) else values
+
+
+@patch(cls_method=True)
+def earlier_wrappers(cls: VideoDiTConfig, values):
+    "What an earlier version kept among a model's fields, and wraps a layout today."
+    return flat_wrappers(values) if is_flat(values) else ()
 
 # %% ../nbs/07_temporal.ipynb #9549ce7c
 @renamed_attributes

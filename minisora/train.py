@@ -97,7 +97,8 @@ def _error(kind, message, **attributes):
 @dataclass(repr=False)
 class FitResult:
     """What `fit` returns. Sample from `ema`, the moving average; `path` is the newest checkpoint,
-    if any; `emas` holds all averages by decay, `config` what was trained and how."""
+    if any; `emas` holds all averages by decay, `config` what was trained and how; `objective` and
+    `data` are those of the call."""
     model: torch.nn.Module
     ema: torch.nn.Module
     log: list
@@ -106,6 +107,8 @@ class FitResult:
     cpu_minutes: float
     emas: dict = field(default_factory=dict)
     config: dict = field(default_factory=dict)
+    objective: object = None
+    data: object = None
 
     @property
     def ema_model(self):
@@ -389,14 +392,15 @@ def record(self: _Trainer, bar):
 def result(self: _Trainer):
     model, emas = self.models()
     return FitResult(model, emas[self.args.ema], self.log, self.folder.path, self.step,
-                     self.stopwatch.cpu_seconds() / 60, emas, self.config)
+                     self.stopwatch.cpu_seconds() / 60, emas, self.config, self.objective,
+                     self.data)
 
 
 @patch
 def train(self: _Trainer):
     "The whole run; FitResult, or BatchTooLarge if memory runs out."
-    self.open_or_resume()
-    with self.in_fp32():
+    with self.as_trained():
+        self.open_or_resume()
         try:
             if self.processes.is_main:
                 names = tracker_names(self.args.track, self.args.out)
@@ -429,6 +433,7 @@ def fit(model, data, objective, *, steps,     # what is trained, on what, for wh
         track=(),                      # 'tensorboard', 'trackio', 'wandb': get the log as well
         device=None, shard=False,      # default: CUDA if there is one; share the weights out
         precision='fp32', compile=False,     # 'bf16', 'fp16': autocast; True or 'blocks'
+        wrappers=(),                   # around the layout while training: Routed(), Checkpointed()
         on_oom='raise',                # 'accumulate': out of memory, continue in smaller parts
         workers=0, progress=True):     # processes that load data ahead; a bar with the time left
     """Train `model` on `data` with `objective`; returns `FitResult`. Called again, it resumes.

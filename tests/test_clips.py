@@ -1,6 +1,5 @@
 """The lesson's clips: drawn scenes, moving digits, and the figures that show them."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -20,6 +20,7 @@ from minisora.dit import DiT, DiTConfig
 from minisora.interpolants import Interpolant
 from minisora.latent_cache import LatentCache, write_cache
 from minisora.metrics import Judge
+from minisora.models.layouts import Checkpointed, Routed
 from minisora.pipeline import Run
 from minisora.sampling import sample, settle
 from minisora.single_gpu import Avatar, Continuation, FoldedVAE, sample_after
@@ -228,12 +229,11 @@ def factorised():
         positions="rope",
         relative_bias=True,
         context=True,
-        checkpoint=True,
     )
 
 
 def image_config():
-    return DiTConfig(size=(8, 8), width=16, depth=2, heads=2, num_classes=5, checkpoint=True)
+    return DiTConfig(size=(8, 8), width=16, depth=2, heads=2, num_classes=5)
 
 
 RUNS = {
@@ -251,17 +251,19 @@ RUNS = {
         dict(schedule="linear", more_ema=(0.5,), spikes="skip"),
     ),
     "routed": (
-        lambda: VideoDiT(
-            joint(route=0.5, route_blocks=(1, 3), checkpoint=True, checkpoint_every=2)
-        ),
+        lambda: VideoDiT(joint()),
         Interpolant(),
-        {},
+        dict(wrappers=[Checkpointed(every=2), Routed(0.5, blocks=(1, 3))]),
     ),
-    "factorised": (lambda: VideoDiT(factorised()), Interpolant(path="gvp"), dict(optimizer="muon")),
+    "factorised": (
+        lambda: VideoDiT(factorised()),
+        Interpolant(path="gvp"),
+        dict(optimizer="muon", wrappers=[Checkpointed()]),
+    ),
     "ddpm": (
         lambda: DiT(image_config()),
         Diffusion(variance="learned-range", weight="min-snr"),
-        dict(accumulate=2),
+        dict(accumulate=2, wrappers=[Checkpointed()]),
     ),
     "continued": (
         lambda: VideoDiT(VideoDiTConfig(**{**vars(joint()), "channels": 3})),

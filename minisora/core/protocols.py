@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Clip', 'ClipDataset', 'DiagonalGaussian', 'AutoencoderSpec', 'Autoencoder', 'LatentDataset', 'Denoiser',
-           'TrainingObjective', 'device_of', 'model_latent_shape']
+           'TrainingObjective', 'device_of', 'model_latent_shape', 'wrap', 'wrapped']
 
 # %% ../../nbs/core/protocols.ipynb #f151f8b2
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -183,3 +184,29 @@ def model_latent_shape(model):
     size = (config.size,) * 2 if isinstance(config.size, int) else tuple(config.size)
     frames = (1,) * (3 - len(size))
     return (config.channels, *frames, *size)
+
+# %% ../../nbs/core/protocols.ipynb #6ec042a3
+def wrap(model, *wrappers):
+    """Put wrappers around the layout of a model, the last one outermost; returns the model.
+
+    A wrapper is an object whose `around(layout, model)` returns a layout. ValueError where one
+    does not go with the model, which then has none of them."""
+    layout = getattr(model, 'layout', None)
+    if wrappers and layout is None:
+        raise ValueError(f'wrappers: a {type(model).__name__} has no layout to wrap')
+    for wrapper in wrappers:
+        layout = wrapper.around(layout, model)
+    if wrappers:
+        model.layout = layout
+    return model
+
+
+@contextmanager
+def wrapped(model, *wrappers):
+    "`with wrapped(model, Checkpointed()):` the wrappers are there inside only."
+    before = getattr(model, 'layout', None)
+    try:
+        yield wrap(model, *wrappers)
+    finally:
+        if wrappers:
+            model.layout = before

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'WRAPPERS', 'pick_tokens', 'pick_kept', 'Joint', 'attend_within', 'Factorized', 'attend_along_time',
-           'as_part', 'Wrapper', 'wrap', 'unwrap', 'wrapped', 'Checkpointed', 'kept_tokens', 'gather_index', 'Routed']
+           'as_part', 'Wrapper', 'unwrap', 'Checkpointed', 'kept_tokens', 'gather_index', 'Routed', 'wrap', 'wrapped']
 
 # %% ../../nbs/models/layouts.ipynb #3e3c650a
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core.checks import check_choice, check_int, check_number
 from ..core.hub import Registry
 from ..core.noise import hash32
+from ..core.protocols import wrap, wrapped
 from .positions import grid_indices
 
 # %% ../../nbs/models/layouts.ipynb #8475fbae
@@ -199,6 +199,7 @@ WRAPPERS = Registry('wrapper', 'minisora.models.layouts')
 @dataclass(frozen=True)
 class Wrapper:
     "A layout around another; what it does not say itself, the inner one does."
+    changes_result = False           # does training find other weights with it?
     inner = None
 
     def around(self, layout, model):
@@ -213,15 +214,7 @@ class Wrapper:
         return getattr(self.inner, name)
 
 # %% ../../nbs/models/layouts.ipynb #94592966
-def wrap(model, *wrappers):
-    """Put wrappers around the layout of a model, the last one outermost; returns the model.
-
-    ValueError where one does not go with the model, which then has none of them."""
-    layout = model.layout
-    for wrapper in wrappers:
-        layout = wrapper.around(layout, model)
-    model.layout = layout
-    return model
+_all_ = ['wrap', 'wrapped']
 
 
 def unwrap(model):
@@ -229,16 +222,6 @@ def unwrap(model):
     while isinstance(model.layout, Wrapper):
         model.layout = model.layout.inner
     return model
-
-
-@contextmanager
-def wrapped(model, *wrappers):
-    "`with wrapped(model, Checkpointed()):` the wrappers are there inside only."
-    before = model.layout
-    try:
-        yield wrap(model, *wrappers)
-    finally:
-        model.layout = before
 
 # %% ../../nbs/models/layouts.ipynb #f4b58a2e
 @WRAPPERS.register('checkpointed')
@@ -284,6 +267,7 @@ class Routed(Wrapper):
     `blocks[0]` to `blocks[1]` − 1 and rejoin the others behind them.
 
     With factorized attention a token is a place, in all frames, so that time stays whole."""
+    changes_result = True
     fraction: float = 0.5
     blocks: tuple = (2, 4)
 

@@ -41,6 +41,9 @@ def _check_together(args, processes):
     for every, what in dict(valid_every='valid', sample_every='on_sample').items():
         if getattr(args, every) is not None and getattr(args, what) is None:
             raise ValueError(f'{every}={getattr(args, every)!r} requires {what}=…')
+    for wrapper in args.wrappers:
+        if isinstance(wrapper, type) or not hasattr(wrapper, 'around'):
+            raise ValueError(f'wrappers must be objects such as Routed(0.5), not {wrapper!r}')
     if args.on_oom == 'accumulate' and processes.sharded:
         raise ValueError("on_oom='accumulate' does not go with shard=True, whose ranks wait for "
                          'each other in each block')

@@ -200,7 +200,7 @@ def estimate_from_trials(make_trainer, data, args, steps):
     def trial(size):
         once = {**vars(args), 'batch_size': size, 'accumulate': 1, 'on_oom': 'raise'}
         trainer = make_trainer(data, SimpleNamespace(**once), processes)
-        with trainer.in_fp32():
+        with trainer.as_trained():
             return measure_update(trainer)
     on_cuda = processes.device.type == 'cuda'
     size = max(2, batch_size if on_cuda else min(64, batch_size // 2))

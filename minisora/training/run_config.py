@@ -7,11 +7,11 @@ __all__ = []
 
 # %% ../../nbs/training/run_config.ipynb #c6e92000
 import json
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 
 import torch
 
-from ..core.hub import MODELS, OBJECTIVES, kind_of
+from ..core.hub import MODELS, OBJECTIVES, fields_to_dict, kind_of, part_to_dict
 from .batches import as_dataset, get_batch, to_device
 
 # %% ../../nbs/training/run_config.ipynb #a270edc8
@@ -29,7 +29,7 @@ def config_dict(thing):
     config = getattr(thing, 'config', thing)
     is_model = isinstance(thing, torch.nn.Module)
     if is_dataclass(config):
-        values = asdict(config)
+        values = fields_to_dict(config)
     elif is_model:
         values = {}
     else:
@@ -52,9 +52,17 @@ def recipe_dict(args):
     for name, off in ADDED.items():
         if getattr(args, name) != off:
             recipe[name] = getattr(args, name)
+    wrappers = wrappers_dict(args.wrappers)
+    if wrappers:
+        recipe['wrappers'] = wrappers
     if args.schedule != 'constant':                          # then the schedule depends on it
         recipe['steps'] = args.steps
     return recipe
+
+
+def wrappers_dict(wrappers):
+    "The wrappers that the result depends on, as JSON can hold them."
+    return [part_to_dict(wrapper) for wrapper in wrappers if wrapper.changes_result]
 
 # %% ../../nbs/training/run_config.ipynb #21333459
 def _sample_shapes(data, i):
@@ -95,6 +103,14 @@ def _config_class(registry, kind):
     return getattr(cls, 'config_class', None) or cls
 
 
+def _stored_class(stored, registry, thing):
+    "What holds the fields of a stored description; that of `thing`, if it is of its kind."
+    kind = stored.get('class', stored.get('kind'))
+    if thing is not None and registry.current(kind) == kind_of(thing):
+        return type(getattr(thing, 'config', thing))
+    return _config_class(registry, kind)
+
+
 def upgrade_description(stored, registry, thing=None):
     """What an earlier version's `config_dict` wrote of a model or objective -> today's kind and
     field names. `thing` is the model or objective of today that it may describe."""
@@ -103,22 +119,29 @@ def upgrade_description(stored, registry, thing=None):
     values = dict(stored)
     kind = values.pop('class') if 'class' in values else values.pop('kind')
     parameters = {k: values.pop(k) for k in ('parameters',) if k in values}
-    if thing is not None and registry.current(kind) == kind_of(thing):
-        config_class = type(getattr(thing, 'config', thing))
-    else:
-        config_class = _config_class(registry, kind)
+    config_class = _stored_class(stored, registry, thing)
     if hasattr(config_class, 'upgrade'):
         values = config_class.upgrade(values)
     return _described(registry.current(kind), {**values, **parameters})
 
 
+def upgrade_wrappers(recipe, stored, thing=None):
+    "A stored recipe, with the wrappers that an earlier version kept among its model's fields."
+    config_class = _stored_class(stored, MODELS, thing)
+    earlier = getattr(config_class, 'earlier_wrappers', lambda values: ())(stored)
+    wrappers = wrappers_dict(earlier)
+    return {**recipe, 'wrappers': wrappers} if wrappers else recipe
+
+
 def upgrade_config(config, model=None, objective=None):
     "A stored description of a run -> as this version writes it."
-    config = dict(config)
+    upgraded = dict(config)
+    if 'recipe' in config and 'model' in config:
+        upgraded['recipe'] = upgrade_wrappers(config['recipe'], config['model'], model)
     for name, registry, thing in (('model', MODELS, model), ('objective', OBJECTIVES, objective)):
         if name in config:
-            config[name] = upgrade_description(config[name], registry, thing)
-    return json.loads(json.dumps(config))
+            upgraded[name] = upgrade_description(config[name], registry, thing)
+    return json.loads(json.dumps(upgraded, default=part_to_dict))
 
 # %% ../../nbs/training/run_config.ipynb #5ba2546e
 def flatten(values, prefix=''):
@@ -132,15 +155,24 @@ def flatten(values, prefix=''):
     return flat
 
 
-def default_fields(**things):
-    "What fields of models and objectives are if not given: {'model.route': 0.0, …}."
+def _defaults(config):
+    "What the fields of a config are if not given; of a part, those of its own kind as well."
     found = {}
-    for name, thing in things.items():
-        config = getattr(thing, 'config', thing)
-        values = {f.name: f.default if f.default_factory is MISSING else f.default_factory()
-                  for f in (fields(config) if is_dataclass(config) else ())}
-        found[name] = {k: v for k, v in values.items() if v is not MISSING}
-    return flatten(json.loads(json.dumps(found, default=asdict)))
+    for field in fields(config) if is_dataclass(config) else ():
+        default = field.default
+        if field.default_factory is not MISSING:
+            default = field.default_factory()
+        if is_dataclass(default):
+            found[field.name] = _defaults(getattr(config, field.name)) | part_to_dict(default)
+        elif default is not MISSING:
+            found[field.name] = default
+    return found
+
+
+def default_fields(**things):
+    "What fields of models and objectives are if not given: {'model.time_scale': 1000.0, …}."
+    found = {name: _defaults(getattr(thing, 'config', thing)) for name, thing in things.items()}
+    return flatten(json.loads(json.dumps(found)))
 
 # %% ../../nbs/training/run_config.ipynb #5680886f
 NOT_SET = object()

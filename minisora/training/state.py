@@ -8,10 +8,12 @@ __all__ = []
 # %% ../../nbs/training/state.ipynb #6bf50d1d
 import copy
 import json
+from contextlib import contextmanager
 
 import torch
 from fastcore.basics import patch
 
+from ..core.protocols import wrapped
 from .batches import (as_dataset, batch_order, get_batch, scale_batch_size,
                                        to_device)
 from .checkpoint import load_optimizers, optimizer_tensors
@@ -61,10 +63,14 @@ def prepare_model(self: TrainerState, model):
 
 
 @patch
-def in_fp32(self: TrainerState):
-    "`with state.in_fp32():` norms, and what else must, compute in float32."
-    models = [self.model, *(average.model for average in self.averages.values())]
-    return keep_fp32(models, self.args.precision)
+@contextmanager
+def as_trained(self: TrainerState):
+    """`with state.as_trained():` the wrappers are around the layout of the model that is trained,
+    and norms, and what else must, compute in float32. ValueError where a wrapper does not fit."""
+    averages = [average.model for average in self.averages.values()]
+    with wrapped(self.model, *self.args.wrappers):
+        with keep_fp32([self.model, *averages], self.args.precision):
+            yield
 
 # %% ../../nbs/training/state.ipynb #9706fe4e
 @patch
