@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Clip', 'ClipDataset', 'DiagonalGaussian', 'AutoencoderSpec', 'Autoencoder', 'LatentDataset', 'Denoiser',
-           'TrainingObjective', 'device_of', 'model_latent_shape', 'wrap', 'wrapped']
+           'TrainingObjective', 'wrap', 'wrapped']
 
 # %% ../../nbs/core/protocols.ipynb #f151f8b2
 from contextlib import contextmanager
