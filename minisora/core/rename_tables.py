@@ -25,7 +25,8 @@ _moved('clips', 'clips', COLOURS='COLORS', VERBS='_VERBS', combinations='attribu
        signed_distance='shape_sdf')
 _moved('clips', 'core.checks', one_of='check_choice')
 _moved('clips', 'data.buckets', 'Bucket', 'BucketSampler', bucket_table='make_buckets')
-_moved('clips', 'data.folders', 'read_manifest', KEEP_BYTES='_KEEP_BYTES', MANIFESTS='_MANIFESTS')
+_moved('clips', 'data.folders', KEEP_BYTES='_KEEP_BYTES', MANIFESTS='_MANIFESTS',
+       read_manifest='manifest_rows')
 _moved('clips', 'data.hub', 'open_dataset', RowReader='_RowReader')
 _moved('clips', 'data.imagenet', 'ImageNetClips', imagenet_labels='_val_labels',
        imagenet_names='_class_names')
