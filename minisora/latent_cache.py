@@ -19,8 +19,8 @@ from .latents.cache_encode import eval_mode
 from .latents.cache_format import (find_damage, finish_interrupted_publish, num_views,
                                            read_manifest)
 from .latents.cache_import import IdentityEncoder, LatentClips, NpyFolder
-from .latents.cache_plan import (as_dataset, autoencoder_config, autoencoder_fingerprint,
-                                         plan_cache, same_autoencoder)
+from .latents.cache_plan import (
+    as_clip_dataset, autoencoder_config, autoencoder_fingerprint, plan_cache, same_autoencoder)
 from .latents.cache_reader import MappedShards, TextRows, empty_batch
 from .latents.cache_writer import (encode_shards, open_work_folder, publish, rank_and_world,
                                            rewrite_shards)
@@ -47,7 +47,7 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
     part = Path(f'{path}.part')
     rank, world_size = rank_and_world(rank, world_size)
     finish_interrupted_publish(path)
-    clips = as_dataset(clips, samples)
+    clips = as_clip_dataset(clips, samples)
     count = len(clips) if limit is None else min(limit, len(clips))
     with eval_mode(autoencoder):
         plan = plan_cache(clips, autoencoder, count, batch_size, shard_size, dtype, moments,
@@ -284,7 +284,7 @@ def repair_cache(path, clips, autoencoder, exact=True):
     bad = list(find_damage(path, manifest))
     if not bad:
         return []
-    clips = as_dataset(clips, manifest['samples'])
+    clips = as_clip_dataset(clips, manifest['samples'])
     _check_encoder(path, manifest, autoencoder)
     with eval_mode(autoencoder):
         rewrite_shards(path, manifest, bad, clips, autoencoder, exact)

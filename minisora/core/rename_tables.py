@@ -124,10 +124,11 @@ _moved('latent_cache', 'latents.cache_format', 'DTYPES', 'FORMAT', 'VERSION', 'l
        views='num_views')
 _moved('latent_cache', 'latents.cache_import', 'NpyFolder', Encoded='IdentityEncoder',
        ReadyClips='LatentClips', load_npy='_load_npy')
-_moved('latent_cache', 'latents.cache_plan', 'as_dataset', 'same_autoencoder', CHANGED='_CHANGED',
-       StreamReader='SequentialDataset', config_of='autoencoder_config',
-       identity='autoencoder_fingerprint', listing_of='dataset_fingerprint', make_plan='plan_cache',
-       read_clips='fetch_clips', same_plan='check_same_plan', weights_hash='_weights_hash')
+_moved('latent_cache', 'latents.cache_plan', 'same_autoencoder', CHANGED='_CHANGED',
+       StreamReader='SequentialDataset', as_dataset='as_clip_dataset',
+       config_of='autoencoder_config', identity='autoencoder_fingerprint',
+       listing_of='dataset_fingerprint', make_plan='plan_cache', read_clips='fetch_clips',
+       same_plan='check_same_plan', weights_hash='_weights_hash')
 _moved('latent_cache', 'latents.cache_reader', 'MappedShards', Rows='TextRows', gather='take_rows',
        new_batch='empty_batch')
 _moved('latent_cache', 'latents.cache_writer', 'ShardWriter', 'publish', 'shard_paths',

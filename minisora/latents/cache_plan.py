@@ -105,7 +105,7 @@ class SequentialDataset:
     def __init__(self, stream, samples):
         if iter(stream) is stream:
             raise ValueError(f'a {type(stream).__name__} can be read only once, and a cache may '
-                             'have to start again: give an iterable that starts anew each time')
+                             'have to start again: give an iterable that can start again')
         self.stream = stream
         self.samples = samples
         self._next = None                                 # the clip that comes next, where known
@@ -134,7 +134,7 @@ class SequentialDataset:
         return islice(iter(self.stream), i, None)
 
 # %% ../../nbs/latents/cache_plan.ipynb #ff66b1c6
-def as_dataset(clips, samples=None):
+def as_clip_dataset(clips, samples=None):
     """A stream as a `SequentialDataset` of `samples` clips; a dataset, which knows how many it has,
     as it is."""
     if hasattr(clips, '__len__') and not isinstance(clips, torch.utils.data.IterableDataset):
@@ -206,7 +206,7 @@ def plan_cache(clips, autoencoder, samples, batch_size, shard_size=None, dtype='
     return plan | dict(id=short_hash(plan))
 
 # %% ../../nbs/latents/cache_plan.ipynb #86e1065d
-# what a hash in the plan stands for, for the reader of an error
+# what a changed hash in the plan means, for the reader of an error
 _CHANGED = dict(data=' (the first or the last clip changed)',
                 listing=' (a file, its size, date or caption changed)')
 
