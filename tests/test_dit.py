@@ -337,7 +337,8 @@ def test_bad_config(field, value):
 
 
 def test_checkpointing_is_no_field_of_a_model():
-    with pytest.raises(TypeError, match="checkpoint"):
-        DiTConfig(checkpoint=True)
+    with pytest.warns(DeprecationWarning, match="wrappers="):
+        with pytest.raises(ValueError, match="no field 'checkpoint' any more"):
+            DiTConfig(checkpoint=True)
     assert DiTConfig.upgrade(dict(depth=2, checkpoint=True)) == dict(depth=2)
     assert not hasattr(TINY, "checkpoint")

@@ -151,9 +151,10 @@ for _module in 'dit', 'temporal':
     _moved(_module, 'core.checks', 'check_fields', 'config_from_dict')
     _moved(_module, 'core.files', read_tensors='load_tensors')
     _moved(_module, 'core.hub', Pretrained='PretrainedMixin', load_state='load_strict')
-    _moved(_module, 'dit', fixed_positions='position_buffers', initialise='init_weights')
+    _moved(_module, 'dit', initialise='init_weights')
     _moved(_module, 'models.positions', 'sincos_1d', 'sincos_2d',
-           RelativeBias='RelativePositionBias', places='token_coordinates', rotary='rope_cos_sin')
+           RelativeBias='RelativePositionBias', fixed_positions='position_buffers',
+           places='token_coordinates', rotary='rope_cos_sin')
     _moved(_module, 'models.preconditioning', path_variance='linear_path_variance',
            velocity_from_data='x0_to_velocity', velocity_from_rest='edm_to_velocity')
 

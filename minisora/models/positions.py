@@ -61,6 +61,17 @@ def sincos_3d(width, grid, base_grid=None):
     axes = token_coordinates(grid, base_grid).T
     return torch.cat([sincos_1d(d, axis) for d, axis in zip(widths, axes)], 1).float()
 
+# %% ../../nbs/models/positions.ipynb #a7229c4b
+def position_buffers(config, base_grid=None):
+    """A DiT's positions, {name of the buffer: tensor}; `base_grid`: the grid (h, w) to spread
+    them over."""
+    grid = [s // config.patch for s in config.size]
+    if config.positions == 'sincos':
+        return {'pos_embed': sincos_2d(config.width, grid, base_grid)[None]}    # (1, N, D)
+    if config.positions == 'rope':
+        return {'places': token_coordinates(grid, base_grid).float()}           # (N, 2)
+    return {}
+
 # %% ../../nbs/models/positions.ipynb #d5dfcc02
 def rope_cos_sin(positions, width, base=100.0):
     """Coordinates (N, axes) -> cosines and sines, 2 × (N, width/2), of the turns of a head's
