@@ -7,16 +7,16 @@ import lesson_rules as rules
 import pytest
 from conftest import ROOT
 
-PATHS = sorted(p for p in (ROOT / "nbs").glob("[01][0-9]_*.ipynb") if int(p.name[:2]) <= 16)
+PATHS = sorted(p for p in (ROOT / "nbs").glob("[01][0-9]_*.ipynb") if int(p.name[:2]) < 90)
 EXERCISES = [
     (p, rules.parse_exercise(c)) for p in PATHS for c in rules.exercise_cells(rules.load(p))
 ]
 
 
 def test_the_lessons_are_there():
-    "00 to 10 and 16: a test over no notebooks would pass without looking."
+    "00 to 10, 13 and 18: a test over no notebooks would pass without looking."
     numbers = [int(p.name[:2]) for p in PATHS]
-    assert numbers == [*range(11), 16], f"lessons found in nbs/: {[p.name for p in PATHS]}"
+    assert numbers == [*range(11), 13, 18], f"lessons found in nbs/: {[p.name for p in PATHS]}"
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)

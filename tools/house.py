@@ -47,7 +47,16 @@ LESSONS = [
     "parallel",
     "story",
 ]
-TOP = ["viz", "pipeline", "check", "cli"]
+TOP = [
+    "viz",
+    "recipe",
+    "pipeline_output",
+    "pipeline",
+    "single_gpu",
+    "experiment",
+    "check",
+    "cli",
+]
 ABOVE_CHECKERS = ["check", "cli"]
 BELOW_VIZ = {"core", "data"}
 MAX_LINES = 450

@@ -583,3 +583,51 @@ OLD_FIELDS |= {
 OLD_ARGUMENTS |= {
     'train_video_vae': dict(windows='sampler', eyes='perceptual_net'),
 }
+
+# %% ../../nbs/core/renames.ipynb #5403eb0f
+# single_gpu became frames, latents/compression and pipeline
+OLD_NAMES.setdefault('minisora.single_gpu', {}).update({
+    'told': 'minisora.frames:call_with_known_frames',
+    'leading': 'minisora.frames:prefix_mask',
+    'Continuation': 'minisora.frames:FramePrediction',
+    'Given': 'minisora.frames:FrameConditionedModel',
+    'sample_after': 'minisora.frames:sample_continuation',
+    'chain': 'minisora.frames:generate_long',
+    'seams': 'minisora.frames:joint_discontinuity',
+})
+OLD_FIELDS['FramePrediction'] = dict(given='known_frames')
+OLD_ATTRIBUTES['FramePrediction'] = dict(counts='num_known')
+
+# %% ../../nbs/core/renames.ipynb #114b169c
+# pipeline became recipe, pipeline and experiment
+OLD_NAMES['minisora.pipeline'] = {
+    'SAMPLING': 'minisora.experiment:SAMPLING_FIELDS',
+    'MODERN': 'minisora.recipe:_MODERN',
+    'SMOOTH': 'minisora.recipe:SMOOTH_MOTION',
+    'QUICK': 'minisora.recipe:FAST_SHAPES',
+    'RECIPES': 'minisora.recipe:RECIPES',
+    'Recipe': 'minisora.recipe:Recipe',
+    'recipe_for': 'minisora.recipe:recipe_for',
+    'open_recipe': 'minisora.recipe:open_recipe',
+    'slug': 'minisora.experiment:slug',
+    'Run': 'minisora.experiment:Experiment',
+    'make_video': 'minisora.experiment:make_video',
+}
+OLD_NAMES['minisora.cli'] = {
+    name: f'minisora.cli:_{name}' for name in (
+        'field_value', 'open_run', 'clips_command', 'cache_command', 'train_command',
+        'sample_command', 'convert_command', 'verify_command', 'repair_command', 'video_command',
+        'encode_command', 'summary', 'open_rows', 'source_arguments', 'axes_argument',
+        'encode_arguments', 'source_clips', 'open_autoencoder', 'parser', 'stopped')
+} | {
+    'metrics_command': 'minisora.cli:_evaluate_command',
+    'measure_command': 'minisora.cli:_evaluate_command',
+    'made_of': 'minisora.cli:_repair_inputs',
+    'open_clips': 'minisora.cli:_open_clips',
+}
+OLD_FIELDS['Recipe'] = dict(
+    context='in_context', label_std='init_std', delta='temporal_diff_weight', steady='jerk_weight',
+    tune_steps='decoder_steps', sample_steps='num_inference_steps', guidance='guidance_scale',
+    guide_until='guidance_until', settle='renoise_times')
+OLD_ATTRIBUTES['Recipe'] = dict(OLD_FIELDS['Recipe'])
+OLD_ATTRIBUTES['Experiment'] = dict(metrics='evaluate', measure='evaluate')
