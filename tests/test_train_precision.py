@@ -93,7 +93,7 @@ def test_what_stays_in_float32_is_as_it_was_afterwards_and_each_copy_has_its_own
     )
     with torch.no_grad():
         run.model.t_embedder.mlp[0].bias.fill_(9.0)
-    with run.in_fp32():
+    with run.as_trained():
         assert not torch.equal(
             run.model.t_embedder(t), run.ema.t_embedder(t)
         )  # the average's own weights

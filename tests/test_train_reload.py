@@ -11,6 +11,11 @@ from helpers.train import go, video
 
 from minisora import train
 from minisora.interpolants import Interpolant
+from minisora.models.conditions import WordCondition
+from minisora.models.layers import BlockConfig
+from minisora.models.layouts import Factorized
+from minisora.models.positions import RopePositions
+from minisora.models.preconditioning import EDMOutput
 from minisora.sampling import sample
 from minisora.temporal import VideoDiT
 
@@ -29,8 +34,17 @@ save_file(dict(x=sample(model, Interpolant(), torch.arange(4)[:, None], steps=3,
     "change",
     [
         dict(),
-        dict(attention="factorised", positions="rope", norm="rms", mlp="swiglu", qk_norm=True),
-        dict(relative_bias=True, context=True, precondition="edm", label_std=0.5, width=24),
+        dict(
+            layout=Factorized(),
+            positions=RopePositions(),
+            block=BlockConfig(norm="rms", mlp="swiglu", qk_norm=True),
+        ),
+        dict(
+            relative_bias=True,
+            condition=WordCondition(5, in_context=True, init_std=0.5),
+            output=EDMOutput(),
+            width=24,
+        ),
     ],
     ids=str,
 )

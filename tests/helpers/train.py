@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from minisora.interpolants import Interpolant
+from minisora.models.conditions import WordCondition
+from minisora.models.layers import BlockConfig
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import fit
 from minisora.training.checkpoint import load_checkpoint
@@ -160,18 +162,20 @@ def weights(module):
     return torch.cat([v.flatten().double() for v in module.state_dict().values()])
 
 
+SMALL = VideoDiTConfig(
+    size=(4, 2, 2),
+    channels=1,
+    patch=(1, 2, 2),
+    width=16,
+    depth=4,
+    heads=2,
+    condition=WordCondition(5),
+)
+
+
 def video(**change):
     "A small `VideoDiT` for the latents of `Data`."
-    return VideoDiT(
-        VideoDiTConfig(
-            **{
-                **dict(
-                    size=(4, 2, 2), channels=1, patch=(1, 2, 2), width=16, depth=4, heads=2, vocab=5
-                ),
-                **change,
-            }
-        )
-    )
+    return VideoDiT(replace(SMALL, **change))
 
 
 class Pure(Greedy):
@@ -183,7 +187,14 @@ class Pure(Greedy):
 
 
 TINY = VideoDiTConfig(
-    size=(4, 4, 4), channels=2, patch=(2, 2, 2), width=16, depth=3, heads=2, vocab=5, qk_norm=True
+    size=(4, 4, 4),
+    channels=2,
+    patch=(2, 2, 2),
+    width=16,
+    depth=3,
+    heads=2,
+    block=BlockConfig(qk_norm=True),
+    condition=WordCondition(5),
 )
 
 
