@@ -1,4 +1,5 @@
-"""`fit` in several processes gives the numbers of one: two gloo processes on the CPU against one."""
+"""`fit` in several processes gives the numbers of one: two gloo processes on the CPU against one.
+`fit` in several processes gives the numbers of one: two gloo processes on the CPU against one."""
 
 import json
 import os
@@ -8,7 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import accelerate  # imported here, before the forks, so that each need not: DDP imports the next two
+import accelerate  # before the forks, so that each need not import it: DDP imports the next two
 import pytest
 import torch
 import torch._dynamo
@@ -181,7 +182,8 @@ def test_a_signal_to_one_process_stops_all_at_one_step(alone, tmp_path):
     os.kill(pids[1], signal.SIGTERM)
     for pid in pids:
         os.waitpid(pid, 0)
-    said, step = [(tmp_path / f"says{r}").read_text() for r in range(2)], load_checkpoint(out).step
+    said = [(tmp_path / f"says{r}").read_text() for r in range(2)]
+    step = load_checkpoint(out).step
     assert 1 <= step < 40 and all(
         s.startswith(f"Interrupted: SIGTERM at step {step} of 40; saved") for s in said
     )
@@ -190,7 +192,8 @@ def test_a_signal_to_one_process_stops_all_at_one_step(alone, tmp_path):
 
 
 def test_nonfinite_loss_of_one_process_stops_all(tmp_path):
-    "The second sample of the first batch is broken: all refuse the step; the losses stand in the batch's order."
+    """The second sample of the first batch is broken: all refuse the step; the losses stand in the
+    batch's order."""
     first = batch_indices(0, 0, 8, 50).tolist()
     said = together(
         lambda rank: go(tmp_path / "run", data=Data(bad=first[1]), net=Net(dropout=0)), tmp_path

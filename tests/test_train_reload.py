@@ -1,4 +1,5 @@
-"""What `fit` made is saved, loaded in another process, and samples the same clips, bit for bit (promise 7)."""
+"""What `fit` made is saved, loaded in another process, and samples the same clips, bit for bit
+(promise 7)."""
 
 import subprocess
 import sys
@@ -20,13 +21,17 @@ from minisora.sampling import sample
 from minisora.temporal import VideoDiT
 
 LOAD = """
-import sys, torch; torch.set_num_threads(1)
+import sys
+import torch
+torch.set_num_threads(1)
 from safetensors.torch import save_file
 from minisora.interpolants import Interpolant
 from minisora.sampling import sample
 from minisora.temporal import VideoDiT
 model = VideoDiT.from_pretrained(sys.argv[1])
-save_file(dict(x=sample(model, Interpolant(), torch.arange(4)[:, None], steps=3, seed=5, guidance=2.)), sys.argv[2])
+y = torch.arange(4)[:, None]
+x = sample(model, Interpolant(), y, steps=3, seed=5, guidance=2.)
+save_file(dict(x=x), sys.argv[2])
 """
 
 

@@ -1,4 +1,5 @@
-"""A run that resumes must be the same run; checkpoints of earlier versions, and of fields added since."""
+"""A run that resumes must be the same run; checkpoints of earlier versions, and of fields added
+since."""
 
 import json
 import shutil
@@ -50,9 +51,11 @@ def test_an_old_run_goes_on_as_a_new_one(old, tmp_path):
     "To rounding only: the old part was computed on another machine."
     go(old, stop_at=20)
     go(tmp_path / "new", stop_at=20)
-    a, b = load_checkpoint(old), load_checkpoint(tmp_path / "new")
+    a = load_checkpoint(old)
+    b = load_checkpoint(tmp_path / "new")
     for part in ("model", "ema", "optimizer"):
-        p, q = getattr(a, part), getattr(b, part)
+        p = getattr(a, part)
+        q = getattr(b, part)
         assert p.keys() == q.keys() and all(
             torch.allclose(p[k], q[k], rtol=1e-3, atol=1e-4) for k in p
         )
