@@ -1,4 +1,5 @@
-"""Every checker takes its lesson's solution, in float64 too, and meets every mistake with a hint of one line."""
+"""Every checker takes its lesson's solution, in float64 too, and meets every mistake with a hint of
+one line."""
 
 import importlib
 import inspect
@@ -33,16 +34,18 @@ CHECKERS = {
     for name in module.__all__
 }
 # The names of version 0.1, as lessons and notebooks of that time call them.
-OLD = """mirrored moments never_seen diagonal kl_bits first_latent global_scale causal_average cache_bytes
-    running_statistics resume_point dit_tokens dit_block_parameters dit_silence dit_step dit_unturn forward_jump
-    unpack_v ddim_step learned_range gvp_velocity linear_score shift_for_noise heun_step heun_calls guided_data
-    temporal_pairs temporal_best temporal_tubelet temporal_routed temporal_turn ema_half_life sqrt_schedule
-    place_in_data frechet_1d jerk_of clips_needed mass_flicker extrapolated coverage_of video_tokens
-    data_to_velocity memorised_share clip_tokens film_frames continuation_loss""".split()
+OLD = """mirrored moments never_seen diagonal kl_bits first_latent global_scale causal_average
+    cache_bytes running_statistics resume_point dit_tokens dit_block_parameters dit_silence dit_step
+    dit_unturn forward_jump unpack_v ddim_step learned_range gvp_velocity linear_score
+    shift_for_noise heun_step heun_calls guided_data temporal_pairs temporal_best temporal_tubelet
+    temporal_routed temporal_turn ema_half_life sqrt_schedule place_in_data frechet_1d jerk_of
+    clips_needed mass_flicker extrapolated coverage_of video_tokens data_to_velocity
+    memorised_share clip_tokens film_frames continuation_loss""".split()
 
 
 class Recorder:
-    "Stands in for `check` while a solution runs, and keeps what it hands over, by the checker's name of today."
+    """Stands in for `check` while a solution runs, and keeps what it hands over, by the checker's
+    name of today."""
 
     def __init__(self):
         self.answers = {}
@@ -156,7 +159,8 @@ def test_a_right_answer_of_another_kind_is_taken(name, answer):
 
 
 def said(checker, answer):
-    "The hint for an answer that must be refused: one line, an AssertionError of ours and of no other kind."
+    """The hint for an answer that must be refused: one line, an AssertionError of ours and of no
+    other kind."""
     with redirect_stdout(io.StringIO()), pytest.raises(Hint) as caught:
         checker(answer)
     hint = str(caught.value)
@@ -203,8 +207,10 @@ NONSENSE = [
 
 @pytest.mark.parametrize("name", CHECKERS)
 def test_what_is_no_answer_gets_a_hint(name):
-    "None, nothing returned, a wrong number of arguments, an exception, text, and all kinds of wrong values."
-    checker, answer = CHECKERS[name], SOLUTIONS[name]
+    """None, nothing returned, a wrong number of arguments, an exception, text, and all kinds of
+    wrong values."""
+    checker = CHECKERS[name]
+    answer = SOLUTIONS[name]
     said(checker, None)
     said(checker, "three")
     if not callable(answer):
@@ -249,7 +255,7 @@ def test_a_tensor_of_another_shape_or_kind_gets_a_hint(name):
     assert "too coarse" in said(CHECKERS[name], lambda *a: answer(*a).bfloat16())
 
 
-# ---------------------------------------------------------------- plausible mistakes, and what is said to them
+# ---------------------------------------- plausible mistakes, and what is said to them
 
 
 def test_each_checker_is_tried_with_two_mistakes():
@@ -266,22 +272,23 @@ def test_a_mistake_is_refused_with_its_own_hint(name, answer, words):
     assert words in said(CHECKERS[name], answer)
 
 
-# ---------------------------------------------------------------- what checkers hold true of the library
+# ---------------------------------------- what checkers hold true of the library
 
 
 def test_the_steps_of_the_linear_schedule_are_the_library_s():
-    from minisora.diffusion import betas
+    from minisora.processes.schedules import beta_schedule
 
     beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    assert torch.allclose(betas(), beta, rtol=1e-12)
+    assert torch.allclose(beta_schedule(), beta, rtol=1e-12)
 
 
 def test_the_next_sample_is_the_training_loop_s():
-    from minisora.train import batch_indices, permutation
+    from minisora.core.noise import epoch_permutation
+    from minisora.training.batches import batch_indices
 
     for step, batch_size, n in ((0, 4, 10), (5, 4, 10), (7, 16, 10), (499, 16, 2000)):
         epoch, position = divmod(step * batch_size, n)
-        assert permutation(0, epoch, n)[position] == batch_indices(0, step, batch_size, n)[0]
+        assert epoch_permutation(0, epoch, n)[position] == batch_indices(0, step, batch_size, n)[0]
 
 
 def test_the_best_linear_velocity_is_that_of_least_squares():

@@ -337,8 +337,9 @@ def test_bad_config(field, value):
 
 
 def test_checkpointing_is_no_field_of_a_model():
-    with pytest.warns(DeprecationWarning, match="wrappers="):
-        with pytest.raises(ValueError, match="no field 'checkpoint' any more"):
-            DiTConfig(checkpoint=True)
+    with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match=r"fit\(…, wrappers="):
+        DiTConfig(checkpoint=True)
+    with pytest.warns(DeprecationWarning, match="DiTConfig.checkpoint=…. is now fit"):
+        assert DiTConfig(checkpoint=False) == DiTConfig()
     assert DiTConfig.upgrade(dict(depth=2, checkpoint=True)) == dict(depth=2)
     assert not hasattr(TINY, "checkpoint")

@@ -25,7 +25,9 @@ class Zero:
 
 @pytest.mark.parametrize("steps", (1, 2, 5, 24))
 def test_rows_are_those_that_a_sampler_asks_for(few, steps):
-    r, net, y = Recipe(settle=3, guide_until=0.5, shift=6.0), CallCounter(Zero()), torch.tensor([1])
+    r = Recipe(settle=3, guide_until=0.5, shift=6.0)
+    net = CallCounter(Zero())
+    y = torch.tensor([1])
     z = sample(
         net,
         Interpolant(prediction="data"),

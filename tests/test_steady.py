@@ -2,18 +2,19 @@
 
 import torch
 
-from minisora.autoencoder import ImageVAE, lit_windows, train_autoencoder, tune_decoder
+from minisora.autoencoder import ImageVAE, finetune_decoder, train_autoencoder
 from minisora.clips import SceneClips, to_float
+from minisora.latents.crops import foreground_crop
 
 
 def test_windows_of_clip_and_latents_agree():
     clips = SceneClips(4, seed=1)
     x = to_float(torch.stack([clips[i].frames for i in range(4)]))
     z = x[:, :1, :, ::8, ::8]  # a cell's first pixel stands for its latent
-    a, b = lit_windows(x, z, 5, torch.Generator().manual_seed(0))
+    a, b = foreground_crop(x, z, 5, torch.Generator().manual_seed(0))
     assert a.shape == (4, 3, 16, 40, 40) and torch.equal(a[:, :1, :, ::8, ::8], b)
     assert all(k.max() > 0 for k in a)  # something is to be seen in each
-    assert lit_windows(x, z, 99, torch.Generator())[0].shape == x.shape
+    assert foreground_crop(x, z, 99, torch.Generator())[0].shape == x.shape
 
 
 def test_a_tuned_decoder_mends_what_a_model_gets_wrong():
@@ -30,10 +31,11 @@ def test_a_tuned_decoder_mends_what_a_model_gets_wrong():
         with torch.no_grad():
             return ((ae.decode(wrong(ae.encode(x).mode)) - x) ** 2).mean().item()
 
-    before, encoder = error(), ae.skip_in.weight.clone()
+    before = error()
+    encoder = ae.skip_in.weight.clone()
     with torch.no_grad():
         kept = ae.encode(x).mode
-    tune_decoder(ae, clips, predict, steps=40, batch=2)
+    finetune_decoder(ae, clips, predict, steps=40, batch=2)
     assert error() < 0.7 * before
     assert (
         torch.equal(encoder, ae.skip_in.weight)

@@ -37,7 +37,7 @@ def straight(tmp_path_factory):
     return out
 
 
-# ------------------------------------------------------------------------------------- 1: exact resume
+# ------------------------------------------------------------ 1: exact resume
 
 
 @pytest.mark.parametrize("stops", [(1,), (13, 27), (7, 8, 39)], ids=str)
@@ -129,11 +129,12 @@ def test_every_epoch_is_told_to_the_data():
     assert [s for s in data.seen if isinstance(s, int)] == [0, 0, 1, 1, 2]
 
 
-# ------------------------------------------------------------------------------------- 4: a loss that is not finite
+# ------------------------------------------------------------ 4: a loss that is not finite
 
 
 def test_nonfinite_loss(tmp_path):
-    net, data = Net(), Data(bad=33)
+    net = Net()
+    data = Data(bad=33)
     clean = next(s for s in range(10) if 33 in batch_indices(0, s, 8, 50).tolist())
     if clean:
         go(tmp_path / "want", data=data, net=Net(), stop_at=clean)
@@ -168,7 +169,7 @@ def test_nonfinite_gradient_changes_nothing(tmp_path):
     assert all(torch.equal(p, before[k]) for k, p in net.named_parameters())
 
 
-# ------------------------------------------------------------------------------------- 5: memory and signals
+# ------------------------------------------------------------ 5: memory and signals
 
 
 def test_out_of_memory_says_what_fits():
@@ -199,11 +200,13 @@ def test_accumulation_is_the_same_update():
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_signal_to_a_process(straight, tmp_path, name):
     "The step is finished and saved, the message says where, and the run goes on to the same end."
-    run, says = tmp_path / "run", tmp_path / "says"
+    run = tmp_path / "run"
+    says = tmp_path / "says"
     pid = forked(lambda: go(run, data=Data(slow=0.05)), says)
     wait_until(lambda: (run / "log.jsonl").exists() and (run / "log.jsonl").read_text())
     os.kill(pid, getattr(signal, name))
-    status, step = os.waitpid(pid, 0)[1], load_checkpoint(run).step
+    status = os.waitpid(pid, 0)[1]
+    step = load_checkpoint(run).step
     assert status == 0 and 1 <= step < 40
     assert says.read_text().startswith(
         f"Interrupted: {name} at step {step} of 40; saved {latest_checkpoint(run)}"
@@ -254,7 +257,7 @@ def test_in_another_thread(straight, tmp_path):
     same(straight, tmp_path)
 
 
-# ------------------------------------------------------------------------------------- 6: strictness
+# ------------------------------------------------------------ 6: strictness
 
 
 @pytest.mark.parametrize(
@@ -331,7 +334,7 @@ def test_averages_of_a_run_are_trained_again_once_they_have_gradients():
     assert go(None, net=copy.deepcopy(ema).requires_grad_(True), steps=3).step == 3
 
 
-# ------------------------------------------------------------------------------------- what is trained
+# ------------------------------------------------------------ what is trained
 
 
 def test_it_learns():
@@ -377,7 +380,8 @@ def test_ema_and_its_buffers():
 
 
 def test_validation_repeats_and_covers_time():
-    net, times = Net(), []
+    net = Net()
+    times = []
 
     class Watch(Interpolant):
         def loss(self, model, x, y, noise, t):
@@ -427,5 +431,6 @@ def test_retention_and_log_survive_a_changed_cadence(straight, tmp_path):
     "log_every, save_every, keep and valid_every may change between calls: the weights do not."
     go(tmp_path, stop_at=15, log_every=3, save_every=4)
     go(tmp_path, log_every=5, valid_every=None, valid=None)
-    a, b = load_checkpoint(straight), load_checkpoint(tmp_path)
+    a = load_checkpoint(straight)
+    b = load_checkpoint(tmp_path)
     assert all(torch.equal(a.model[k], b.model[k]) for k in a.model)

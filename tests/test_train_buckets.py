@@ -1,4 +1,5 @@
-"""`fit` on clips of several shapes: one bucket a batch, an order that is a pure function of (seed, step)."""
+"""`fit` on clips of several shapes: one bucket a batch, an order that is a pure function of (seed,
+step)."""
 
 import json
 from collections import Counter
@@ -48,7 +49,8 @@ def test_every_sample_comes_once_an_epoch(numbers, sizes):
     names = list(SIZES)
     bucket_of = [n for n, k in zip(names, numbers) for _ in range(k)]
     order = BucketBatchOrder(bucket_of, dict(zip(names, sizes)), seed=3)
-    epochs, seen = 11, Counter()
+    epochs = 11
+    seen = Counter()
     last = sum(order.batches_before(b, epochs) for b in names)
     for step in range(last):
         index = order.indices(step).tolist()
@@ -155,7 +157,8 @@ def test_two_processes_equal_one(tmp_path):
 
 def test_validation_over_buckets():
     "Every held-out sample, in batches of one bucket; the grouping does not change the loss."
-    net, data = AnySize(), BucketDataset(parts((9, 7, 8)))
+    net = AnySize()
+    data = BucketDataset(parts((9, 7, 8)))
     a, b = (validation_loss(net, data, Interpolant(), bins=4, batch_size=n) for n in (2, 24))
     assert a[0] == pytest.approx(b[0], rel=1e-5) and a[1] == pytest.approx(b[1], rel=1e-5)
     seen = Counter(i for d in data.datasets.values() for _, index in d.seen for i in index)
@@ -173,7 +176,7 @@ def test_estimate_takes_the_dearest_bucket():
     )
 
 
-# ------------------------------------------------------------------------------------- what goes wrong
+# ------------------------------------------------------------ what goes wrong
 
 
 def test_out_of_memory_in_one_bucket(tmp_path):

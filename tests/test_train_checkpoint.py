@@ -35,9 +35,12 @@ def straight(tmp_path_factory):
 
 
 def test_kill_9_at_any_moment(straight, tmp_path):
-    """Killed at 25 random moments, saving at every step: what is on the disk always loads and never goes back,
-    and the end is the end of a straight run."""
-    chance, newest, killed, busy = random.Random(0), 0, 0, 0
+    """Killed at 25 random moments, saving at every step: what is on the disk always loads and never
+    goes back, and the end is the end of a straight run."""
+    chance = random.Random(0)
+    newest = 0
+    killed = 0
+    busy = 0
     while killed < 25:
         before = latest_checkpoint(tmp_path)
         pid = forked(lambda: go(tmp_path, save_every=1))
@@ -59,10 +62,12 @@ def test_kill_9_at_any_moment(straight, tmp_path):
 
 
 def test_kill_9_at_every_file_operation_of_a_write(tmp_path):
-    "Die before each file operation of a save (over 50) in turn: the newest checkpoint is the old or the new one."
+    """Die before each file operation of a save (over 50) in turn: the newest checkpoint is the old
+    or the new one."""
     options = dict(keep=1, more_ema=[k / 10 for k in range(1, 10)], valid=None)
     go(tmp_path / "run", stop_at=10, **options)
-    steps, survived = [], False
+    steps = []
+    survived = False
     while not survived:
         out = tmp_path / "copy"
         shutil.copytree(tmp_path / "run", out)
@@ -80,7 +85,8 @@ def test_kill_9_at_every_file_operation_of_a_write(tmp_path):
 
 def die_in_save(number):
     "Kill this process at the file operation `number` (from 0) of the next save."
-    count, real = [], _Trainer.save
+    count = []
+    real = _Trainer.save
 
     def hook(event, args):
         if count and (event == "open" or event.startswith(("os.", "shutil."))):
@@ -134,7 +140,8 @@ def test_retention(tmp_path):
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
 def test_retention_keeps_a_good_one(tmp_path, monkeypatch, file):
-    "If a byte of what was just written is flipped, no older checkpoint is deleted, however often that happens."
+    """If a byte of what was just written is flipped, no older checkpoint is deleted, however often
+    that happens."""
     go(tmp_path, keep=1, stop_at=10)
     real = run_folder.save_checkpoint
 
@@ -177,8 +184,10 @@ def test_retention_keeps_a_good_one_of_a_torn_write(tmp_path, monkeypatch):
 
 
 def test_full_disk(tmp_path):
-    "A limit on file sizes stands in for a full disk: one line, the old checkpoint loads, no half file stays."
-    run, says = tmp_path / "run", tmp_path / "says"
+    """A limit on file sizes stands in for a full disk: one line, the old checkpoint loads, no half
+    file stays."""
+    run = tmp_path / "run"
+    says = tmp_path / "says"
     go(run, stop_at=10, net=Net(Config(2000)))
 
     def job():
@@ -218,7 +227,8 @@ def test_read_only_folder():
     with tempfile.TemporaryDirectory() as top:  # not tmp_path, which only its owner may enter
         top = Path(top)
         says = top / "says"
-        free, shut = top / "free", top / "shut"
+        free = top / "free"
+        shut = top / "shut"
         for folder, mode in ((top, 0o777), (free, 0o777), (shut, 0o555)):
             folder.mkdir(exist_ok=True)
             folder.chmod(mode)

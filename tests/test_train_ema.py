@@ -1,4 +1,5 @@
-"""Moving averages, several at once, the choice among them; and the schedule that ends in a square root."""
+"""Moving averages, several at once, the choice among them; and the schedule that ends in a square
+root."""
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ def test_wsd_resumes(tmp_path):
 
 
 def test_several_averages(tmp_path):
-    "Each is what a run with that decay alone has; they are saved, resumed and loaded by their decay."
+    """Each is what a run with that decay alone has; they are saved, resumed and loaded by their
+    decay."""
     a = go(tmp_path / "a", more_ema=(0.5, 0.9), stop_at=23)
     a = go(tmp_path / "a", more_ema=(0.5, 0.9))
     assert list(a.emas) == [0.999, 0.5, 0.9] and a.emas[0.999] is a.ema

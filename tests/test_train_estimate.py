@@ -36,8 +36,10 @@ def test_estimate_is_what_then_happens(change):
 
 
 def peak_of_fit(net, **options):
-    "The most bytes at once while `fit` runs, with the weights: by the profiler's record of PyTorch's own allocator."
-    data, activity = Data(80), [torch.profiler.ProfilerActivity.CPU]
+    """The most bytes at once while `fit` runs, with the weights: by the profiler's record of
+    PyTorch's own allocator."""
+    data = Data(80)
+    activity = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activity, profile_memory=True) as seen:
         go(None, net=net, data=data, steps=4, valid=None, **options)
     events = [
@@ -63,7 +65,8 @@ def test_estimate_of_a_video_transformer():
 
 def test_the_pace_is_a_median_in_a_budget():
     "One update that something else holds up does not count; slow updates are not made often."
-    now, each = [0.0], []
+    now = [0.0]
+    each = []
 
     def update():
         now[0] += each.pop(0)
@@ -80,7 +83,9 @@ def test_the_pace_is_a_median_in_a_budget():
 
 def test_estimate_agrees_with_an_independent_count():
     "The same bytes counted with a hook of our own, in a plain forward pass."
-    net, batch, kept = Wide(), Data(64), {}
+    net = Wide()
+    batch = Data(64)
+    kept = {}
     own = {p.data_ptr() for p in net.parameters()}
 
     def keep(t):

@@ -1,12 +1,15 @@
-"""Noise, times and dropped conditions of an update; objectives that call their methods as version 0.1 did."""
+"""Noise, times and dropped conditions of an update; objectives that call their methods as version
+0.1 did."""
 
 import pytest
 import torch
 
 from minisora.interpolants import Interpolant
 from minisora.training.inputs import (
+    check_loss_terms,
     draw_noise,
     sample_times,
+    seed_torch,
     stratified_uniforms,
     time_range,
 )
@@ -95,7 +98,8 @@ def test_parts_of_several_processes_are_those_of_one():
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 2)], ids=str)
 def test_a_condition_is_dropped_whole(shape):
-    latents, condition = torch.zeros(400, 1, 1, 2, 2), torch.ones(400, *shape)
+    latents = torch.zeros(400, 1, 1, 2, 2)
+    condition = torch.ones(400, *shape)
     noise, with_null, u = draw_noise(0, 5, range(400), latents, condition, 0.25, 7.0)
     dropped = (with_null == 7).flatten(1).float() if shape else (with_null == 7).float()[:, None]
     assert dropped.amin(1).equal(dropped.amax(1)) and dropped.mean().item() == pytest.approx(
@@ -103,3 +107,27 @@ def test_a_condition_is_dropped_whole(shape):
     )
     assert noise.shape == latents.shape and u.shape == (400,)
     assert draw_noise(0, 5, range(400), latents, condition, 0, None)[1] is condition
+
+
+def test_layers_draw_by_seed_step_and_rank():
+    "The generator of a CPU reads 32 bits of a seed only: the rank must be among them."
+
+    def drawn(*at):
+        with torch.random.fork_rng():
+            seed_torch(torch.device("cpu"), *at)
+            return torch.rand(4).tolist()
+
+    places = [(0, 7), (0, 8), (1, 7), (0, 7, 1), (0, 7, 2)]
+    assert len({tuple(drawn(*at)) for at in places}) == len(places)
+    assert drawn(0, 7, 1) == drawn(0, 7, 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(3 * 1_000_003 + 7)  # as version 0.1 seeded the only process
+        assert torch.rand(4).tolist() == drawn(3, 7)
+
+
+@pytest.mark.parametrize(
+    "terms", [torch.ones(4), dict(mse=torch.ones(4)), dict(loss=torch.tensor(1.0)), dict(loss=1.0)]
+)
+def test_a_loss_that_is_none_per_sample_is_refused(terms):
+    with pytest.raises(ValueError, match="'loss' holds a value per sample"):
+        check_loss_terms(terms, (4,))

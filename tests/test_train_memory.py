@@ -62,8 +62,10 @@ def test_fallback_ends_at_one_sample(monkeypatch):
 
 
 def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
-    "The smallest limit above the process counts, of cgroup v2 or v1; 'max' and missing files do not."
-    root, own = tmp_path / "cgroup", tmp_path / "own"
+    """The smallest limit above the process counts, of cgroup v2 or v1; 'max' and missing files do
+    not."""
+    root = tmp_path / "cgroup"
+    own = tmp_path / "own"
     for file, text in {
         "a/memory.max": "max",
         "a/b/memory.max": "3000",

@@ -44,7 +44,8 @@ def runner(folder, steps, model=None, end=None, **change):
         )
         | change
     )
-    made, losses = Runner(**config), []
+    made = Runner(**config)
+    losses = []
     step = model.train_step
 
     def watch(data, optim_wrapper):
@@ -58,7 +59,8 @@ def runner(folder, steps, model=None, end=None, **change):
 
 
 def test_runner_equals_fit(tmp_path):
-    "Losses of twelve steps and the weights after them: the same data, noise, times, nulls, clipping and warm-up."
+    """Losses of twelve steps and the weights after them: the same data, noise, times, nulls,
+    clipping and warm-up."""
     needs_mmengine()
     want = fit(
         awake(),
@@ -80,7 +82,8 @@ def test_runner_equals_fit(tmp_path):
 
 
 def test_runner_resumes(tmp_path, monkeypatch):
-    "mmengine's own checkpoint holds the step, and with it noise and times. (Its reader needs the variable from torch 2.6 on.)"
+    """mmengine's own checkpoint holds the step, and with it noise and times. (Its reader needs the
+    variable from torch 2.6 on.)"""
     needs_mmengine()
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     _, straight = runner(tmp_path / "a", 9)
@@ -94,10 +97,8 @@ def test_runner_resumes(tmp_path, monkeypatch):
 
 def test_modes():
     needs_mmengine()
-    denoiser, batch = (
-        as_mmengine(awake(), Interpolant(), sample_steps=3),
-        next(iter(make_loader(clips(), 1, 4))),
-    )
+    denoiser = as_mmengine(awake(), Interpolant(), sample_steps=3)
+    batch = next(iter(make_loader(clips(), 1, 4)))
     terms = denoiser(**batch)
     assert (
         terms.keys() == {"loss", "mse"} and terms["loss"].requires_grad and int(denoiser.step) == 1

@@ -8,9 +8,10 @@ from minisora.core.renames import OLD_NAMES
 from minisora.training.batches import BucketBatchOrder, BucketDataset
 from minisora.training.checkpoint import load_checkpoint, save_checkpoint
 
-NAMES_0_1 = """RECIPE LATER ISLANDS permutation batch_indices batches BucketOrder Buckets learning_rate ema_decay EMA
-choose_ema validate CheckpointError write_checkpoint latest_checkpoint Checkpoint load_checkpoint describe Interrupted
-NonFiniteLoss OutOfMemory leave Trained spread fit Estimate estimate on_track overlay as_mmengine""".split()
+NAMES_0_1 = """RECIPE LATER ISLANDS permutation batch_indices batches BucketOrder Buckets learning_rate
+ema_decay EMA choose_ema validate CheckpointError write_checkpoint latest_checkpoint Checkpoint
+load_checkpoint describe Interrupted NonFiniteLoss OutOfMemory leave Trained spread fit Estimate
+estimate on_track overlay as_mmengine""".split()
 
 
 @pytest.mark.parametrize("name", NAMES_0_1)

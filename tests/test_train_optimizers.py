@@ -73,7 +73,8 @@ def spiky(bad=17, size=1e3):
 
 def test_spikes_are_skipped_and_logged(tmp_path):
     "Batches with the broken sample change nothing but the step; the log names them."
-    net, data = Net(dropout=0), spiky()
+    net = Net(dropout=0)
+    data = spiky()
     done = go(tmp_path, net=net, data=data, spikes="skip", steps=60, valid=None, log_every=10)
     steps = [s + 1 for s in range(60) if 17 in batch_indices(0, s, 8, 50).tolist()]
     skipped = [s for r in log_of(tmp_path) for s in r["skipped"]]

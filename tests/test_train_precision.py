@@ -1,4 +1,5 @@
-"""Sixteen bits with what must stay in float32, the gradient scaler and its state, and compiling by block."""
+"""Sixteen bits with what must stay in float32, the gradient scaler and its state, and compiling by
+block."""
 
 import functools
 import json
@@ -43,17 +44,20 @@ class Scaled(Net):
         return out
 
     def watch(self, grad):
-        "The gradient of the mean squared error of 8 × 16 numbers, as it is where float16 would overflow."
+        """The gradient of the mean squared error of 8 × 16 numbers, as it is where float16 would
+        overflow."""
         return torch.where(grad.abs().max() * 64 > self.room, torch.inf, grad)
 
 
-# ------------------------------------------------------------------------------------- what stays in float32
+# ------------------------------------------------------------ what stays in float32
 
 
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_norms_time_and_loss_compute_in_float32(precision, dtype):
-    "Matrix products of the blocks run in 16 bits; norms, the time embedding, the loss, all weights and averages do not."
-    kinds, model = {}, awake()
+    """Matrix products of the blocks run in 16 bits; norms, the time embedding, the loss, all
+    weights and averages do not."""
+    kinds = {}
+    model = awake()
 
     def watch(name):
         return lambda m, args, out: kinds.setdefault(name, set()).add(out.dtype)
@@ -86,14 +90,15 @@ def test_what_stays_in_float32_is_as_it_was_afterwards_and_each_copy_has_its_own
     done = train_dit(model=model, steps=3, precision="fp16", ema=0.5)
     for m in (*done.model.modules(), *done.ema.modules()):
         assert "forward" not in vars(m)
-    x, t = torch.randn(2, 2, 4, 4, 4), torch.rand(2)
+    x = torch.randn(2, 2, 4, 4, 4)
+    t = torch.rand(2)
     assert not torch.equal(done.model(x, t), done.ema(x, t))
     run = _Trainer(
         awake(), clips(), Interpolant(), _arguments(precision="fp16"), Distributed("cpu")
     )
     with torch.no_grad():
         run.model.t_embedder.mlp[0].bias.fill_(9.0)
-    with run.in_fp32():
+    with run.as_trained():
         assert not torch.equal(
             run.model.t_embedder(t), run.ema.t_embedder(t)
         )  # the average's own weights
@@ -111,7 +116,8 @@ def _arguments(**change):
 
 
 def test_float16_is_near_float32():
-    a, b = train_dit(precision="fp16", steps=12), train_dit(steps=12)
+    a = train_dit(precision="fp16", steps=12)
+    b = train_dit(steps=12)
     assert (
         a.log[-1]["loss"] == pytest.approx(b.log[-1]["loss"], rel=0.02)
         and a.log[-1]["loss"] != b.log[-1]["loss"]
@@ -139,7 +145,8 @@ def test_estimate_knows_float16():
 
 def test_scaler_backs_off_and_the_steps_are_logged(tmp_path):
     "Updates whose scaled gradients overflow are left out, and halve the scale, until they fit."
-    net, seen = Scaled(room=2.0**13), []
+    net = Scaled(room=2.0**13)
+    seen = []
     before = {k: p.clone() for k, p in net.named_parameters()}
 
     def look(step, ema):
@@ -221,7 +228,8 @@ def test_other_precisions_have_no_scaler(tmp_path):
 
 def test_clipping_acts_on_every_norm_above(monkeypatch):
     "It is left out where it would do nothing; never above."
-    norms, real = [], torch.nn.utils.clip_grads_with_norm_
+    norms = []
+    real = torch.nn.utils.clip_grads_with_norm_
     monkeypatch.setattr(
         torch.nn.utils,
         "clip_grads_with_norm_",
@@ -248,7 +256,8 @@ def test_clipping_acts_on_every_norm_above(monkeypatch):
 @pytest.fixture
 def graphs(monkeypatch):
     "torch.compile with a backend that only counts the graphs and runs them as they are."
-    found, real = [], torch.compile
+    found = []
+    real = torch.compile
 
     def backend(graph, inputs):
         found.append(graph)
@@ -293,9 +302,7 @@ def test_blocks_need_blocks():
     ):
         go(None, compile="block")
     net = nn.Module()
-    net.few, net.many = (
-        nn.ModuleList([nn.Linear(2, 2)]),
-        nn.ModuleList([nn.Linear(9, 9), nn.Linear(9, 9)]),
-    )
+    net.few = nn.ModuleList([nn.Linear(2, 2)])
+    net.many = nn.ModuleList([nn.Linear(9, 9), nn.Linear(9, 9)])
     assert repeated_blocks(net) == list(net.many) and repeated_blocks(VideoDiT(TINY))[0].mlp
     assert json.dumps(config_dict(awake())) == json.dumps(config_dict(VideoDiT(TINY)))

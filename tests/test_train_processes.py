@@ -1,4 +1,5 @@
-"""`fit` in several processes gives the numbers of one: two gloo processes on the CPU against one."""
+"""`fit` in several processes gives the numbers of one: two gloo processes on the CPU against one.
+`fit` in several processes gives the numbers of one: two gloo processes on the CPU against one."""
 
 import json
 import os
@@ -8,7 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import accelerate  # imported here, before the forks, so that each need not: DDP imports the next two
+import accelerate  # before the forks, so that each need not import it: DDP imports the next two
 import pytest
 import torch
 import torch._dynamo
@@ -32,6 +33,7 @@ from helpers.train import (  # noqa: F401
 
 from minisora import train
 from minisora.interpolants import Interpolant
+from minisora.models.layouts import Checkpointed, Factorized, Routed
 from minisora.temporal import VideoDiT
 from minisora.train import fit, validation_loss
 from minisora.training import run_folder
@@ -180,7 +182,8 @@ def test_a_signal_to_one_process_stops_all_at_one_step(alone, tmp_path):
     os.kill(pids[1], signal.SIGTERM)
     for pid in pids:
         os.waitpid(pid, 0)
-    said, step = [(tmp_path / f"says{r}").read_text() for r in range(2)], load_checkpoint(out).step
+    said = [(tmp_path / f"says{r}").read_text() for r in range(2)]
+    step = load_checkpoint(out).step
     assert 1 <= step < 40 and all(
         s.startswith(f"Interrupted: SIGTERM at step {step} of 40; saved") for s in said
     )
@@ -189,7 +192,8 @@ def test_a_signal_to_one_process_stops_all_at_one_step(alone, tmp_path):
 
 
 def test_nonfinite_loss_of_one_process_stops_all(tmp_path):
-    "The second sample of the first batch is broken: all refuse the step; the losses stand in the batch's order."
+    """The second sample of the first batch is broken: all refuse the step; the losses stand in the
+    batch's order."""
     first = batch_indices(0, 0, 8, 50).tolist()
     said = together(
         lambda rank: go(tmp_path / "run", data=Data(bad=first[1]), net=Net(dropout=0)), tmp_path
@@ -238,26 +242,29 @@ def test_validation_is_shared(tmp_path):
     assert n + m == 37 and min(n, m) > 12
 
 
+ROUTED = Routed(0.5, blocks=(2, 4))
+
+
 @pytest.mark.parametrize(
-    "shard, options",
+    "shard, wrappers, options",
     [
-        (False, dict(relative_bias=True)),
-        (True, dict(relative_bias=True)),
-        (False, dict(attention="factorised", checkpoint=True, smaller=True)),
+        (False, [ROUTED], dict(relative_bias=True)),
+        (True, [ROUTED], dict(relative_bias=True)),
+        (False, [Checkpointed(), ROUTED], dict(layout=Factorized(), variable_size=True)),
     ],
     ids=str,
 )
-def test_routed_tokens_belong_to_the_sample(shard, options, tmp_path):
-    "In two processes the tokens of a sample skip the blocks that they would have skipped in one; `smaller`: in buckets."
-    c = replace(TINY, depth=4, route=0.5, route_blocks=(2, 4), **options)
+def test_routed_tokens_belong_to_the_sample(shard, wrappers, options, tmp_path):
+    """In two processes the tokens of a sample skip the blocks that they would have skipped in one.
 
-    def run(out, config=c):
+    `variable_size`: clips in buckets."""
+    config = replace(TINY, depth=4, **options)
+
+    def run(out, wrappers=()):
         x, y = clips()
-        data = (
-            BucketDataset(dict(long=(x[:18], y[:18]), short=(x[18:, :, :2], y[18:])))
-            if c.smaller
-            else (x, y)
-        )
+        data = x, y
+        if config.variable_size:
+            data = BucketDataset(dict(long=(x[:18], y[:18]), short=(x[18:, :, :2], y[18:])))
         fit(
             randomized(VideoDiT(config)),
             data,
@@ -269,10 +276,11 @@ def test_routed_tokens_belong_to_the_sample(shard, options, tmp_path):
             log_every=1,
             progress=False,
             shard=shard,
+            wrappers=wrappers,
         )
 
-    run(tmp_path / "alone")
-    assert together(lambda rank: run(tmp_path / "two"), tmp_path) == ["", ""]
+    run(tmp_path / "alone", wrappers)
+    assert together(lambda rank: run(tmp_path / "two", wrappers), tmp_path) == ["", ""]
     equal(tmp_path / "alone", tmp_path / "two")
-    run(tmp_path / "plain", replace(c, route=0.0))
+    run(tmp_path / "plain")
     assert abs(log_of(tmp_path / "plain")[-1]["loss"] - log_of(tmp_path / "two")[-1]["loss"]) > 1e-3

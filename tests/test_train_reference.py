@@ -66,7 +66,8 @@ def test_references_are_part_of_the_package(root, tmp_path):
 
 def test_another_recipe_is_told(tmp_path):
     "By a `Trained` or a folder; the seed may differ; a log alone has no recipe."
-    a, b = go(tmp_path / "a", steps=8), go(None, steps=8, lr=5e-3, net=Net(Config(20)), seed=3)
+    a = go(tmp_path / "a", steps=8)
+    b = go(None, steps=8, lr=5e-3, net=Net(Config(20)), seed=3)
     for run in (b, a):
         assert compare_to_reference(run, run) == 1
     for run, other in ((b, a), (b, tmp_path / "a")):

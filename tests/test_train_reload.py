@@ -1,4 +1,5 @@
-"""What `fit` made is saved, loaded in another process, and samples the same clips, bit for bit (promise 7)."""
+"""What `fit` made is saved, loaded in another process, and samples the same clips, bit for bit
+(promise 7)."""
 
 import subprocess
 import sys
@@ -11,17 +12,26 @@ from helpers.train import go, video
 
 from minisora import train
 from minisora.interpolants import Interpolant
+from minisora.models.conditions import WordCondition
+from minisora.models.layers import BlockConfig
+from minisora.models.layouts import Factorized
+from minisora.models.positions import RopePositions
+from minisora.models.preconditioning import EDMOutput
 from minisora.sampling import sample
 from minisora.temporal import VideoDiT
 
 LOAD = """
-import sys, torch; torch.set_num_threads(1)
+import sys
+import torch
+torch.set_num_threads(1)
 from safetensors.torch import save_file
 from minisora.interpolants import Interpolant
 from minisora.sampling import sample
 from minisora.temporal import VideoDiT
 model = VideoDiT.from_pretrained(sys.argv[1])
-save_file(dict(x=sample(model, Interpolant(), torch.arange(4)[:, None], steps=3, seed=5, guidance=2.)), sys.argv[2])
+y = torch.arange(4)[:, None]
+x = sample(model, Interpolant(), y, steps=3, seed=5, guidance=2.)
+save_file(dict(x=x), sys.argv[2])
 """
 
 
@@ -29,8 +39,17 @@ save_file(dict(x=sample(model, Interpolant(), torch.arange(4)[:, None], steps=3,
     "change",
     [
         dict(),
-        dict(attention="factorised", positions="rope", norm="rms", mlp="swiglu", qk_norm=True),
-        dict(relative_bias=True, context=True, precondition="edm", label_std=0.5, width=24),
+        dict(
+            layout=Factorized(),
+            positions=RopePositions(),
+            block=BlockConfig(norm="rms", mlp="swiglu", qk_norm=True),
+        ),
+        dict(
+            relative_bias=True,
+            condition=WordCondition(5, in_context=True, init_std=0.5),
+            output=EDMOutput(),
+            width=24,
+        ),
     ],
     ids=str,
 )

@@ -1,10 +1,12 @@
-"""`on_oom='accumulate'` in several processes: they agree on the parts, so that none waits for one without memory."""
+"""`on_oom='accumulate'` in several processes: they agree on the parts, so that none waits for one
+without memory."""
 
 from helpers.train import FULL, Pure, equal, go, interruptible, log_of, together  # noqa: F401
 
 
 def test_out_of_memory_in_one_process_of_two(tmp_path):
-    "One has room for three samples at a time, the other for all: both go on in parts, the same update as in one process."
+    """One has room for three samples at a time, the other for all: both go on in parts, the same
+    update as in one process."""
     options = dict(on_oom="accumulate", **FULL)
 
     def job(rank):

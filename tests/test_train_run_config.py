@@ -1,16 +1,20 @@
-"""A run that resumes must be the same run; checkpoints of earlier versions, and of fields added since."""
+"""A run that resumes must be the same run; checkpoints of earlier versions, and of fields added
+since."""
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.train import Net, go, interruptible, log_of, video  # noqa: F401
+from helpers.train import SMALL, Net, go, interruptible, log_of, video  # noqa: F401
 
 from minisora.core.hub import Registry, kind_of
 from minisora.interpolants import Interpolant
+from minisora.models import flat_config
+from minisora.models.conditions import WordCondition
+from minisora.models.preconditioning import DataOutput
 from minisora.temporal import VideoDiT
 from minisora.training.checkpoint import _checksum, latest_checkpoint, load_checkpoint
 from minisora.training.run_config import (
@@ -47,9 +51,11 @@ def test_an_old_run_goes_on_as_a_new_one(old, tmp_path):
     "To rounding only: the old part was computed on another machine."
     go(old, stop_at=20)
     go(tmp_path / "new", stop_at=20)
-    a, b = load_checkpoint(old), load_checkpoint(tmp_path / "new")
+    a = load_checkpoint(old)
+    b = load_checkpoint(tmp_path / "new")
     for part in ("model", "ema", "optimizer"):
-        p, q = getattr(a, part), getattr(b, part)
+        p = getattr(a, part)
+        q = getattr(b, part)
         assert p.keys() == q.keys() and all(
             torch.allclose(p[k], q[k], rtol=1e-3, atol=1e-4) for k in p
         )
@@ -64,21 +70,34 @@ def test_an_old_run_is_refused_with_a_new_option(old, change):
         go(old, **change)
 
 
-@pytest.fixture(scope="module")
-def older(tmp_path_factory):
-    "A run of a VideoDiT, without four fields that were added since, as a checkpoint from before them is."
+X0 = DataOutput()
+
+
+def without_newer_fields(model):
+    "The description of a model as a checkpoint holds it that is older than three of its fields."
+    del model["time_scale"]
+    del model["condition"]["init_std"]
+    del model["output"]["t_clip"]
+    return model
+
+
+def flat_without_newer_fields(model):
+    "The same as version 0.1 wrote it: all fields side by side."
+    fields = flat_config.flatten(replace(SMALL, output=X0))
+    fields = {k: v for k, v in fields.items() if k not in ("time_scale", "label_std", "t_clip")}
+    return {"class": "VideoDiT", **fields, "parameters": model["parameters"]}
+
+
+@pytest.fixture(scope="module", params=[without_newer_fields, flat_without_newer_fields])
+def older(request, tmp_path_factory):
+    "A run of a VideoDiT as a checkpoint is from before four fields were added."
     out = tmp_path_factory.mktemp("older")
-    go(out, net=video(), steps=3, valid=None)
+    go(out, net=video(output=X0), steps=3, valid=None)
     file = latest_checkpoint(out) / "state.json"
     state = json.loads(file.read_text())
     del state["seal"]
-    for part, name in (
-        ("model", "time_scale"),
-        ("model", "label_std"),
-        ("model", "t_clip"),
-        ("objective", "shift"),
-    ):
-        del state["config"][part][name]
+    state["config"]["model"] = request.param(state["config"]["model"])
+    del state["config"]["objective"]["shift"]
     file.write_text(json.dumps(dict(state, seal=_checksum(state))))
     return out
 
@@ -87,20 +106,21 @@ def older(tmp_path_factory):
     "field, change",
     {
         "model.time_scale": dict(net=dict(time_scale=10.0)),
-        "model.label_std": dict(net=dict(label_std=0.5)),
-        "model.t_clip": dict(net=dict(t_clip=0.1)),
+        "model.condition.init_std": dict(net=dict(condition=WordCondition(5, init_std=0.5))),
+        "model.output.t_clip": dict(net=dict(output=DataOutput(0.1))),
         "objective.shift": dict(objective=Interpolant(shift=3.0)),
     }.items(),
 )
 def test_a_field_newer_than_the_checkpoint_is_compared_with_its_default(older, field, change):
-    options = dict(change, net=video(**change.get("net", {})), steps=5, valid=None)
+    net = video(**{"output": X0, **change.get("net", {})})
+    options = dict(change, net=net, steps=5, valid=None)
     with pytest.raises(ValueError, match=rf"{field} is .* here and .* in the checkpoint"):
         go(older, **options)
 
 
 def test_a_run_from_before_a_field_goes_on(older, tmp_path):
     shutil.copytree(older, tmp_path / "run")
-    assert go(tmp_path / "run", net=video(), steps=5, valid=None).step == 5
+    assert go(tmp_path / "run", net=video(output=X0), steps=5, valid=None).step == 5
 
 
 def test_a_new_field_without_a_default_is_refused():

@@ -1,8 +1,9 @@
-"""`fit(…, shard=True)`: each process keeps a part of weights, averages and moments; the numbers stay."""
+"""`fit(…, shard=True)`: each process keeps a part of weights, averages and moments; the numbers
+stay."""
 
 import json
 
-import accelerate  # noqa: F401 - imported here, before the forks, so that each need not: FSDP imports the next ones
+import accelerate  # noqa: F401 - before the forks, as below: FSDP imports the next ones
 import pytest
 import torch
 import torch._dynamo
@@ -58,10 +59,12 @@ def alone(tmp_path_factory):
 
 
 def test_two_processes_equal_one(alone, tmp_path):
-    "Weights, averages, moments, losses, validation and gradient norms; each process really holds half of each matrix."
+    """Weights, averages, moments, losses, validation and gradient norms; each process really holds
+    half of each matrix."""
 
     def job(rank):
-        seen, real = {}, _Trainer.update
+        seen = {}
+        real = _Trainer.update
 
         def watch(r, batch):
             real(r, batch)
@@ -82,7 +85,8 @@ def test_two_processes_equal_one(alone, tmp_path):
 
     assert together(job, tmp_path) == ["", ""]
     equal(alone, tmp_path / "run")
-    a, b = load_checkpoint(alone), load_checkpoint(tmp_path / "run")
+    a = load_checkpoint(alone)
+    b = load_checkpoint(tmp_path / "run")
     assert all(torch.allclose(a.emas[0.2][k], v, atol=1e-5) for k, v in b.emas[0.2].items())
     seen = json.loads((tmp_path / "seen1").read_text())
     shares = {k: v for k, v in seen.items() if k not in ("ema", "moment")}
@@ -91,14 +95,16 @@ def test_two_processes_equal_one(alone, tmp_path):
 
 
 def test_checkpoint_is_the_same_whole_one(alone, tmp_path):
-    "Written by shards, read without: same files, keys, shapes; and it samples as the average that came back."
+    """Written by shards, read without: same files, keys, shapes; and it samples as the average that
+    came back."""
 
     def job(rank):
         done = run(tmp_path / "run", shard=True, stop_at=5)
         assert type(done.ema) is VideoDiT and not any(
             hasattr(p, "full_tensor") for p in done.ema.parameters()
         )
-        x, t = clips(2)[0], torch.tensor([0.3, 0.6])
+        x = clips(2)[0]
+        t = torch.tensor([0.3, 0.6])
         (tmp_path / f"says{rank}x").write_text(
             repr(
                 [
@@ -110,12 +116,15 @@ def test_checkpoint_is_the_same_whole_one(alone, tmp_path):
         )
 
     assert together(job, tmp_path) == ["", ""]
-    a, b = load_checkpoint(alone), load_checkpoint(tmp_path / "run")
+    a = load_checkpoint(alone)
+    b = load_checkpoint(tmp_path / "run")
     for part in ("model", "ema", "optimizer"):
-        p, q = getattr(a, part), getattr(b, part)
+        p = getattr(a, part)
+        q = getattr(b, part)
         assert {k: v.shape for k, v in p.items()} == {k: v.shape for k, v in q.items()}
     assert a.state["config"] == b.state["config"]
-    x, t = clips(2)[0], torch.tensor([0.3, 0.6])
+    x = clips(2)[0]
+    t = torch.tensor([0.3, 0.6])
     want = [
         b.load_into(VideoDiT(TINY).eval(), w)(x, t).double().sum().item()
         for w in ("model", "ema", 0.2)
@@ -140,7 +149,8 @@ def test_from_one_to_shards_to_copies_and_back(alone, tmp_path):
 
 def test_given_model_is_trained_in_place_and_samples_are_drawn_from_whole_ones(tmp_path):
     def job(rank):
-        model, drawn = awake(), []
+        model = awake()
+        drawn = []
         before = model.blocks[0].mlp.fc1.weight.clone()
         done = run(
             None,
@@ -174,24 +184,24 @@ def test_with_other_options(tmp_path, options):
 
 
 def test_muon_sees_whole_matrices(tmp_path):
-    """It orthogonalises in bfloat16, which blows up what a sum's order leaves in directions without a gradient: so not
-    each weight, but the way that all of them have gone is compared. Orthogonalised by halves they go elsewhere."""
+    """It orthogonalizes in bfloat16, which blows up what a sum's order leaves in directions without a
+    gradient: so not each weight is compared, but the way that all of them have gone. Orthogonalized
+    by halves they go elsewhere."""
     run(tmp_path / "one", optimizer="muon")
     assert together(lambda rank: run(tmp_path / "two", shard=True, optimizer="muon"), tmp_path) == [
         "",
         "",
     ]
-    start, (one, two) = (
-        awake().state_dict(),
-        (load_checkpoint(tmp_path / k).model for k in ("one", "two")),
-    )
+    start = awake().state_dict()
+    one, two = (load_checkpoint(tmp_path / k).model for k in ("one", "two"))
     gone = sum((one[k] - start[k]).square().sum() for k in start).sqrt()
     apart = sum((one[k] - two[k]).square().sum() for k in start).sqrt()
     assert apart < 0.1 * gone, f"{apart:.4f} apart after {gone:.4f}"
 
 
 def test_buckets_and_uneven_validation(tmp_path):
-    "Three parts of validation data for two processes: both do as many forward passes, and count each sample once."
+    """Three parts of validation data for two processes: both do as many forward passes, and count
+    each sample once."""
     options = dict(batch_size=SIZES, valid=BucketDataset(parts((9, 7, 8))), steps=20, log_every=4)
 
     class Blocks(AnySize):

@@ -18,7 +18,9 @@ class Recorder:
     made = []
 
     def __init__(self, run_name, **options):
-        self.run_name, self.options, self.lines = run_name, options, []
+        self.run_name = run_name
+        self.options = options
+        self.lines = []
         self.made.append(self)
 
     def start(self):
@@ -89,7 +91,8 @@ def test_a_tracker_that_fails_is_let_go(recorder, monkeypatch, tmp_path, what):
     said = [str(w.message) for w in told if "track" in str(w.message)]
     step = 14 if what == "log" else 40
     assert said == [
-        f"track='trackio' failed at step {step}, the run continues without it: ConnectionError: the server is away"
+        f"track='trackio' failed at step {step}, the run continues without it: "
+        "ConnectionError: the server is away"
     ]
     bad, good = recorder.made
     assert (
@@ -117,7 +120,8 @@ def test_a_tracker_that_cannot_start_stops_the_run_and_closes_the_others(
 
 
 def test_a_resumed_run_goes_on_in_its_tracker(recorder, tmp_path):
-    "The same id and name after a stop; another folder, even of the same name later, is another run."
+    """The same id and name after a stop; another folder, even of the same name later, is another
+    run."""
     go(tmp_path / "run", track="wandb", stop_at=5)
     go(tmp_path / "run", track="wandb", stop_at=9)
     shutil.rmtree(tmp_path / "run")

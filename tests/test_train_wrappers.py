@@ -1,4 +1,5 @@
-"""`fit(…, wrappers=[…])`: around the layout while it trains, of the run's description where they change the result."""
+"""`fit(…, wrappers=[…])`: around the layout while it trains, of the run's description where they
+change the result."""
 
 import json
 

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/checkers/base.ipynb #68a82a8a
 class Hint(AssertionError):
-    "What a learner is told of a wrong answer, in one line."
+    "What is wrong with an answer, in one line, for the learner."
 
     def __init__(self, text):
         super().__init__(' '.join(text.split()))
@@ -54,7 +54,7 @@ def _describe(value):
 
 
 def _as_tensor(value, name, wanted='a tensor'):
-    "A tensor, or what plainly holds one (numbers, lists and arrays of them), on the CPU."
+    "A tensor, or what clearly holds one (numbers, lists and arrays of them), on the CPU."
     require(value is not None, f'{name} is None: is a `return` missing?')
     try:
         if torch.is_tensor(value):

@@ -127,16 +127,17 @@ def write_json(path, data):
         part.write_text(text, encoding='utf-8')
 
 
-def read_json(file):
-    "A JSON file that holds an object -> dict; FileNotFoundError or ValueError names the file."
+def read_json(file, kind=dict):
+    """A JSON file that holds an object -> dict, or with kind=list an array; FileNotFoundError or
+    ValueError names the file."""
     if not Path(file).is_file():
         raise FileNotFoundError(f'{file}: no such file')
     try:
         values = json.loads(Path(file).read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as e:
         raise ValueError(f'{file}: is no JSON: {e}') from None
-    if not isinstance(values, dict):
-        raise ValueError(f'{file}: holds no JSON object')
+    if not isinstance(values, kind):
+        raise ValueError(f'{file}: holds no JSON {"array" if kind is list else "object"}')
     return values
 
 # %% ../../nbs/core/files.ipynb #904728e4

@@ -283,6 +283,34 @@ OLD_ATTRIBUTES |= {
     'AttributeClassifier': dict(pick='select_frames'),
     'FeatureExtractor': dict(measure='distance_name')}
 
+# %% ../../nbs/core/rename_tables.ipynb #48aeae26
+_moved('single_gpu', 'frames', told='call_with_known_frames', leading='prefix_mask',
+       Continuation='FramePrediction', Given='FrameConditionedModel',
+       sample_after='sample_continuation', chain='generate_long', seams='joint_discontinuity')
+_moved('pipeline', 'experiment', 'slug', 'make_video', SAMPLING='SAMPLING_FIELDS',
+       Run='Experiment')
+_moved('pipeline', 'recipe', 'RECIPES', 'Recipe', 'recipe_for', 'open_recipe', MODERN='_MODERN',
+       SMOOTH='SMOOTH_MOTION', QUICK='FAST_SHAPES')
+_PRIVATE = ('field_value', 'open_run', 'clips_command', 'cache_command', 'train_command',
+            'sample_command', 'convert_command', 'verify_command', 'repair_command',
+            'video_command', 'encode_command', 'summary', 'open_rows', 'source_arguments',
+            'axes_argument', 'encode_arguments', 'source_clips', 'open_autoencoder', 'parser',
+            'stopped', 'open_clips')
+_moved('cli', 'cli', **{name: f'_{name}' for name in _PRIVATE}, metrics_command='_evaluate_command',
+       measure_command='_evaluate_command', made_of='_repair_inputs')
+
+# %% ../../nbs/core/rename_tables.ipynb #22c7d4c1
+OLD_FIELDS |= {
+    'FramePrediction': dict(given='known_frames'),
+    'Recipe': dict(
+        context='in_context', label_std='init_std', delta='temporal_diff_weight',
+        steady='jerk_weight', tune_steps='decoder_steps', sample_steps='num_inference_steps',
+        guidance='guidance_scale', guide_until='guidance_until', settle='renoise_times')}
+OLD_ATTRIBUTES |= {
+    'FramePrediction': dict(counts='num_known'),
+    'Recipe': dict(OLD_FIELDS['Recipe']),
+    'Experiment': dict(metrics='evaluate', measure='evaluate')}
+
 # %% ../../nbs/core/rename_tables.ipynb #ead85f26
 _moved('viz', 'viz', animated='animation_bytes', as_batch='_as_batch', as_image='_as_image',
        figure_html='_figure_html', in_rows='html_grid', middle_of='_slider_start',

@@ -71,13 +71,13 @@ class UpdateCost:
 
 
 class _PeakMemory:
-    "The most bytes in use between two looks: CUDA's own counter, or a meter on the CPU."
+    "The most bytes in use between two readings: CUDA's own counter, or a meter on the CPU."
     def __init__(self, device):
         self.device = device
         self.meter = nullcontext() if device.type == 'cuda' else MemoryMeter()
 
     def take(self):
-        "The peak since the last look."
+        "The peak since the last reading."
         if self.device.type == 'cuda':
             peak = torch.cuda.max_memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -104,7 +104,7 @@ def measure_update(trainer):
     saved = SavedForBackward(trainer.parameters.values())
     before_step = []
     with memory.meter:
-        trainer.update(batches[trainer.step])                # the moments come into being
+        trainer.update(batches[trainer.step])                # creates the moments
         batch = batches[trainer.step]
         memory.take()
         hook = trainer.optimizers[0].register_step_pre_hook(

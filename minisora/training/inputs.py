@@ -50,3 +50,18 @@ def draw_noise(seed, step, index, latents, condition, dropout, null_id):
         dropped = rearrange(dropped, f'b -> b{" 1" * (condition.ndim - 1)}')
         condition = torch.where(dropped, null_id, condition)
     return noise, condition, uniforms[:, 0]
+
+# %% ../../nbs/training/inputs.ipynb #d756d631
+def seed_torch(device, seed, step, rank=0):
+    "Seed PyTorch's own generator of a device by (seed, step, rank)."
+    number = (seed * 1_000_003 + step + rank * 2**48) % 2**63
+    if device.type == 'cpu':                                 # reads the last 32 bits only
+        torch.default_generator.manual_seed((number + rank * 0x9e3779b1) % 2**63)
+    else:
+        torch.manual_seed(number)
+
+# %% ../../nbs/training/inputs.ipynb #53fcb632
+def check_loss_terms(terms, shape):
+    "Refuse what an objective's `loss` must not return for a batch of `shape` (B,)."
+    if not isinstance(terms, dict) or getattr(terms.get('loss'), 'shape', None) != shape:
+        raise ValueError("objective.loss must return a dict whose 'loss' holds a value per sample")

@@ -66,7 +66,7 @@ class Stopwatch:
         return time.perf_counter() - self._wall_began
 
     def lap(self, samples):
-        "A line of the log begins, with so many samples seen."
+        "A line of the log begins; `samples` seen so far."
         self._lap = samples, time.perf_counter()
 
     def samples_per_second(self, samples):

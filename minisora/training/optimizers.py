@@ -37,7 +37,7 @@ def make_optimizers(model, parameters, args):
 
 # %% ../../nbs/training/optimizers.ipynb #6c15e68f
 class SpikeFilter:
-    """Knows the last gradient norms, and by them a spike; with `factor` None nothing is one.
+    """Tells a spike by the last gradient norms; with `factor` None nothing is one.
 
     Not before 20 norms are known. Each counts from then on, so that a lasting new level is
     accepted."""

@@ -42,7 +42,7 @@ FP32_NORMS = (torch.nn.LayerNorm, torch.nn.RMSNorm, torch.nn.GroupNorm)
 
 
 def _forward_in_fp32(self, x):
-    "The forward pass of a module in float32, out of autocast's reach."
+    "The forward pass of a module in float32, with autocast off."
     with torch.autocast(x.device.type, enabled=False):
         return type(self).forward(self, x.float())
 
@@ -63,7 +63,7 @@ def keep_fp32(models, precision):
 
 # %% ../../nbs/training/precision.ipynb #0380d563
 def make_scaler(device, precision, **options):
-    "The gradient scaler of 'fp16'; one that does nothing for the others."
+    "The gradient scaler of 'fp16'; for the others, one that does nothing."
     return torch.amp.GradScaler(device.type, enabled=precision == 'fp16', **options)
 
 

@@ -124,7 +124,7 @@ def upgrade_description(stored, registry, thing=None):
         values = config_class.upgrade(values)
     return _described(registry.current(kind), {**values, **parameters})
 
-
+# %% ../../nbs/training/run_config.ipynb #bfda4745
 def upgrade_wrappers(recipe, stored, thing=None):
     "A stored recipe, with the wrappers that an earlier version kept among its model's fields."
     config_class = _stored_class(stored, MODELS, thing)

@@ -14,12 +14,10 @@ import torch
 from fastcore.basics import patch
 
 from ..core.protocols import wrapped
-from .batches import (as_dataset, batch_order, get_batch, scale_batch_size,
-                                       to_device)
+from .batches import as_dataset, batch_order, scale_batch_size
 from .checkpoint import load_optimizers, optimizer_tensors
 from .ema import EMA
 from .log import LogSums, Stopwatch
-from .memory import first_that_fits
 from .optimizers import SpikeFilter, make_optimizers
 from .precision import autocast, compile_model, keep_fp32, make_scaler
 from .run_config import (check_condition, check_same_run, config_dict, data_dict,
@@ -181,28 +179,6 @@ def own_generator():
     "`with own_generator():` what is drawn inside leaves PyTorch's global generators as they were."
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     return torch.random.fork_rng(devices)
-
-# %% ../../nbs/training/state.ipynb #869a766b
-@patch
-def first_fitting_batch(self: TrainerState):
-    "The first of batch_size/2, /4, … with which forward and backward fit, or 0."
-    if self.processes.sharded:                               # all processes or none
-        return 0
-    index = self.order.indices(self.step)
-    size = len(index) // self.args.accumulate // self.processes.world
-    halves = [size >> k for k in range(1, size.bit_length())]
-    moments = 0 if self.optimizers[0].state else 2           # Adam's share
-    forward = autocast(self.model, self.device, self.args.precision)
-
-    def attempt(size):
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        held = [torch.empty_like(p) for p in self.parameters.values() for _ in range(moments)]
-        latents, condition = to_device(get_batch(self.data, index[:size]), self.device)
-        t = torch.full((size,), .5, device=self.device)
-        self.objective.loss(forward, latents, condition, latents, t)['loss'].mean().backward()
-        del held
-    return self.processes.world * first_that_fits(attempt, halves, self.device)
 
 # %% ../../nbs/training/state.ipynb #9b48384a
 @patch

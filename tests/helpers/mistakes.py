@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from minisora import dit
 from minisora.clips import scene_combinations
@@ -46,6 +47,20 @@ def centered(kernel, a, i):
 
 def loss_over(answer, target, keep):
     return (keep[:, None, :, None, None] * (answer - target) ** 2).flatten(1).mean(1)
+
+
+def folded(pattern, z, f):
+    return rearrange(z, pattern, a=f, d=f)
+
+
+def told(x, known, counts):
+    mask = (torch.arange(x.shape[2]) < counts[:, None])[:, None, :, None, None]
+    return torch.cat([torch.where(mask, known, x), mask.expand_as(x[:, :1]).to(x)], 1)
+
+
+def told_channels(last):
+    "Factors of the channels of what `told` returns."
+    return torch.tensor([1.0, 1.0, last])[:, None, None, None]
 
 
 def latents(frames, height, width, factors, patch):
@@ -678,6 +693,18 @@ MISTAKES = {
         (lambda a, b, k: loss_over(a, b, torch.arange(4) >= k[:, None]).mean(), "shape (3,)"),
         (lambda a, b, k: a.flatten(1).mean(1), "for 0, 1 and 3 known frames of 4 the losses are"),
     ],
+    "frames_told": [
+        (lambda x, z, k: torch.cat([x, 0 * x[:, :1]], 1), "the first counts[i] frames of sample i"),
+        (lambda x, z, k: told(x, x, k), "the mask is there"),
+        (lambda x, z, k: told(x, z, k)[:, :2], "the shape (3, 3, 4, 1, 2)"),
+        (lambda x, z, k: told(x, z, k).mul(told_channels(0)), "the last channel must say"),
+        (lambda x, z, k: told(x, z, k) * told_channels(-1) + told_channels(1) - 1, "first counts"),
+        (lambda x, z, k: told(z, x, k), "swapped"),
+        (lambda x, z, k: told(x, z, k.max().expand(3)), "a count of its own"),
+        (lambda x, z, k: told(x, z, k + 1), "one frame too many"),
+        (lambda x, z, k: told(x, z, k).roll(1, 1), "the mask comes last"),
+        (lambda x, z, k: told(x.flip(2), z.flip(2), k).flip(2), "not the last"),
+    ],
     "single_gpu_clip_tokens": [
         (
             lambda f, h, w, k, p: f // k[0] // p[0] * (h // k[1] // p[1]) * (w // k[2] // p[2]),
@@ -689,6 +716,25 @@ MISTAKES = {
         (lambda f, h, w, k, p: latents(f, h, w, (k[0], 1, 1), p), "height and width first"),
         (lambda f, h, w, k, p: latents(1, h, w, k, (1, *p[1:])), "one latent frame"),
         (lambda f, h, w, k, p: f, "9 latent frames of 60×104"),
+    ],
+    "single_gpu_fold": [
+        (
+            lambda z, f: z.reshape(len(z), -1, z.shape[2], z.shape[3] // f, z.shape[4] // f),
+            "reshape alone",
+        ),
+        (lambda z, f: folded("b c t (h a) (w d) -> b (a d c) t h w", z, f), "come first"),
+        (lambda z, f: folded("b c t (h a) (w d) -> b (c d a) t h w", z, f), "row by row"),
+        (lambda z, f: folded("b c t (a h) (d w) -> b (c a d) t h w", z, f), "far apart"),
+        (lambda z, f: z, "the shape (2, 12, 2, 2, 3)"),
+    ],
+    "single_gpu_largest_batch": [
+        (lambda m, s, c, r: int(m * (1 - r) // (s + c)), "once, not once per clip"),
+        (lambda m, s, c, r: int(m * (1 - r) // c), "static part is missing"),
+        (lambda m, s, c, r: max(0, int((m - s) // c)), "keep the reserve free"),
+        (lambda m, s, c, r: int((m * (1 - r) - s) // c), "not even one clip fits"),
+        (lambda m, s, c, r: (m * (1 - r) - s) / c, "whole number"),
+        (lambda m, s, c, r: max(0, math.ceil((m * (1 - r) - s) / c)), "round down"),
+        (lambda m, s, c, r: max(0, int((m - s) * (1 - r) // c)), "share of the whole memory"),
     ],
 }
 

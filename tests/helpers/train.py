@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from minisora.interpolants import Interpolant
+from minisora.models.conditions import WordCondition
+from minisora.models.layers import BlockConfig
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import fit
 from minisora.training.checkpoint import load_checkpoint
@@ -21,7 +23,8 @@ from minisora.training.checkpoint import load_checkpoint
 
 @pytest.fixture(autouse=True)
 def interruptible():
-    "Ctrl-C works in these tests, even where they run in the background and the shell has switched it off."
+    """Ctrl-C works in these tests, even where they run in the background and the shell has switched
+    it off."""
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, old)
@@ -34,13 +37,16 @@ class Config:
 
 
 class Net(nn.Module):
-    "The smallest model with the call protocol of a DiT; dropout and a counting buffer make resuming harder."
+    """The smallest model with the call protocol of a DiT; dropout and a counting buffer make
+    resuming harder."""
 
     def __init__(self, config=Config(), dropout=0.1):
         super().__init__()
-        self.config, self.null_id = config, config.vocab
+        self.config = config
+        self.null_id = config.vocab
         self.condition = nn.Embedding(config.vocab + 1, config.width)
-        self.first, self.last = nn.Linear(16 + 1, config.width), nn.Linear(config.width, 16)
+        self.first = nn.Linear(16 + 1, config.width)
+        self.last = nn.Linear(config.width, 16)
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         self.register_buffer("scale", torch.ones(()))
@@ -59,17 +65,17 @@ class Net(nn.Module):
 
 
 class Data:
-    "A map-style dataset of ready batches, as the latent cache is; `slow` seconds each; sample `bad` is NaN."
+    """A map-style dataset of ready batches, as the latent cache is; `slow` seconds each; sample
+    `bad` is NaN."""
 
     def __init__(self, n=50, slow=0, bad=None):
         g = torch.Generator().manual_seed(1)
-        self.x, self.y = (
-            torch.randn(n, 1, 4, 2, 2, generator=g),
-            torch.randint(0, 5, (n, 1), generator=g),
-        )
+        self.x = torch.randn(n, 1, 4, 2, 2, generator=g)
+        self.y = torch.randint(0, 5, (n, 1), generator=g)
         if bad is not None:
             self.x[bad] = math.nan
-        self.slow, self.seen = slow, []
+        self.slow = slow
+        self.seen = []
 
     def __len__(self):
         return len(self.x)
@@ -96,7 +102,8 @@ def go(out, data=None, net=None, **change):
     options = RECIPE | dict(valid=Data(20)) | change
     if options["valid"] is None:
         options.pop("valid_every")
-    net, data = Net() if net is None else net, Data() if data is None else data
+    net = Net() if net is None else net
+    data = Data() if data is None else data
     return fit(net, data, options.pop("objective", Interpolant()), out=out, **options)
 
 
@@ -111,9 +118,11 @@ def timeless(log):
 def same(a, b):
     "All tensors, the running sums and the log of two runs are equal, bit for bit."
     assert timeless(log_of(a)) == timeless(log_of(b)) and len(log_of(a)) > 5
-    a, b = load_checkpoint(a), load_checkpoint(b)
+    a = load_checkpoint(a)
+    b = load_checkpoint(b)
     for part in ("model", "ema", "optimizer"):
-        p, q = getattr(a, part), getattr(b, part)
+        p = getattr(a, part)
+        q = getattr(b, part)
         assert p.keys() == q.keys() and len(p) > 5
         for k in p:
             assert torch.equal(p[k], q[k]), (part, k)
@@ -125,7 +134,8 @@ def same(a, b):
 
 
 def forked(job, says=os.devnull):
-    "Run `job` in a process of its own, its error's message into the file `says`; returns the pid at once."
+    """Run `job` in a process of its own, its error's message into the file `says`; returns the pid
+    at once."""
     pid = os.fork()
     if pid:
         return pid
@@ -160,18 +170,20 @@ def weights(module):
     return torch.cat([v.flatten().double() for v in module.state_dict().values()])
 
 
+SMALL = VideoDiTConfig(
+    size=(4, 2, 2),
+    channels=1,
+    patch=(1, 2, 2),
+    width=16,
+    depth=4,
+    heads=2,
+    condition=WordCondition(5),
+)
+
+
 def video(**change):
     "A small `VideoDiT` for the latents of `Data`."
-    return VideoDiT(
-        VideoDiTConfig(
-            **{
-                **dict(
-                    size=(4, 2, 2), channels=1, patch=(1, 2, 2), width=16, depth=4, heads=2, vocab=5
-                ),
-                **change,
-            }
-        )
-    )
+    return VideoDiT(replace(SMALL, **change))
 
 
 class Pure(Greedy):
@@ -183,13 +195,21 @@ class Pure(Greedy):
 
 
 TINY = VideoDiTConfig(
-    size=(4, 4, 4), channels=2, patch=(2, 2, 2), width=16, depth=3, heads=2, vocab=5, qk_norm=True
+    size=(4, 4, 4),
+    channels=2,
+    patch=(2, 2, 2),
+    width=16,
+    depth=3,
+    heads=2,
+    block=BlockConfig(qk_norm=True),
+    condition=WordCondition(5),
 )
 
 
 def awake(config=TINY):
     "A VideoDiT that does not answer zero: fresh adaLN and output layers do."
-    model, g = VideoDiT(config), torch.Generator().manual_seed(0)
+    model = VideoDiT(config)
+    g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
             if not p.any():
@@ -223,8 +243,10 @@ class AnySize(nn.Module):
 
     def __init__(self, dropout=0.1):
         super().__init__()
-        self.null_id, self.condition = 5, nn.Embedding(6, 8)
-        self.first, self.last = nn.Conv3d(2, 8, 3, padding=1), nn.Conv3d(8, 1, 3, padding=1)
+        self.null_id = 5
+        self.condition = nn.Embedding(6, 8)
+        self.first = nn.Conv3d(2, 8, 3, padding=1)
+        self.last = nn.Conv3d(8, 1, 3, padding=1)
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("scale", torch.ones(()))
         g = torch.Generator().manual_seed(0)
@@ -248,13 +270,12 @@ class Part(torch.utils.data.Dataset):
 
     def __init__(self, shape, n, seed, bad=None):
         g = torch.Generator().manual_seed(seed)
-        self.x, self.y = (
-            torch.randn(n, *shape, generator=g),
-            torch.randint(0, 5, (n, 1), generator=g),
-        )
+        self.x = torch.randn(n, *shape, generator=g)
+        self.y = torch.randint(0, 5, (n, 1), generator=g)
         if bad is not None:
             self.x[bad] = torch.nan
-        self.seen, self.epoch = [], 0
+        self.seen = []
+        self.epoch = 0
 
     def __len__(self):
         return len(self.x)
@@ -288,8 +309,10 @@ def free_port():
 
 
 def start(job, says, world=2):
-    "Run `job(rank)` in `world` forked processes, with the environment that torchrun would give them."
-    port, pids = free_port(), []
+    """Run `job(rank)` in `world` forked processes, with the environment that torchrun would give
+    them."""
+    port = free_port()
+    pids = []
 
     def work(rank):
         os.environ.update(
@@ -309,7 +332,8 @@ def start(job, says, world=2):
 
 
 def together(job, tmp_path, world=2):
-    "As `start`, until all have ended; returns what they said, one text a rank ('' where all went well)."
+    """As `start`, until all have ended; returns what they said, one text a rank ('' where all went
+    well)."""
     says = tmp_path / "says"
     for pid in start(job, says, world):
         os.waitpid(pid, 0)
@@ -328,10 +352,12 @@ def equal(a, b, tolerance=1e-5):
     for p, q in zip(*timeless):
         for k in p:
             assert p[k] == pytest.approx(q[k], rel=tolerance, abs=tolerance), (p["step"], k)
-    a, b = load_checkpoint(a), load_checkpoint(b)
+    a = load_checkpoint(a)
+    b = load_checkpoint(b)
     assert a.step == b.step and a.state["config"] == b.state["config"]
     for part in ("model", "ema", "optimizer"):
-        p, q = getattr(a, part), getattr(b, part)
+        p = getattr(a, part)
+        q = getattr(b, part)
         assert p.keys() == q.keys() and len(p) > 5
         for k in p:
             assert torch.allclose(p[k], q[k], rtol=tolerance, atol=tolerance), (part, k)

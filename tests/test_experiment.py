@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from minisora import cli
-from minisora.clips import SceneClips, read_video, write_video
-from minisora.pipeline import Run, make_video, open_recipe, slug
+from minisora.clips import SceneClips
+from minisora.data.video import read_video, write_video
+from minisora.experiment import Experiment, make_video, slug
+from minisora.recipe import open_recipe
 
 TINY = dict(
     clips=24,
@@ -24,11 +26,11 @@ TINY = dict(
     heads=3,
     judge_steps=3,
     eval_clips=4,
-    sample_steps=3,
+    num_inference_steps=3,
     channels=4,
     smooth=8,
-    tune_steps=3,
-    settle=2,
+    decoder_steps=3,
+    renoise_times=2,
 )
 SET = [f"{k}={v}" for k, v in TINY.items()]
 
@@ -81,11 +83,11 @@ def test_a_run_leaves_what_it_promises(done):
 
 def test_a_second_call_only_samples(done, monkeypatch):
     out, path, _ = done
-    import minisora.pipeline as pipeline
+    import minisora.experiment as experiment
 
-    for name in ("fit", "train_autoencoder", "tune_decoder", "write_cache", "train_judge"):
+    for name in ("fit", "train_autoencoder", "finetune_decoder", "write_cache", "train_judge"):
         monkeypatch.setattr(
-            pipeline, name, lambda *a, name=name, **k: pytest.fail(f"{name} ran again")
+            experiment, name, lambda *a, name=name, **k: pytest.fail(f"{name} ran again")
         )
     again, metrics = make_video(out, "a blue ball moves up", progress=False)
     assert again.exists() and again != path and metrics["n"] == 4
@@ -93,14 +95,16 @@ def test_a_second_call_only_samples(done, monkeypatch):
 
 def test_samples_do_not_depend_on_the_process(done):
     out, *_ = done
-    here = Run(out, progress=False).sample(["a red ring moves left"], seed=5)
+    here = Experiment(out, progress=False).sample(["a red ring moves left"], seed=5)
     code = (
-        f"import torch; from minisora.pipeline import Run; "
-        f"torch.save(Run({str(out)!r}, progress=False).sample(['a red ring moves left'], seed=5), {str(out / 'x.pt')!r})"
+        f"import torch; from minisora.experiment import Experiment; "
+        f"torch.save(Experiment({str(out)!r}, progress=False).sample(['a red ring moves left'], seed=5), {str(out / 'x.pt')!r})"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert torch.equal(here, torch.load(out / "x.pt", weights_only=True))
-    assert not torch.equal(here, Run(out, progress=False).sample(["a red ring moves left"], seed=6))
+    assert not torch.equal(
+        here, Experiment(out, progress=False).sample(["a red ring moves left"], seed=6)
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ def test_a_folder_goes_the_same_way(tmp_path):
     small = dict(TINY, size=32, channels=4)
     path, metrics = make_video(tmp_path / "run", "", str(folder), progress=False, **small)
     assert path.exists() and metrics["n"] == 3 and 0 <= metrics["nearest_right"] <= 1
-    assert Run(tmp_path / "run", progress=False).captions == ["left hand", "no", "yes"]
+    assert Experiment(tmp_path / "run", progress=False).captions == ["left hand", "no", "yes"]
 
 
 def test_ctrl_c_and_on(tmp_path):

