@@ -22,6 +22,7 @@ from minisora.models.layouts import (
     Routed,
     gather_index,
     kept_tokens,
+    unwrap,
     wrap,
     wrapped,
 )
@@ -272,6 +273,24 @@ def test_joint_attention_may_be_routed_anywhere(blocks):
     model = video(SIX, Routed(0.5, blocks))
     assert model(*video_batch(SIX)).isfinite().all()
     assert video(SIX, Routed(0.5, (0, 6)), layout=Factorized())(*video_batch(SIX)).isfinite().all()
+
+
+@pytest.mark.parametrize("between", [(), (Checkpointed(),)], ids=["next", "through another"])
+def test_a_layout_is_routed_once(between):
+    "The inner of two routes would be ignored: a second one is refused, and the first stays."
+    first = Routed(0.5, (2, 4))
+    message = r"routed already, by Routed\(fraction=0\.5, blocks=\(2, 4\)\)"
+    model = VideoDiT(SIX)
+    with pytest.raises(ValueError, match=message):
+        wrap(model, first, *between, Routed(0.25, (4, 6)))
+    assert model.layout is SIX.layout
+    wrap(model, first, *between)
+    before = model.layout
+    with pytest.raises(ValueError, match=message), wrapped(model, first):
+        raise AssertionError("the inside must not run")
+    assert model.layout is before
+    wrap(unwrap(model), Routed(0.25, (4, 6)))  # without the first it may come
+    assert model.layout == Routed(0.25, (4, 6))
 
 
 def test_an_image_model_is_not_routed():

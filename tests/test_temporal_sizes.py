@@ -109,7 +109,7 @@ def test_learned_moments_are_spread_and_do_not_continue():
     assert torch.equal(resize_video(model, (2, 4, 6)).temp_embed, model.temp_embed[:, :2])
     spread = resize_video(model, (8, 4, 6), "t").temp_embed
     close(spread[:, 1:3].mean(1), model.temp_embed[:, :2].mean(1))  # on the line between two
-    with pytest.raises(ValueError, match="4 learned moments do not go on to 8"):
+    with pytest.raises(ValueError, match="4 learned frame positions do not continue to 8"):
         resize_video(model, (8, 4, 6))
 
 

@@ -43,12 +43,12 @@ def stretch_bias_table(table, old, new):
 def stretch_time_table(table, frames, spread):
     """Learned positions (1, T, D) of another number of frames: stretched, or the first ones.
 
-    ValueError where they would have to go on: what was not learned has no value."""
+    ValueError where they would have to continue: what was not learned has no value."""
     if spread:
         return F.interpolate(table.mT, frames, mode='linear').mT
     if frames > table.shape[1]:
-        raise ValueError(f'resize_video: {table.shape[1]} learned moments do not go on to '
-                         f"{frames}: spread them ('t')")
+        raise ValueError(f'resize_video: {table.shape[1]} learned frame positions do not continue '
+                         f"to {frames}: spread them ('t')")
     return table[:, :frames]
 
 
