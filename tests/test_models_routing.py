@@ -1,4 +1,5 @@
-"""Tokens that are routed around blocks in training: which they are, what they miss, and what it saves."""
+"""Tokens that are routed around blocks in training: which they are, what they miss, and what it
+saves."""
 
 import dataclasses
 import random
@@ -43,7 +44,8 @@ def kind(part):
 
 
 def test_drawn_tokens_are_uniform():
-    "Each token, each pair and each triple as often as the others, of samples that are all but alike."
+    """Each token, each pair and each triple as often as the others, of samples that are all but
+    alike."""
     x = torch.ones(6000, 1, 2, 2, 2)
     x[:, 0, 1, 1, 1] += torch.arange(6000) * 2.0**-20
     kept = kept_tokens(x, 10, 0.7)
@@ -138,7 +140,8 @@ def silence(blocks):
 
 @pytest.mark.parametrize("layout", BOTH, ids=kind)
 def test_routed_tokens_skip_exactly_their_blocks(layout, monkeypatch):
-    "With all other blocks silent, routed tokens come out as they went in, and kept ones see only one another."
+    """With all other blocks silent, routed tokens come out as they went in, and kept ones see
+    only one another."""
     options = dict(layout=layout, condition=Unconditional())
     model = video(SIX, HALF, **options)
     silence([model.blocks[i] for i in (0, 1, 4, 5)])
@@ -209,7 +212,8 @@ def test_a_smaller_clip_may_be_routed_and_is_whole_patches():
 
 @pytest.mark.parametrize("layout", BOTH, ids=kind)
 def test_flops_saved(layout):
-    "Half of the tokens skip 8 of 10 blocks: the linear layers of these cost half, attention a half to a quarter."
+    """Half of the tokens skip 8 of 10 blocks: the linear layers of these cost half, attention a
+    half to a quarter."""
     c = VideoDiTConfig(
         size=(4, 16, 16), patch=(1, 2, 2), width=64, depth=10, heads=2, layout=layout
     )

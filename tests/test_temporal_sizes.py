@@ -28,7 +28,8 @@ from minisora.models.positions import (
 )
 from minisora.models.preconditioning import EDMOutput
 from minisora.temporal import VideoDiT, resize_video
-from minisora.train import Buckets, fit
+from minisora.train import fit
+from minisora.training.batches import BucketDataset
 
 BOTH = [Joint(), Factorized()]
 LEARNED = dict(positions=LattePositions(learned_time=True), layout=Factorized())
@@ -226,7 +227,9 @@ def test_fit_trains_one_model_on_buckets_of_several_sizes(layout, tmp_path):
         FRAMES, variable_size=True, layout=layout, relative_bias=True, condition=WordCondition(7)
     )
     shapes = dict(long=(4, 4, 4, 4), wide=(4, 2, 4, 6), still=(4, 1, 4, 4))
-    data = Buckets({name: Noise(shape, 12, n) for n, (name, shape) in enumerate(shapes.items())})
+    data = BucketDataset(
+        {name: Noise(shape, 12, n) for n, (name, shape) in enumerate(shapes.items())}
+    )
 
     def go(folder, **options):
         return fit(

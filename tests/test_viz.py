@@ -79,7 +79,8 @@ def test_curves_do_not_take_a_tuple_of_numbers_for_a_pair():
 
 
 def test_what_a_backend_turns_on_while_a_figure_is_made_stays_on(monkeypatch):
-    "A notebook's backend is loaded by its first figure and makes plotting interactive: not ours to undo."
+    """A notebook's backend is loaded by its first figure and makes plotting interactive: not
+    ours to undo."""
     import matplotlib.pyplot as plt
 
     subplots = plt.subplots
