@@ -97,8 +97,8 @@ def coefficients(self: NoiseSchedule, t):
 
 # %% ../../nbs/processes/schedules.ipynb #141b8c83
 def space_timesteps(steps, count, spacing='linspace'):
-    """`count` of the steps 0 … steps−1, rising; or, with a list of counts, that many from each of as
-    many equal sections.
+    """`count` of the steps 0 … steps−1, rising; or, with a list of counts, that many from each of
+    as many equal sections.
 
     spacing 'linspace': both ends (DiT; a single one is the last); 'leading': 0, d, 2d … (DDIM);
     'trailing': … steps−1−d, steps−1 (Lin et al. 2024, section 3.3). The names are diffusers'.
