@@ -69,8 +69,8 @@ class Interpolant(Objective):
     std: float = 1.
     shift: float = 1.                   # above 1 moves the training times towards the noise
     max_weight: float = math.inf        # bound on the weight: data's grows as 1 / (1 − t)²
-    temporal_diff_weight: float = 0.    # of the squared change of the error from frame to frame
-    jerk_weight: float = 0.             # of the jerk of `temporal_misalignment`: uneven motion
+    temporal_diff_weight: float = 0.    # weight of the error's squared change from frame to frame
+    jerk_weight: float = 0.             # weight of the jerk, uneven motion (`_smooth_jerk`)
 
     def __post_init__(self):
         check_choice('path', self.path, ('linear', 'gvp', 'vp'))

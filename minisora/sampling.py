@@ -115,7 +115,7 @@ def cfg_model(model, guidance=1.5, null=None, interval=(0., 1.), channels='all')
         if y is None or not inside.any():
             return model(x, t, y)
         free = null.to(y).expand_as(y) if torch.is_tensor(null) else torch.full_like(y, null)
-        both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, free]))
+        both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, free]))    # (2B, …)
         with_y, without = both.chunk(2)
         c = _guided_channels(channels, x.shape[1])
         g = append_dims(torch.where(inside, guidance, 1.), x)

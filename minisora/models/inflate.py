@@ -33,7 +33,8 @@ def load_image_weights(video, image):
 def stretch_bias_table(table, old, new):
     """Biases (heads, offsets) of a grid -> of another; offsets beyond the old ones get the farthest
     one's."""
-    table = table.view(len(table), *[2 * n - 1 for n in old])
+    t, h, w = (2 * n - 1 for n in old)
+    table = rearrange(table, 'heads (t h w) -> heads t h w', t=t, h=h, w=w)
     for axis, (a, b) in enumerate(zip(old, new), 1):
         offsets = torch.arange(1 - b, b, device=table.device).clamp(1 - a, a - 1)
         table = table.index_select(axis, offsets + a - 1)
