@@ -49,7 +49,9 @@ LESSONS = [
 ]
 TOP = [
     "viz",
+    "svg",
     "recipe",
+    "drawings",
     "pipeline_output",
     "pipeline",
     "single_gpu",
