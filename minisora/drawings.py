@@ -6,7 +6,7 @@
 __all__ = ['clip_shapes', 'pipeline', 'vae', 'causal_latents', 'patches', 'dit_block', 'clock', 'tubelets', 'attends',
            'in_windows', 'attention', 'training_loop', 'run_folder', 'stages']
 
-# %% ../nbs/99_drawings.ipynb #7f58587b
+# %% ../nbs/99_drawings.ipynb #7fb3ce8e
 import itertools
 import math
 
@@ -16,10 +16,10 @@ from einops import rearrange
 from .models.layouts import Factorized, Joint
 from .processes.schedules import NoiseSchedule
 from .recipe import RECIPES
-from .svg import (Drawing, arrow, box, disk, grid, label, line, picture, polygon, stack,
-                          times)
+from .svg import (Drawing, arrow, box, disk, grid, label, line, picture, polygon, shapes,
+                          stack, times)
 
-# %% ../nbs/99_drawings.ipynb #fc177b37
+# %% ../nbs/99_drawings.ipynb #f6f2b545
 def clip_shapes(recipe):
     "Shapes of a recipe's clip (3, T, H, W), its latents (C, T, h, w), and its tokens (t, h, w)."
     side = recipe.size // 8
@@ -61,7 +61,7 @@ def pipeline(recipe=RECIPES['scenes']):
            'give latents, which the autoencoder decodes to clips. Metrics compare both kinds.')
     return Drawing(alt, 420, 518, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #b9614e69
+# %% ../nbs/99_drawings.ipynb #bd7c110b
 def vae(factors=(1, 8, 8), channels=4):
     "Clip, encoder, mean and deviation, a sampled latent, decoder, clip; and both loss terms."
     numbers = 3 * math.prod(factors)
@@ -95,7 +95,7 @@ def vae(factors=(1, 8, 8), channels=4):
            f'{numbers} numbers become {channels}.')
     return Drawing(alt, 420, 316, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #a519ccb2
+# %% ../nbs/99_drawings.ipynb #a9269338
 def causal_latents(factor=4, latents=3, changed=2):
     """Which frames each latent of a causal video autoencoder sees; orange: what a `changed` frame
     reaches. Frame 0 has a latent of its own."""
@@ -130,13 +130,13 @@ def causal_latents(factor=4, latents=3, changed=2):
            'Frame 0 alone is latent 0.')
     return Drawing(alt, 420, 264, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #bd8f47e0
-def disc(side=16):
+# %% ../nbs/99_drawings.ipynb #b152b7c7
+def disc(side=12):
     "A gray picture (side, side) of a disc, white on black, in [-1, 1]."
     at = torch.arange(side) + .5 - side / 2
     return ((.36 * side - torch.hypot(at[:, None], at)) * 2).clamp(-1, 1)
 
-# %% ../nbs/99_drawings.ipynb #dceb085a
+# %% ../nbs/99_drawings.ipynb #4d60841f
 def patches(side=16, patch=4, width=64):
     "A gray picture, cut into patches, row by row; each becomes a token."
     image = disc(side)
@@ -168,7 +168,7 @@ def patches(side=16, patch=4, width=64):
            f'into a token of {width}.')
     return Drawing(alt, 420, round(below) + 114, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #74d7e79f
+# %% ../nbs/99_drawings.ipynb #6eb8100c
 def _branch(y, n, name):
     "Half of a block from y on: norm, modulate, `name`, gate, sum; and the three arrows into it."
     x = 128
@@ -185,7 +185,7 @@ def _branch(y, n, name):
                   arrow((268, y + dy), (198, y + dy), kind='condition')]
     return parts
 
-# %% ../nbs/99_drawings.ipynb #1967ac11
+# %% ../nbs/99_drawings.ipynb #879bb22f
 def dit_block(width=144):
     "The adaLN-Zero block of DiT, figure 3 of Peebles & Xie 2023, for tokens of `width` numbers."
     parts = [box(58, 12, 140, 34, 'tokens', 'latents'), *_branch(46, 1, 'attention'),
@@ -207,7 +207,7 @@ def dit_block(width=144):
            'starts at zero, and gives six vectors: shift, scale and gate for each half.')
     return Drawing(alt, 420, 626, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #418ae62a
+# %% ../nbs/99_drawings.ipynb #8eeef6fe
 def _curves(y, alpha, sigma):
     "The curves of α and σ, each a list of values at even times, in a panel of 340 × 80."
     parts = []
@@ -221,7 +221,7 @@ def _curves(y, alpha, sigma):
 
 def _way(y, title, alpha, sigma):
     "A title, five pictures on the way from noise to data, and the curves of α and σ."
-    noise = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
     parts = [label(16, y, title, size=14, anchor='start', weight='600')]
     for i in range(5):
         at = i * (len(alpha) - 1) // 4
@@ -229,10 +229,10 @@ def _way(y, title, alpha, sigma):
         parts.append(picture(16 + i * 85, y + 16, 48, mixed / 1.6))
     return [*parts, line((40, y + 156), (380, y + 156)), *_curves(y + 76, alpha, sigma)]
 
-# %% ../nbs/99_drawings.ipynb #a8b11921
+# %% ../nbs/99_drawings.ipynb #6ae4e044
 def clock(schedule=NoiseSchedule()):
     "The clock t and the steps k, and how much data and noise there is: diffusion and a line."
-    t = torch.linspace(0, 1, 65)
+    t = torch.linspace(0, 1, 33)
     alpha, sigma = (v.tolist() for v in schedule.coefficients(t)[:2])
     parts = [*_way(20, 'diffusion, lesson 04', alpha, sigma),
              *_way(236, 'a straight line, lesson 05', t.tolist(), (1 - t).tolist())]
@@ -248,50 +248,54 @@ def clock(schedule=NoiseSchedule()):
            'zero for long and rises late. Below, the straight line: α = t and σ = 1 − t.')
     return Drawing(alt, 420, 446, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #173022b3
-def cuboid(x, y, cell, depth, at, kind):
-    """The front, top and right face of the cell at (t, row, column) of a block of cells whose front
-    upper left corner is (x, y); a cell is `cell` wide and goes `depth` back."""
-    def corner(t, row, column):
-        return x + column * cell + t * depth, y + row * cell - t * depth
-    t, row, column = at
-    front = [(t, row, column), (t, row, column + 1), (t, row + 1, column + 1), (t, row + 1, column)]
-    top = [(t, row, column), (t + 1, row, column), (t + 1, row, column + 1), (t, row, column + 1)]
-    right = [(t, row, column + 1), (t + 1, row, column + 1), (t + 1, row + 1, column + 1),
-             (t, row + 1, column + 1)]
-    return ''.join(polygon([corner(*c) for c in face], kind) for face in (front, top, right))
+# %% ../nbs/99_drawings.ipynb #f601e177
+def faces(cells, cell, depth):
+    """The outlines of the visible faces of a block of (frames, rows, columns) cells with its front
+    upper left corner at (0, 0); a cell is `cell` wide and goes `depth` back."""
+    frames, rows, columns = cells
 
-# %% ../nbs/99_drawings.ipynb #e8183bca
+    def face(corners):
+        return [(c * cell + t * depth, r * cell - t * depth) for t, r, c in corners]
+    for r, c in itertools.product(range(rows), range(columns)):
+        yield face([(0, r, c), (0, r, c + 1), (0, r + 1, c + 1), (0, r + 1, c)])
+    for t, c in itertools.product(range(frames), range(columns)):
+        yield face([(t, 0, c), (t + 1, 0, c), (t + 1, 0, c + 1), (t, 0, c + 1)])
+    for t, r in itertools.product(range(frames), range(rows)):
+        yield face([(t, r, columns), (t + 1, r, columns), (t + 1, r + 1, columns),
+                    (t, r + 1, columns)])
+
+
+def block(x, y, cells, cell, depth, kind):
+    "A block of cells (frames, rows, columns), its front upper left corner at (x, y)."
+    return shapes([[(x + dx, y + dy) for dx, dy in face] for face in faces(cells, cell, depth)],
+                  kind)
+
+# %% ../nbs/99_drawings.ipynb #430b1275
 def tubelets(recipe=RECIPES['scenes']):
     "Latents cut into tubelets of frames × rows × columns; each becomes one token."
     _, latents, (frames, rows, columns) = clip_shapes(recipe)
     numbers = latents[0] * math.prod(recipe.patch)
     count = frames * rows * columns
     x, y, cell = 20, 116, 28
-    parts = []
-    back_to_front = range(frames - 1, -1, -1), range(rows - 1, -1, -1), range(columns)
-    for at in itertools.product(*back_to_front):
-        if at[0] == 0 or at[1] == 0 or at[2] == columns - 1:                # not hidden
-            one = at == (0, 0, columns - 1)
-            parts.append(cuboid(x, y, cell, 22, at, 'model' if one else 'latents'))
+    parts = [block(x, y, (frames, rows, columns), cell, 22, 'latents'),
+             block(x + (columns - 1) * cell, y, (1, 1, 1), cell, 22, 'model')]
     middle = x + columns * cell / 2
-    for i in range(count):
-        parts.append(box(242 + i % 16 * 10.5, 140 + i // 16 * 17, 7, 13,
-                         kind='latents' if i else 'model'))
+    line_of = ['latents'] * (count // 4)
+    parts.append(grid(242, 140, [['model', *line_of[1:]], *[line_of] * 3], 168 / len(line_of), 3))
     parts += [label(middle, y + rows * cell + 18, f'{latents[3]} columns', 'latents', 12),
               label(187, y + 78, f'{latents[2]} rows', 'latents', 12, 'start'),
               label(14, y - 74, f'{latents[1]} frames', 'latents', 12, 'start'),
               box(250, 24, 152, 48, 'one tubelet', 'model', f'{times(latents[0], *recipe.patch)}'),
               arrow((326, 72), (326, 104)), label(326, 118, f'{numbers} → {recipe.width}', 'model'),
               arrow((150, 110), (250, 48), kind='model', dashed=True),
-              label(326, 222, f'{count} tokens', 'latents', weight='600'),
-              label(326, 241, f'= {times(frames, rows, columns)}', 'latents', 12)]
+              label(326, 204, f'{count} tokens', 'latents', weight='600'),
+              label(326, 223, f'= {times(frames, rows, columns)}', 'latents', 12)]
     alt = (f'Latents of {times(*latents)} as a block, cut into {times(frames, rows, columns)} '
            f'tubelets. One of them holds {times(latents[0], *recipe.patch)} = {numbers} numbers '
            f'and becomes a token of {recipe.width}; there are {count} tokens.')
-    return Drawing(alt, 420, 264, tuple(parts))
+    return Drawing(alt, 420, 260, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #2b2193b7
+# %% ../nbs/99_drawings.ipynb #68aa4cfa
 class _Averages:
     "A stand-in for a model whose blocks give each token the mean of all that it attends to."
     rope = time_rope = None
@@ -310,7 +314,7 @@ class _Averages:
     def add_time(self, model, i, clip):
         return clip
 
-# %% ../nbs/99_drawings.ipynb #2c017155
+# %% ../nbs/99_drawings.ipynb #8596a92c
 def attends(layout, i, grid):
     "Which tokens of a grid (t, h, w) see which in block i of a layout: (N, N) of bool."
     count = math.prod(grid)
@@ -326,7 +330,7 @@ def in_windows(grid, window):
     which = at // torch.tensor(window)                                  # (N, 3)
     return (which[:, None] == which).all(-1)
 
-# %% ../nbs/99_drawings.ipynb #6d69e304
+# %% ../nbs/99_drawings.ipynb #24538a82
 def attention(tokens=(4, 2, 2), window=(2, 2, 1)):
     "Who attends to whom, as matrices: joint, both blocks of factorized, and in windows."
     frames, *space = tokens
@@ -355,7 +359,7 @@ def attention(tokens=(4, 2, 2), window=(2, 2, 1)):
            f'{said}.')
     return Drawing(alt, 420, 486, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #367e9cfe
+# %% ../nbs/99_drawings.ipynb #5b6df761
 def training_loop(save_every=1000, log_every=50):
     "One update of `fit`, what happens after some of them, and where a run resumes."
     steps = [('batch', 'pixels', 'from seed and step'),
@@ -383,7 +387,7 @@ def training_loop(save_every=1000, log_every=50):
            'checkpoint is written; a run resumes from there with the same bits.')
     return Drawing(alt, 420, 522, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #2a485cb6
+# %% ../nbs/99_drawings.ipynb #0e4f3b3c
 FOLDER = (
     (0, 'runs/first-video/', '', 'plain'), (1, 'recipe.json', 'every choice of the run', 'plain'),
     (1, 'captions.json', 'what it was trained on', 'condition'),
@@ -397,7 +401,7 @@ FOLDER = (
     (1, 'a-red-ring-moves-left.mp4', 'what you asked for', 'pixels'),
     (1, 'metrics.json', 'how good it is', 'measure'))
 
-# %% ../nbs/99_drawings.ipynb #5cab45ee
+# %% ../nbs/99_drawings.ipynb #a74b1601
 def run_folder(entries=FOLDER):
     "A folder as a tree; `entries` are (depth, name, note, kind), as they follow each other."
     parts = []
@@ -415,7 +419,7 @@ def run_folder(entries=FOLDER):
     said = ', '.join(f'{name} ({note})' if note else name for _, name, note, _ in entries)
     return Drawing(f'The folder of a run: {said}.', 420, 20 + 30 * len(entries), tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #780ee69c
+# %% ../nbs/99_drawings.ipynb #7d70ffe9
 def stages(recipe=RECIPES['scenes'], seconds=None):
     """The five stages of the first video, with what each leaves behind; `seconds`: {'autoencoder':
     CPU-seconds, …} of a run, drawn as bars."""

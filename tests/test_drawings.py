@@ -105,12 +105,12 @@ def test_a_drawing(draw):
     root = ET.fromstring(drawing.svg())
     said = [s for s, _ in texts(drawing)]
     assert not set(LABELS[draw.__name__]) - set(said), said
-    assert drawing.width == 420 and len(drawing.svg()) < 25_000
+    assert drawing.width == 420 and len(drawing.svg()) < 13_000
     assert crowded(drawing) == []
     known = {f"{p}{k}" for k in svg.KINDS for p in ("", "box-", "line-")} | {
         "paper",
         "ink",
-        "faint",
+        "line-faint",
     }
     assert {e.get("class") for e in root.iter() if e.get("class")} <= known
     shown = drawing._repr_html_()
@@ -147,7 +147,7 @@ def test_text_can_be_read(kind, dark):
     assert contrast(shade, svg.PAPER[dark]) >= 4.5
     assert contrast(svg.INK[dark], tint) >= 4.5
     assert contrast(shade, tint) >= 4.5
-    rules = svg.STYLE.split("@media")[dark]
+    rules = svg.style_of(svg.box(0, 0, 9, 9, kind=kind)).split("@media")[dark]
     assert f".box-{kind}{{fill:{tint};stroke:{shade}}}" in rules
 
 
@@ -155,6 +155,8 @@ def test_a_drawing_is_saved_whole(tmp_path):
     drawing = drawings.vae()
     drawing.save(tmp_path / "vae.svg")
     assert (tmp_path / "vae.svg").read_text(encoding="utf-8") == drawing.svg()
+    assert drawing.captioned("a < b").svg() == drawing.svg()
+    assert "<figcaption>a &lt; b</figcaption>" in drawing.captioned("a < b")._repr_html_()
     assert repr(drawing).startswith("Drawing('A variational")
 
 

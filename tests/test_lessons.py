@@ -223,6 +223,17 @@ def test_a_broken_lesson_is_found(tmp_path, cells, message):
     assert all(p.startswith("00_lesson.ipynb") for p in problems)
 
 
+def test_diagrams_and_chinese_are_no_more_cells_to_read(tmp_path):
+    more = 70 - len(GOOD)
+    diagram = code("#| echo: false", "drawings.vae()", outputs=FIGURE)
+    chinese = md("<details><summary>中文：课</summary>", "", "- 会翻倍", "", "</details>")
+    asides = [diagram, chinese] * 9
+    assert rules.check_template(lesson_with(tmp_path, [*GOOD, *asides, *[md("more")] * more])) == []
+    shown = [code("drawings.vae()", outputs=FIGURE)]
+    cells = [*GOOD, *asides, *[md("more")] * more, *shown]
+    assert "has 71 cells, more than 70" in rules.check_template(lesson_with(tmp_path, cells))[0]
+
+
 class Checker:
     "A stand-in for minisora.check, with one checker that is right and some that are not."
 
