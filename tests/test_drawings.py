@@ -169,6 +169,17 @@ def test_markup():
 # ------------------------------------------------- the numbers are those of the real objects
 
 
+def test_the_readme_s_picture_is_the_drawing():
+    "README.md can show a file only; running the notebook of the drawings writes it."
+    drawing = drawings.pipeline()
+    root = Path(__file__).parents[1]
+    have = (root / "nbs" / "images" / "pipeline.svg").read_text(encoding="utf-8")
+    assert have == drawing.svg(), "run nbs/99_drawings.ipynb"
+    assert f"![{drawing.alt}](nbs/images/pipeline.svg)" in (root / "README.md").read_text(
+        encoding="utf-8"
+    )
+
+
 def test_shapes_of_the_pipeline():
     "As the autoencoder and the model of the recipe have them."
     recipe = RECIPES["scenes"]
