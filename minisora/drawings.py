@@ -6,7 +6,7 @@
 __all__ = ['clip_shapes', 'pipeline', 'vae', 'causal_latents', 'patches', 'dit_block', 'clock', 'tubelets', 'attends',
            'in_windows', 'attention', 'training_loop', 'run_folder', 'stages']
 
-# %% ../nbs/99_drawings.ipynb #e59bb0cc
+# %% ../nbs/99_drawings.ipynb #1d2fb955
 import itertools
 import math
 
@@ -19,7 +19,7 @@ from .recipe import RECIPES
 from .svg import (Drawing, arrow, box, disk, grid, label, line, picture, polygon, shapes,
                           stack, times)
 
-# %% ../nbs/99_drawings.ipynb #9262e8f5
+# %% ../nbs/99_drawings.ipynb #cb2be993
 def clip_shapes(recipe):
     "Shapes of a recipe's clip (3, T, H, W), its latents (C, T, h, w), and its tokens (t, h, w)."
     side = recipe.size // 8
@@ -61,7 +61,7 @@ def pipeline(recipe=RECIPES['scenes']):
            'give latents, which the autoencoder decodes to clips. Metrics compare both kinds.')
     return Drawing(alt, 420, 518, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #d3776dc4
+# %% ../nbs/99_drawings.ipynb #152c0726
 def vae(factors=(1, 8, 8), channels=4):
     "Clip, encoder, mean and deviation, a sampled latent, decoder, clip; and both loss terms."
     numbers = 3 * math.prod(factors)
@@ -95,7 +95,7 @@ def vae(factors=(1, 8, 8), channels=4):
            f'{numbers} numbers become {channels}.')
     return Drawing(alt, 420, 316, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #e7bbd8e9
+# %% ../nbs/99_drawings.ipynb #0dc95c0a
 def causal_latents(factor=4, latents=3, changed=2):
     """Which frames each latent of a causal video autoencoder sees; orange: what a `changed` frame
     reaches. Frame 0 has a latent of its own."""
@@ -130,13 +130,13 @@ def causal_latents(factor=4, latents=3, changed=2):
            'Frame 0 alone is latent 0.')
     return Drawing(alt, 420, 264, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #765306f0
+# %% ../nbs/99_drawings.ipynb #f1552a0c
 def disc(side=12):
     "A gray picture (side, side) of a disc, white on black, in [-1, 1]."
     at = torch.arange(side) + .5 - side / 2
     return ((.36 * side - torch.hypot(at[:, None], at)) * 2).clamp(-1, 1)
 
-# %% ../nbs/99_drawings.ipynb #4059ab33
+# %% ../nbs/99_drawings.ipynb #3117acaf
 def patches(side=16, patch=4, width=64):
     "A gray picture, cut into patches, row by row; each becomes a token."
     image = disc(side)
@@ -168,7 +168,7 @@ def patches(side=16, patch=4, width=64):
            f'into a token of {width}.')
     return Drawing(alt, 420, round(below) + 114, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #c2653a17
+# %% ../nbs/99_drawings.ipynb #9c28c1b9
 def _branch(y, n, name):
     "Half of a block from y on: norm, modulate, `name`, gate, sum; and the three arrows into it."
     x = 128
@@ -185,7 +185,7 @@ def _branch(y, n, name):
                   arrow((268, y + dy), (198, y + dy), kind='condition')]
     return parts
 
-# %% ../nbs/99_drawings.ipynb #8a3f6c4a
+# %% ../nbs/99_drawings.ipynb #14acfba2
 def dit_block(width=144):
     "The adaLN-Zero block of DiT, figure 3 of Peebles & Xie 2023, for tokens of `width` numbers."
     parts = [box(58, 12, 140, 34, 'tokens', 'latents'), *_branch(46, 1, 'attention'),
@@ -207,7 +207,7 @@ def dit_block(width=144):
            'starts at zero, and gives six vectors: shift, scale and gate for each half.')
     return Drawing(alt, 420, 626, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #ce5429f0
+# %% ../nbs/99_drawings.ipynb #4d54c0d3
 def _curves(y, alpha, sigma):
     "The curves of α and σ, each a list of values at even times, in a panel of 340 × 80."
     parts = []
@@ -229,7 +229,7 @@ def _way(y, title, alpha, sigma):
         parts.append(picture(16 + i * 85, y + 16, 48, mixed / 1.6))
     return [*parts, line((40, y + 156), (380, y + 156)), *_curves(y + 76, alpha, sigma)]
 
-# %% ../nbs/99_drawings.ipynb #685dfbce
+# %% ../nbs/99_drawings.ipynb #887e3bbd
 def clock(schedule=NoiseSchedule()):
     "The clock t and the steps k, and how much data and noise there is: diffusion and a line."
     t = torch.linspace(0, 1, 33)
@@ -248,7 +248,7 @@ def clock(schedule=NoiseSchedule()):
            'zero for long and rises late. Below, the straight line: α = t and σ = 1 − t.')
     return Drawing(alt, 420, 446, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #53497cee
+# %% ../nbs/99_drawings.ipynb #d9d3ea7d
 def faces(cells, cell, depth):
     """The outlines of the visible faces of a block of (frames, rows, columns) cells with its front
     upper left corner at (0, 0); a cell is `cell` wide and goes `depth` back."""
@@ -270,7 +270,7 @@ def block(x, y, cells, cell, depth, kind):
     return shapes([[(x + dx, y + dy) for dx, dy in face] for face in faces(cells, cell, depth)],
                   kind)
 
-# %% ../nbs/99_drawings.ipynb #9c971aea
+# %% ../nbs/99_drawings.ipynb #3e27adb1
 def tubelets(recipe=RECIPES['scenes']):
     "Latents cut into tubelets of frames × rows × columns; each becomes one token."
     _, latents, (frames, rows, columns) = clip_shapes(recipe)
@@ -295,7 +295,7 @@ def tubelets(recipe=RECIPES['scenes']):
            f'and becomes a token of {recipe.width}; there are {count} tokens.')
     return Drawing(alt, 420, 260, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #14a2ef6a
+# %% ../nbs/99_drawings.ipynb #f443ef6e
 class _Averages:
     "A stand-in for a model whose blocks give each token the mean of all that it attends to."
     rope = time_rope = None
@@ -314,7 +314,7 @@ class _Averages:
     def add_time(self, model, i, clip):
         return clip
 
-# %% ../nbs/99_drawings.ipynb #a50b8d6f
+# %% ../nbs/99_drawings.ipynb #e46b23ab
 def attends(layout, i, grid):
     "Which tokens of a grid (t, h, w) see which in block i of a layout: (N, N) of bool."
     count = math.prod(grid)
@@ -330,7 +330,7 @@ def in_windows(grid, window):
     which = at // torch.tensor(window)                                  # (N, 3)
     return (which[:, None] == which).all(-1)
 
-# %% ../nbs/99_drawings.ipynb #63ee85cd
+# %% ../nbs/99_drawings.ipynb #6e18d2aa
 def attention(tokens=(4, 2, 2), window=(2, 2, 1)):
     "Who attends to whom, as matrices: joint, both blocks of factorized, and in windows."
     frames, *space = tokens
@@ -359,7 +359,7 @@ def attention(tokens=(4, 2, 2), window=(2, 2, 1)):
            f'{said}.')
     return Drawing(alt, 420, 486, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #84f93886
+# %% ../nbs/99_drawings.ipynb #f4eb4d0b
 def training_loop(save_every=1000, log_every=50):
     "One update of `fit`, what happens after some of them, and where a run resumes."
     steps = [('batch', 'pixels', 'from seed and step'),
@@ -387,7 +387,7 @@ def training_loop(save_every=1000, log_every=50):
            'checkpoint is written; a run resumes from there with the same bits.')
     return Drawing(alt, 420, 522, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #a61a9041
+# %% ../nbs/99_drawings.ipynb #4332ff30
 FOLDER = (
     (0, 'runs/first-video/', '', 'plain'), (1, 'recipe.json', 'every choice of the run', 'plain'),
     (1, 'captions.json', 'what it was trained on', 'condition'),
@@ -401,7 +401,7 @@ FOLDER = (
     (1, 'a-red-ring-moves-left.mp4', 'what you asked for', 'pixels'),
     (1, 'metrics.json', 'how good it is', 'measure'))
 
-# %% ../nbs/99_drawings.ipynb #d2af673f
+# %% ../nbs/99_drawings.ipynb #9898538e
 def run_folder(entries=FOLDER):
     "A folder as a tree; `entries` are (depth, name, note, kind), as they follow each other."
     parts = []
@@ -419,7 +419,7 @@ def run_folder(entries=FOLDER):
     said = ', '.join(f'{name} ({note})' if note else name for _, name, note, _ in entries)
     return Drawing(f'The folder of a run: {said}.', 420, 20 + 30 * len(entries), tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #2db1545f
+# %% ../nbs/99_drawings.ipynb #062c65b0
 def stages(recipe=RECIPES['scenes'], seconds=None):
     """The five stages of the first video, with what each leaves behind; `seconds`: {'autoencoder':
     CPU-seconds, …} of a run, drawn as bars."""

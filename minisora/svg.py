@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'PAPER', 'INK', 'FONT', 'style_of', 'Drawing', 'label', 'box', 'line', 'arrow', 'polygon', 'shapes', 'grid',
            'stack', 'pixels', 'picture', 'disk', 'times']
 
-# %% ../nbs/97_svg.ipynb #1fd77155
+# %% ../nbs/97_svg.ipynb #d9e9a5c2
 import base64
 import html
 import io
@@ -20,7 +20,7 @@ from PIL import Image
 
 from .core.files import atomic_file
 
-# %% ../nbs/97_svg.ipynb #402ee9fa
+# %% ../nbs/97_svg.ipynb #94688725
 # kind: (tint, shade) on a light screen, (tint, shade) on a dark one
 KINDS = {
     'plain': ('#f1f3f5', '#5b6670', '#262c33', '#aab4be'),
@@ -56,7 +56,7 @@ def style_of(body):
             f'stroke-linejoin:round}}{_theme(False, kinds)}'
             f'@media(prefers-color-scheme:dark){{{_theme(True, kinds)}}}')
 
-# %% ../nbs/97_svg.ipynb #44bc8652
+# %% ../nbs/97_svg.ipynb #9be3fa27
 @dataclass(frozen=True, repr=False)
 class Drawing:
     """A diagram: pieces of SVG on paper of `width` × `height`, and `alt`, which says what it
@@ -94,10 +94,10 @@ class Drawing:
         image = (f'<img class="drawing" alt="{html.escape(self.alt)}" '
                  f'style="width:100%;max-width:{self.width * 4 // 3}px;height:auto" '
                  f'src="data:image/svg+xml;base64,{data}"/>')
-        words = f'<figcaption>{html.escape(self.caption)}</figcaption>' if self.caption else ''
-        return f'<figure style="margin:0">{image}{words}</figure>'
+        words = f'<figcaption style="font-size:90%">{html.escape(self.caption)}</figcaption>'
+        return f'<figure style="margin:0">{image}{words if self.caption else ""}</figure>'
 
-# %% ../nbs/97_svg.ipynb #5e8dff5b
+# %% ../nbs/97_svg.ipynb #df3ad252
 def _markup(text):
     "Escaped text whose *stars* and lower _{indices} are spans."
     text = html.escape(text, quote=False)
@@ -124,7 +124,7 @@ def box(x, y, width, height, text='', kind='plain', note=''):
         parts.append(label(middle, y + height / 2 + shift, note, size=12))
     return ''.join(parts)
 
-# %% ../nbs/97_svg.ipynb #b1d6db0e
+# %% ../nbs/97_svg.ipynb #40fd90a3
 def line(*points, kind='plain', dashed=False):
     "A line through points (x, y)."
     dash = ' stroke-dasharray="4 3"' if dashed else ''
@@ -156,7 +156,7 @@ def shapes(outlines, kind='plain'):
     each = ('M' + 'L'.join(f'{x:g} {y:g}' for x, y in points) + 'z' for points in outlines)
     return f'<path class="box-{kind}" d="{"".join(each)}"/>'
 
-# %% ../nbs/97_svg.ipynb #85ffb9d3
+# %% ../nbs/97_svg.ipynb #2beba276
 def grid(x, y, kinds, cell, gap=1):
     "Square cells in rows; `kinds` is a list of rows of kinds, '' for an empty cell."
     side = cell - gap
@@ -190,7 +190,7 @@ def pixels(x, y, size, array):
     return (f'<image x="{x:g}" y="{y:g}" width="{size}" height="{size}" '
             f'style="image-rendering:pixelated" href="data:image/png;base64,{data}"/>')
 
-# %% ../nbs/97_svg.ipynb #b611d52e
+# %% ../nbs/97_svg.ipynb #7bc42709
 def picture(x, y, size, array):
     "A gray picture as `pixels` draws it, framed."
     return (pixels(x, y, size, array)

@@ -156,7 +156,7 @@ def test_a_drawing_is_saved_whole(tmp_path):
     drawing.save(tmp_path / "vae.svg")
     assert (tmp_path / "vae.svg").read_text(encoding="utf-8") == drawing.svg()
     assert drawing.captioned("a < b").svg() == drawing.svg()
-    assert "<figcaption>a &lt; b</figcaption>" in drawing.captioned("a < b")._repr_html_()
+    assert ">a &lt; b</figcaption>" in drawing.captioned("a < b")._repr_html_()
     assert repr(drawing).startswith("Drawing('A variational")
 
 
