@@ -6,8 +6,7 @@
 __all__ = ['clip_shapes', 'pipeline', 'vae', 'causal_latents', 'patches', 'dit_block', 'clock', 'tubelets', 'attends',
            'in_windows', 'attention', 'training_loop', 'run_folder', 'stages']
 
-# %% ../nbs/99_drawings.ipynb #1d2fb955
-import itertools
+# %% ../nbs/99_drawings.ipynb #d710deb0
 import math
 
 import torch
@@ -16,10 +15,10 @@ from einops import rearrange
 from .models.layouts import Factorized, Joint
 from .processes.schedules import NoiseSchedule
 from .recipe import RECIPES
-from .svg import (Drawing, arrow, box, disk, grid, label, line, picture, polygon, shapes,
+from .svg import (Drawing, arrow, block, box, disk, grid, label, line, picture, polygon,
                           stack, times)
 
-# %% ../nbs/99_drawings.ipynb #cb2be993
+# %% ../nbs/99_drawings.ipynb #e8e0ee71
 def clip_shapes(recipe):
     "Shapes of a recipe's clip (3, T, H, W), its latents (C, T, h, w), and its tokens (t, h, w)."
     side = recipe.size // 8
@@ -61,7 +60,7 @@ def pipeline(recipe=RECIPES['scenes']):
            'give latents, which the autoencoder decodes to clips. Metrics compare both kinds.')
     return Drawing(alt, 420, 518, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #152c0726
+# %% ../nbs/99_drawings.ipynb #f94ea470
 def vae(factors=(1, 8, 8), channels=4):
     "Clip, encoder, mean and deviation, a sampled latent, decoder, clip; and both loss terms."
     numbers = 3 * math.prod(factors)
@@ -95,7 +94,7 @@ def vae(factors=(1, 8, 8), channels=4):
            f'{numbers} numbers become {channels}.')
     return Drawing(alt, 420, 316, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #0dc95c0a
+# %% ../nbs/99_drawings.ipynb #d43ed77f
 def causal_latents(factor=4, latents=3, changed=2):
     """Which frames each latent of a causal video autoencoder sees; orange: what a `changed` frame
     reaches. Frame 0 has a latent of its own."""
@@ -130,13 +129,13 @@ def causal_latents(factor=4, latents=3, changed=2):
            'Frame 0 alone is latent 0.')
     return Drawing(alt, 420, 264, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #f1552a0c
+# %% ../nbs/99_drawings.ipynb #161a671e
 def disc(side=12):
     "A gray picture (side, side) of a disc, white on black, in [-1, 1]."
     at = torch.arange(side) + .5 - side / 2
     return ((.36 * side - torch.hypot(at[:, None], at)) * 2).clamp(-1, 1)
 
-# %% ../nbs/99_drawings.ipynb #3117acaf
+# %% ../nbs/99_drawings.ipynb #58547a85
 def patches(side=16, patch=4, width=64):
     "A gray picture, cut into patches, row by row; each becomes a token."
     image = disc(side)
@@ -168,7 +167,7 @@ def patches(side=16, patch=4, width=64):
            f'into a token of {width}.')
     return Drawing(alt, 420, round(below) + 114, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #9c28c1b9
+# %% ../nbs/99_drawings.ipynb #6938f7d8
 def _branch(y, n, name):
     "Half of a block from y on: norm, modulate, `name`, gate, sum; and the three arrows into it."
     x = 128
@@ -185,7 +184,7 @@ def _branch(y, n, name):
                   arrow((268, y + dy), (198, y + dy), kind='condition')]
     return parts
 
-# %% ../nbs/99_drawings.ipynb #14acfba2
+# %% ../nbs/99_drawings.ipynb #4fba03b8
 def dit_block(width=144):
     "The adaLN-Zero block of DiT, figure 3 of Peebles & Xie 2023, for tokens of `width` numbers."
     parts = [box(58, 12, 140, 34, 'tokens', 'latents'), *_branch(46, 1, 'attention'),
@@ -193,7 +192,7 @@ def dit_block(width=144):
              arrow((128, 554), (128, 578)), box(58, 578, 140, 34, 'tokens', 'latents'),
              box(268, 12, 140, 34, '*c* = time + label', 'condition'),
              arrow((358, 46), (358, 62)),
-             box(308, 62, 100, 44, 'SiLU, linear', 'model', f'{width} → {6 * width}'),
+             box(298, 62, 110, 44, 'SiLU, linear', 'model', f'{width} → {6 * width}'),
              line((358, 106), (358, 499), kind='condition')]
     for y in (125, 149, 241, 383, 407, 499):
         parts.append(arrow((358, y), (308, y), kind='condition'))
@@ -207,7 +206,7 @@ def dit_block(width=144):
            'starts at zero, and gives six vectors: shift, scale and gate for each half.')
     return Drawing(alt, 420, 626, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #4d54c0d3
+# %% ../nbs/99_drawings.ipynb #31bd92fe
 def _curves(y, alpha, sigma):
     "The curves of α and σ, each a list of values at even times, in a panel of 340 × 80."
     parts = []
@@ -229,7 +228,7 @@ def _way(y, title, alpha, sigma):
         parts.append(picture(16 + i * 85, y + 16, 48, mixed / 1.6))
     return [*parts, line((40, y + 156), (380, y + 156)), *_curves(y + 76, alpha, sigma)]
 
-# %% ../nbs/99_drawings.ipynb #887e3bbd
+# %% ../nbs/99_drawings.ipynb #7445f725
 def clock(schedule=NoiseSchedule()):
     "The clock t and the steps k, and how much data and noise there is: diffusion and a line."
     t = torch.linspace(0, 1, 33)
@@ -248,29 +247,7 @@ def clock(schedule=NoiseSchedule()):
            'zero for long and rises late. Below, the straight line: α = t and σ = 1 − t.')
     return Drawing(alt, 420, 446, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #d9d3ea7d
-def faces(cells, cell, depth):
-    """The outlines of the visible faces of a block of (frames, rows, columns) cells with its front
-    upper left corner at (0, 0); a cell is `cell` wide and goes `depth` back."""
-    frames, rows, columns = cells
-
-    def face(corners):
-        return [(c * cell + t * depth, r * cell - t * depth) for t, r, c in corners]
-    for r, c in itertools.product(range(rows), range(columns)):
-        yield face([(0, r, c), (0, r, c + 1), (0, r + 1, c + 1), (0, r + 1, c)])
-    for t, c in itertools.product(range(frames), range(columns)):
-        yield face([(t, 0, c), (t + 1, 0, c), (t + 1, 0, c + 1), (t, 0, c + 1)])
-    for t, r in itertools.product(range(frames), range(rows)):
-        yield face([(t, r, columns), (t + 1, r, columns), (t + 1, r + 1, columns),
-                    (t, r + 1, columns)])
-
-
-def block(x, y, cells, cell, depth, kind):
-    "A block of cells (frames, rows, columns), its front upper left corner at (x, y)."
-    return shapes([[(x + dx, y + dy) for dx, dy in face] for face in faces(cells, cell, depth)],
-                  kind)
-
-# %% ../nbs/99_drawings.ipynb #3e27adb1
+# %% ../nbs/99_drawings.ipynb #c6525b26
 def tubelets(recipe=RECIPES['scenes']):
     "Latents cut into tubelets of frames × rows × columns; each becomes one token."
     _, latents, (frames, rows, columns) = clip_shapes(recipe)
@@ -295,7 +272,7 @@ def tubelets(recipe=RECIPES['scenes']):
            f'and becomes a token of {recipe.width}; there are {count} tokens.')
     return Drawing(alt, 420, 260, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #f443ef6e
+# %% ../nbs/99_drawings.ipynb #c487f808
 class _Averages:
     "A stand-in for a model whose blocks give each token the mean of all that it attends to."
     rope = time_rope = None
@@ -314,7 +291,7 @@ class _Averages:
     def add_time(self, model, i, clip):
         return clip
 
-# %% ../nbs/99_drawings.ipynb #e46b23ab
+# %% ../nbs/99_drawings.ipynb #04647162
 def attends(layout, i, grid):
     "Which tokens of a grid (t, h, w) see which in block i of a layout: (N, N) of bool."
     count = math.prod(grid)
@@ -330,7 +307,7 @@ def in_windows(grid, window):
     which = at // torch.tensor(window)                                  # (N, 3)
     return (which[:, None] == which).all(-1)
 
-# %% ../nbs/99_drawings.ipynb #6e18d2aa
+# %% ../nbs/99_drawings.ipynb #94c9e516
 def attention(tokens=(4, 2, 2), window=(2, 2, 1)):
     "Who attends to whom, as matrices: joint, both blocks of factorized, and in windows."
     frames, *space = tokens
@@ -359,7 +336,7 @@ def attention(tokens=(4, 2, 2), window=(2, 2, 1)):
            f'{said}.')
     return Drawing(alt, 420, 486, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #f4eb4d0b
+# %% ../nbs/99_drawings.ipynb #6a2bf21e
 def training_loop(save_every=1000, log_every=50):
     "One update of `fit`, what happens after some of them, and where a run resumes."
     steps = [('batch', 'pixels', 'from seed and step'),
@@ -387,7 +364,7 @@ def training_loop(save_every=1000, log_every=50):
            'checkpoint is written; a run resumes from there with the same bits.')
     return Drawing(alt, 420, 522, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #4332ff30
+# %% ../nbs/99_drawings.ipynb #ef16be9d
 FOLDER = (
     (0, 'runs/first-video/', '', 'plain'), (1, 'recipe.json', 'every choice of the run', 'plain'),
     (1, 'captions.json', 'what it was trained on', 'condition'),
@@ -401,7 +378,7 @@ FOLDER = (
     (1, 'a-red-ring-moves-left.mp4', 'what you asked for', 'pixels'),
     (1, 'metrics.json', 'how good it is', 'measure'))
 
-# %% ../nbs/99_drawings.ipynb #9898538e
+# %% ../nbs/99_drawings.ipynb #612a2934
 def run_folder(entries=FOLDER):
     "A folder as a tree; `entries` are (depth, name, note, kind), as they follow each other."
     parts = []
@@ -419,28 +396,29 @@ def run_folder(entries=FOLDER):
     said = ', '.join(f'{name} ({note})' if note else name for _, name, note, _ in entries)
     return Drawing(f'The folder of a run: {said}.', 420, 20 + 30 * len(entries), tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #062c65b0
+# %% ../nbs/99_drawings.ipynb #908a09db
 def stages(recipe=RECIPES['scenes'], seconds=None):
     """The five stages of the first video, with what each leaves behind; `seconds`: {'autoencoder':
     CPU-seconds, …} of a run, drawn as bars."""
     clip, latents, tokens = clip_shapes(recipe)
-    rows = [('clips', 'pixels', f'{recipe.clips:,} of {times(*clip)}', ()),
-            ('autoencoder', 'model', f'{recipe.ae_steps:,} steps', ('autoencoder',)),
-            ('latents', 'latents', f'{times(*latents)} per clip', ('latents',)),
-            ('transformer', 'model', f'{recipe.steps:,} steps', ('training', 'decoder')),
-            ('your clip', 'pixels', f'{recipe.num_inference_steps} steps from noise', ())]
-    used = [sum((seconds or {}).get(part, 0) for part in names) for *_, names in rows]
+    rows = [('clips', 'pixels', f'{recipe.clips:,} of {times(*clip)}', 'drawn when asked'),
+            ('autoencoder', 'model', f'{recipe.ae_steps:,} steps', 'autoencoder/'),
+            ('latents', 'latents', f'{times(*latents)} per clip', 'latents/'),
+            ('transformer', 'model', f'{recipe.steps:,} steps', 'training/'),
+            ('your clip', 'pixels', f'{recipe.num_inference_steps} steps from noise', 'an mp4 and a gif')]
+    used = [(seconds or {}).get(leaves.strip('/'), 0) for *_, leaves in rows]
     parts = []
-    for i, (name, kind, note, _) in enumerate(rows):
+    for i, (name, kind, note, leaves) in enumerate(rows):
         y = 16 + i * 74
+        took = f', {used[i]:,.0f} s' if used[i] else ''
         parts += [disk(34, y + 25, 17, f'{i + 1}', kind),
-                  box(64, y, 186, 50, name, kind, note)]
+                  box(64, y, 186, 50, name, kind, note),
+                  label(262, y + (14 if took else 25), leaves + took, 'plain', 12, 'start')]
         if i:
             parts.append(arrow((157, y - 24), (157, y)))
         if used[i]:
             wide = max(3, 140 * used[i] / max(used))
-            parts.append(box(264, y + 28, wide, 12, kind=kind))
-            parts.append(label(264, y + 14, f'{used[i]:,.0f} s', 'plain', 12, 'start'))
+            parts.append(box(262, y + 28, wide, 12, kind=kind))
     took = '; '.join(f'{row[0]} {s:,.0f} s' for row, s in zip(rows, used) if s)
     alt = ('The five stages of the first video: '
            + ', '.join(f'{row[0]} ({row[2]})' for row in rows)

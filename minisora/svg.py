@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PAPER', 'INK', 'FONT', 'style_of', 'Drawing', 'label', 'box', 'line', 'arrow', 'polygon', 'shapes', 'grid',
-           'stack', 'pixels', 'picture', 'disk', 'times']
+           'stack', 'pixels', 'picture', 'disk', 'times', 'block']
 
-# %% ../nbs/97_svg.ipynb #d9e9a5c2
+# %% ../nbs/97_svg.ipynb #62584e0e
 import base64
 import html
 import io
@@ -20,7 +20,7 @@ from PIL import Image
 
 from .core.files import atomic_file
 
-# %% ../nbs/97_svg.ipynb #94688725
+# %% ../nbs/97_svg.ipynb #04234261
 # kind: (tint, shade) on a light screen, (tint, shade) on a dark one
 KINDS = {
     'plain': ('#f1f3f5', '#5b6670', '#262c33', '#aab4be'),
@@ -56,7 +56,7 @@ def style_of(body):
             f'stroke-linejoin:round}}{_theme(False, kinds)}'
             f'@media(prefers-color-scheme:dark){{{_theme(True, kinds)}}}')
 
-# %% ../nbs/97_svg.ipynb #9be3fa27
+# %% ../nbs/97_svg.ipynb #a64f5544
 @dataclass(frozen=True, repr=False)
 class Drawing:
     """A diagram: pieces of SVG on paper of `width` × `height`, and `alt`, which says what it
@@ -97,7 +97,7 @@ class Drawing:
         words = f'<figcaption style="font-size:90%">{html.escape(self.caption)}</figcaption>'
         return f'<figure style="margin:0">{image}{words if self.caption else ""}</figure>'
 
-# %% ../nbs/97_svg.ipynb #df3ad252
+# %% ../nbs/97_svg.ipynb #25e07e48
 def _markup(text):
     "Escaped text whose *stars* and lower _{indices} are spans."
     text = html.escape(text, quote=False)
@@ -124,7 +124,7 @@ def box(x, y, width, height, text='', kind='plain', note=''):
         parts.append(label(middle, y + height / 2 + shift, note, size=12))
     return ''.join(parts)
 
-# %% ../nbs/97_svg.ipynb #40fd90a3
+# %% ../nbs/97_svg.ipynb #7ede1763
 def line(*points, kind='plain', dashed=False):
     "A line through points (x, y)."
     dash = ' stroke-dasharray="4 3"' if dashed else ''
@@ -156,7 +156,7 @@ def shapes(outlines, kind='plain'):
     each = ('M' + 'L'.join(f'{x:g} {y:g}' for x, y in points) + 'z' for points in outlines)
     return f'<path class="box-{kind}" d="{"".join(each)}"/>'
 
-# %% ../nbs/97_svg.ipynb #2beba276
+# %% ../nbs/97_svg.ipynb #87a8a65e
 def grid(x, y, kinds, cell, gap=1):
     "Square cells in rows; `kinds` is a list of rows of kinds, '' for an empty cell."
     side = cell - gap
@@ -190,7 +190,7 @@ def pixels(x, y, size, array):
     return (f'<image x="{x:g}" y="{y:g}" width="{size}" height="{size}" '
             f'style="image-rendering:pixelated" href="data:image/png;base64,{data}"/>')
 
-# %% ../nbs/97_svg.ipynb #7bc42709
+# %% ../nbs/97_svg.ipynb #00e64afe
 def picture(x, y, size, array):
     "A gray picture as `pixels` draws it, framed."
     return (pixels(x, y, size, array)
@@ -206,3 +206,25 @@ def disk(x, y, radius, text, kind='plain'):
 def times(*sizes):
     "Sizes as people write a shape: 3 × 16 × 64 × 64."
     return ' × '.join(f'{size:,}' for size in sizes)
+
+# %% ../nbs/97_svg.ipynb #b56ce2c1
+def _faces(cells, cell, depth):
+    """The outlines of the visible faces of a block of (frames, rows, columns) cells with its front
+    upper left corner at (0, 0); a cell is `cell` wide and goes `depth` back."""
+    frames, rows, columns = cells
+
+    def face(corners):
+        return [(c * cell + t * depth, r * cell - t * depth) for t, r, c in corners]
+    for r, c in itertools.product(range(rows), range(columns)):
+        yield face([(0, r, c), (0, r, c + 1), (0, r + 1, c + 1), (0, r + 1, c)])
+    for t, c in itertools.product(range(frames), range(columns)):
+        yield face([(t, 0, c), (t + 1, 0, c), (t + 1, 0, c + 1), (t, 0, c + 1)])
+    for t, r in itertools.product(range(frames), range(rows)):
+        yield face([(t, r, columns), (t + 1, r, columns), (t + 1, r + 1, columns),
+                    (t, r + 1, columns)])
+
+
+def block(x, y, cells, cell, depth, kind):
+    "A block of cells (frames, rows, columns), its front upper left corner at (x, y)."
+    return shapes([[(x + dx, y + dy) for dx, dy in face] for face in _faces(cells, cell, depth)],
+                  kind)
