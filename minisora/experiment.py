@@ -127,7 +127,7 @@ def captions(self):
     if self.recipe.kind == 'folder':
         found = {row['caption'] for row in clips.rows}
     else:
-        found = {scene_caption(*combo) for combo in clips.combos}
+        found = {scene_caption(*combo) for combo in clips.combinations}
     write_json(path, sorted(found))
     return sorted(found)
 
