@@ -1,4 +1,5 @@
-"""What a clip at 480p costs the transformer, and what its latents still show: benchmarks/compression.json.
+"""What a clip at 480p costs the transformer, and what its latents still show:
+benchmarks/compression.json.
 
     python benchmarks/compression.py --data ../shared/data
 
@@ -46,7 +47,7 @@ def read_clip(path, frames, size):
 
 
 def moving_psnr(clips, reference):
-    "PSNR (dB) where the reference moves: pixels that stray by over a tenth from their mean in time."
+    "PSNR (dB) where the reference moves: pixels over a tenth from their mean in time."
     still = reference.mean(2, keepdim=True)
     moves = (reference - still).abs().amax(1, keepdim=True) > 0.2  # (B, 1, T, H, W)
     mask = moves.float().expand_as(reference)
@@ -70,7 +71,7 @@ def cost(fold, channels, patch, factors=(4, 8, 8)):
 
 
 class Words:
-    "The words that are encoded: some to fit the PCA to, some held out, and as many that it has seen."
+    "The words that are encoded: some to fit the PCA to, some held out, as many that it has seen."
 
     def __init__(self, folder, frames, size, every, held_out):
         files = {file.stem: file for file in sorted(folder.glob("*.mp4"))}

@@ -1,4 +1,5 @@
-"""Reading video files beside bare PyAV, and a folder of 480p films into a cache: benchmarks/decode.json.
+"""Reading video files beside bare PyAV, and a folder of 480p films into a cache:
+benchmarks/decode.json.
 
     python benchmarks/decode.py [--data ../shared/data] [--files 4] [--rounds 3] [--films 32]
 
@@ -48,7 +49,7 @@ def decode_all(path, chosen):
 
 
 def shrink(picture, size=128):
-    "The center square of an RGB array, resized: the one line of Pillow that a plain loop would have."
+    "The center square of an RGB array, resized: the line of Pillow that a plain loop would have."
     height, width = picture.shape[:2]
     side = min(height, width)
     left = (width - side) / 2
@@ -164,7 +165,7 @@ class MemoryWatch:
 
 
 def write_films(films, count, batch_size):
-    "Write `count` links to films as a cache; returns the dataset, and the memory while it was read."
+    "Write `count` links to films as a cache; returns the dataset, and the memory of reading it."
     with tempfile.TemporaryDirectory() as home:
         home = Path(home)
         folder = home / "films"

@@ -1,4 +1,5 @@
-"""Where the time of `fit` goes, and how long compiling keeps it waiting: benchmarks/fit_profile.json.
+"""Where the time of `fit` goes, and how long compiling keeps it waiting:
+benchmarks/fit_profile.json.
 
     python benchmarks/fit_profile.py [--steps 150] [--no-compile] [--out FILE]
 
@@ -68,7 +69,7 @@ COMPILE = {"eager": False, "blocks": "blocks", "whole": True}
 
 
 class NoiseClips:
-    "Clips whose frames are latents already, of noise; and the encoder that leaves them as they are."
+    "Clips whose frames are latents of noise already, and the encoder that leaves them so."
 
     spec = dict(made_by="noise")
 
