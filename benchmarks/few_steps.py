@@ -28,7 +28,7 @@ JUDGE = ROOT / "data" / "judge"
 
 
 def rows_asked(recipe, steps):
-    "Rows that one clip puts through the network: one per step, two where it is guided, and the end."
+    "Rows that one clip puts through the network: one per step, two where guided, and the end."
     times = time_grid(steps, recipe.shift)[:-1]
     guided = sum(t <= recipe.guidance_until for t in times)
     return steps + guided + recipe.renoise_times
