@@ -1,6 +1,8 @@
 """The repository itself: modules import alone, notebooks and modules agree, links lead somewhere."""
 
+import ast
 import configparser
+import importlib
 import json
 import os
 import re
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+
+from minisora.core.rename_tables import OLD_NAMES
 
 sys.path.insert(0, str(ROOT / "tools"))
 import docs  # noqa: E402
@@ -278,8 +282,6 @@ def test_every_requirement_is_pinned():
 
 def test_modules_import_only_what_is_required():
     "A package that happens to be installed beside ours is no dependency."
-    import ast
-
     pip = {"PIL": "pillow", "IPython": "ipython", "cycler": "matplotlib"}
     extras = [k for k in CFG["DEFAULT"] if k.endswith("requirements") and k != "dev_requirements"]
     said = " ".join(CFG["DEFAULT"][k] for k in extras)
@@ -294,6 +296,76 @@ def test_modules_import_only_what_is_required():
             ):
                 known = pip.get(top, top).lower() in asked
                 assert known, f"minisora.{name} imports {top}, which settings.ini does not require"
+
+
+def scripts(path):
+    "The code of a script, or of each cell of a notebook, without magics."
+    if path.suffix == ".py":
+        return [path.read_text(encoding="utf-8")]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    return [re.sub(r"^(\s*)[%!].*", r"\1pass", text, flags=re.M) for text in texts]
+
+
+def is_old(module, name):
+    "Does `minisora.module.name` only answer by the table of old names?"
+    table = OLD_NAMES.get(module, {})
+    return name in table and name not in vars(importlib.import_module(module))
+
+
+def imported_modules(trees):
+    "What names stand for modules of the package in these trees, {name: 'minisora.x'}."
+    found = {}
+    for node in (n for tree in trees for n in ast.walk(tree)):
+        if isinstance(node, ast.Import):
+            found |= {a.asname: a.name for a in node.names if a.asname}
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    return {name: module for name, module in found.items() if module in OLD_NAMES}
+
+
+def old_names_used(texts):
+    "Lines that say which old names of the package these texts import or use as attributes."
+    trees = [ast.parse(text) for text in texts]
+    modules = imported_modules(trees)
+    for node in (n for tree in trees for n in ast.walk(tree)):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            yield from (
+                f"{node.module}.{a.name}" for a in node.names if is_old(node.module, a.name)
+            )
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value)
+            module = modules.get(owner, owner)
+            if is_old(module, node.attr):
+                yield f"{module}.{node.attr}"
+
+
+# where the old names themselves are the subject
+ABOUT_OLD_NAMES = {"core/renames.ipynb", "core/rename_tables.ipynb", "98_single_gpu_names.ipynb"}
+IN_USE = [p for p in NOTEBOOKS if p.relative_to(ROOT / "nbs").as_posix() not in ABOUT_OLD_NAMES]
+IN_USE += sorted([*ROOT.glob("recipes/*.py"), *ROOT.glob("benchmarks/*.py")])
+
+
+@pytest.mark.parametrize("path", IN_USE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_no_old_names_are_used(path):
+    "What version 0.1 called otherwise is for users' code only: it goes with the next release."
+    assert sorted(set(old_names_used(scripts(path)))) == []
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("from minisora.metrics import Judge, psnr", ["minisora.metrics.Judge"]),
+        ("from minisora import sampling\nsampling.settle", ["minisora.sampling.settle"]),
+        ("import minisora.sampling as s\ns.settle(s.sample)", ["minisora.sampling.settle"]),
+        ("import minisora.viz\nminisora.viz.animated", ["minisora.viz.animated"]),
+        ("def f():\n    from minisora.pipeline import Run", ["minisora.pipeline.Run"]),
+        ("from minisora.sampling import sample\nsample.settle", []),
+        ("from minisora.evaluation.frechet import frechet_distance", []),
+    ],
+)
+def test_an_old_name_is_found(text, found):
+    assert list(old_names_used([text])) == found
 
 
 def test_version_stands_once():
