@@ -1,5 +1,6 @@
 """What the tests of frames, pipelines and runs share: awake models, an autoencoder of means, a pipeline, old names."""
 
+import dataclasses
 import warnings
 from contextlib import contextmanager
 
@@ -7,9 +8,11 @@ import torch
 from helpers.autoencoder import inner_vae, wide_clips
 from torch import nn
 
+from minisora.autoencoder import ImageVAE
 from minisora.core.protocols import DiagonalGaussian
 from minisora.data.vocabulary import Vocabulary
 from minisora.frames import FramePrediction
+from minisora.interpolants import Interpolant
 from minisora.latents.base import AutoencoderBase
 from minisora.latents.compression import PCACompressedVAE
 from minisora.latents.video_vae import CausalVideoVAE
@@ -68,6 +71,23 @@ def speaking_parts():
         std=2.0,
         fps=9.6,
     )
+
+
+def picturing_parts():
+    "The parts of a pipeline of 4 frames of 32×32 pixels, whose latents are those of single frames."
+    ae = ImageVAE(channels=4, width=8, smooth=4)
+    ae.init_pca(wide_clips())
+    config = VideoDiTConfig(channels=4, condition=WordCondition(len(WORDS)), **SIZE)
+    return dict(
+        model=awake(dataclasses.replace(config, size=(4, 4, 4))),
+        autoencoder=ae.eval(),
+        vocabulary=WORDS,
+        objective=Interpolant(prediction="data"),
+    )
+
+
+def picturing_pipeline(**changes):
+    return VideoPipeline(**dict(picturing_parts(), sampling=SAMPLING) | changes)
 
 
 SAMPLING = dict(num_inference_steps=3, guidance_scale=2.0, guidance_interval=(0.0, 0.5))
