@@ -1,4 +1,4 @@
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The names that are needed most; each is imported when it is asked for.
 _HOMES = {

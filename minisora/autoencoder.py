@@ -24,6 +24,8 @@ from .latents.base import (AutoencoderBase, extract_patches, foreground_weight,
 from .latents.crops import foreground_crop, load_subset, random_crop
 from .latents.diffusers_vae import DIFFUSERS_VAES, read_autoencoder_config
 
+__getattr__ = old_names(__name__)
+
 # %% ../nbs/01_autoencoder.ipynb #015d1303
 def _image_encoder(channels, width):
     """Frames (B, 3, H, W) -> (B, 2·channels, H/8, W/8): a correction of the mean, and the
@@ -186,8 +188,8 @@ def finetune_decoder(ae, clips, predict, steps, batch=2, cells=6, lr=2e-3, foreg
     for step, done in training_steps(steps, None, progress, 'decoder'):
         set_lr(optimizer, lr * lr_factor(step, done))
         index = torch.randint(len(clips), (batch,), generator=generator)
-        # (B, 3, T, H, W)
-        x = to_float(torch.stack([clips[int(i)].frames for i in index])).to(device)
+        x = torch.stack([clips[int(i)].frames for i in index])                 # (B, 3, T, H, W)
+        x = to_float(x).to(device)
         z = ae.encode(x).mode if step % 4 == 0 else predict(index, generator)  # (B, C, T, h, w)
         x, z = foreground_crop(x, z, cells, generator)
         difference = ae.decode(z) - x
@@ -212,6 +214,3 @@ def load_autoencoder(name, **options):
     except ValueError as e:
         raise ValueError(f'{path}: {e}') from None
     return cls.from_pretrained(name, **options)
-
-# %% ../nbs/01_autoencoder.ipynb #35cb7213
-__getattr__ = old_names(__name__)

@@ -25,6 +25,8 @@ from .data.tars import TarClips
 from .data.video import VideoInfo, read_video, stack_clips, to_float, to_uint8, write_video
 from .data.vocabulary import Vocabulary
 
+__getattr__ = old_names(__name__)
+
 # %% ../nbs/00_clips.ipynb #d540abcf
 OBJECTS = ('ball', 'square', 'triangle', 'ring', 'cross', 'star')
 COLORS = {'red': (235, 60, 50), 'green': (60, 200, 80), 'blue': (60, 110, 250),
@@ -163,8 +165,7 @@ def render_scene(obj, color, motion, seed=0, frames=16, size=64):
         reach = 1.05 * r[t] + 1.5 / size
         rows = slice(*np.searchsorted(centers, (cy[t] - reach, cy[t] + reach)))
         cols = slice(*np.searchsorted(centers, (cx[t] - reach, cx[t] + reach)))
-        # in radii
-        x = (centers[cols] - cx[t]) / r[t]
+        x = (centers[cols] - cx[t]) / r[t]  # in radii
         y = (centers[rows, None] - cy[t]) / r[t]
         x, y = np.broadcast_arrays(x, y)  # (h, w) each
         cover = np.clip(.5 - shape_sdf(obj, x, y) * r[t] * size, 0, 1)
@@ -247,8 +248,7 @@ def render_image(image, color, motion, seed=0, frames=16, size=64, margin=.1):
         raise _unknown('color', color, COLORS)
     way = trajectory(motion, np.random.default_rng(seed), frames, scale=1.25)
     cx, cy, r = (torch.from_numpy(a).float() for a in way)  # (T,)
-    # image side / frame side
-    k = (1 - 2 * margin) / (2 * r)
+    k = (1 - 2 * margin) / (2 * r)  # image side / frame side
     zero = torch.zeros(frames)
     theta = torch.stack([k, zero, k * (1 - 2 * cx), zero, k, k * (1 - 2 * cy)], -1)
     theta = rearrange(theta, 't (row column) -> t row column', row=2)
@@ -297,6 +297,3 @@ class DigitClips(_DrawnClips):
         frames = render_image(self.images[which], *found[1:], [self.seed, i], self.frames,
                               self.size)
         return self._clip(frames, found, f'digit:{which}:{self.seed}:{i}')
-
-# %% ../nbs/00_clips.ipynb #f78bc691
-__getattr__ = old_names(__name__)

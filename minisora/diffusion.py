@@ -39,7 +39,7 @@ class Objective(RenamedBase):
         return alpha * data + sigma * noise
 
     def raw_prediction(self, model, x, t, condition=None):
-        "What the model says of x (B, …), t (B,); a ValueError if it has not the shape of x."
+        "What the model says of x (B, …), t (B,); a ValueError if its shape is not that of x."
         out = model(x, t, condition)
         if out.shape == x.shape:
             return out
@@ -64,7 +64,7 @@ def to_data_and_noise(self: Objective, output, x, t):
 
 @patch
 def to_velocity(self: Objective, output, x, t):
-    "The model's output and x (B, …) at t (B,) -> dx/dt with data and noise held fast."
+    "The model's output and x (B, …) at t (B,) -> dx/dt with data and noise kept constant."
     data, noise = self.to_data_and_noise(output, x, t)
     d_alpha, d_sigma = (append_dims(c, x) for c in self.coefficients(t)[2:])
     return d_alpha * data + d_sigma * noise
@@ -167,7 +167,7 @@ def min_posterior_variance(self: GaussianDiffusion):
 
 @patch
 def sample_times(self: GaussianDiffusion, u):
-    "Uniforms (B,) in [0, 1) -> times (B,): every step alike."
+    "Uniforms (B,) in [0, 1) -> times (B,): each step with the same probability."
     return self.noise_schedule.time((u.double() * self.steps).floor().clamp(max=self.steps - 1))
 
 

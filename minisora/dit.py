@@ -25,7 +25,7 @@ from .models.inflate import stretch_image_table
 from .models.layers import MLPS, NORMS, SwiGLU, biased_attention, make_norm, swiglu_hidden
 from .models.layouts import Joint
 from .models.positions import (
-    RelativePositionBias, apply_rope, rope_cos_sin, sincos_2d, token_coordinates)
+    RelativePositionBias, apply_rope, position_buffers, rope_cos_sin, sincos_2d)
 from .models.preconditioning import output_of
 from .models.weights import read_diffusers_dit, state_from_diffusers
 
@@ -39,8 +39,7 @@ class DiTConfig:
     "Every choice that makes a `DiT`; the defaults are DiT-XL/2 at 256 × 256 pixels of the paper."
     size: tuple = (32, 32)           # height and width of the latent
     channels: int = 4                # channels of the latent
-    # side of a patch: one token for every patch × patch latent pixels
-    patch: int = 2
+    patch: int = 2                   # side of a patch: one token per patch × patch latent pixels
     width: int = 1152                # channels of a token
     depth: int = 28                  # blocks
     heads: int = 16
@@ -193,7 +192,7 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
 
     def forward(self, x, bias=None, rope=None):
-        h = x.flatten(0, -3)                                            # (B', N, D)
+        h = rearrange(x, '... n d -> (...) n d')                        # (B', N, D)
         qkv = rearrange(self.qkv(h), 'b n (three heads d) -> three b heads n d', three=3,
                         heads=self.heads)
         q, k, v = qkv.unbind(0)                                         # 3 × (B', heads, N, d)
@@ -276,17 +275,6 @@ def init_weights(model, label_std=0.02):
         elif name.endswith('.weight') and p.ndim > 1:
             nn.init.xavier_uniform_(p.view(len(p), -1))
 
-# %% ../nbs/03_dit.ipynb #0bfbd2f7
-def position_buffers(config, base_grid=None):
-    """A DiT's positions, {name of the buffer: tensor}; `base_grid`: the grid (h, w) to spread
-    them over."""
-    grid = [s // config.patch for s in config.size]
-    if config.positions == 'sincos':
-        return {'pos_embed': sincos_2d(config.width, grid, base_grid)[None]}    # (1, N, D)
-    if config.positions == 'rope':
-        return {'places': token_coordinates(grid, base_grid).float()}           # (N, 2)
-    return {}
-
 # %% ../nbs/03_dit.ipynb #0ceb3847
 @renamed_attributes
 @MODELS.register('dit', 'DiT')
@@ -352,7 +340,9 @@ def embed_tokens(self: DiT, image):
     h = self.x_embedder(image)                                          # (B, N, D)
     if c.positions == 'rope':
         return h, rope_cos_sin(self.places, c.width // c.heads)
-    return (h + self.pos_embed if c.positions == 'sincos' else h), None
+    if c.positions == 'sincos':
+        h = h + self.pos_embed                                          # (B, N, D)
+    return h, None
 
 # %% ../nbs/03_dit.ipynb #6d911b37
 @patch
@@ -443,11 +433,9 @@ def dit_macs(config):
     D = c.width
     hidden = int(c.mlp_ratio * D)
     mlp = 2 * hidden if c.mlp == 'gelu' else 3 * swiglu_hidden(hidden)  # channels of its layers
-    # of the first and last layer
-    ends = c.patch ** 2 * c.channels * (2 + c.learn_sigma)
+    ends = c.patch ** 2 * c.channels * (2 + c.learn_sigma)              # first and last layer
     linear = c.depth * N * D * (4 * D + mlp) + N * D * ends
-    # logits, then the sum of values
-    attention = c.depth * 2 * N * N * D
+    attention = c.depth * 2 * N * N * D                                 # logits, sum of values
     condition = c.depth * 6 * D * D + 2 * D * D + 256 * D + D * D
     total = linear + attention + condition
     return dict(linear=linear, attention=attention, condition=condition, total=total)

@@ -69,10 +69,8 @@ class Interpolant(Objective):
     std: float = 1.
     shift: float = 1.                   # above 1 moves the training times towards the noise
     max_weight: float = math.inf        # bound on the weight: data's grows as 1 / (1 − t)²
-    # the loss gets so much of the squared change of the error from frame to frame
-    temporal_diff_weight: float = 0.
-    # and so much of the jerk of `temporal_misalignment`: uneven motion, in frames
-    jerk_weight: float = 0.
+    temporal_diff_weight: float = 0.    # weight of the error's squared change from frame to frame
+    jerk_weight: float = 0.             # weight of the jerk, uneven motion (`_smooth_jerk`)
 
     def __post_init__(self):
         check_choice('path', self.path, ('linear', 'gvp', 'vp'))
@@ -115,8 +113,8 @@ def sample_times(self: Interpolant, u):
 # %% ../nbs/05_interpolants.ipynb #6b1f1669
 @patch
 def raw_prediction(self: Interpolant, model, x, t, condition=None):
-    """The prediction (B, C, …); of 2 C channels the second half, a variance, is left out as SiT
-    does."""
+    """The prediction (B, C, …); of 2 C channels the second half, a variance, is left out, as in
+    SiT."""
     out = model(x, t, condition)
     C = x.shape[1]
     if out.shape[1] == 2 * C:
@@ -199,9 +197,9 @@ def weights(self: Interpolant, t):
     if self.loss_weighting in ('none', self.prediction):
         scale = sigma if self.prediction == 'score' else torch.ones_like(sigma)
         return (scale ** 2).float()
-    # error of the velocity / error of the noise
+    # the error of the velocity over that of the noise
     lam = d_alpha / alpha * sigma - d_sigma
-    # error of the noise / error of the prediction
+    # the error of the noise over that of the prediction
     one = torch.ones_like(sigma)
     noise = dict(velocity=1 / lam, noise=one, data=alpha / sigma, score=sigma)[self.prediction]
     weight = noise ** 2 * (lam ** 2 if self.loss_weighting == 'velocity' else lam / sigma)

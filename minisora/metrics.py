@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from .clips import OBJECTS, signed_distance
+from .clips import OBJECTS, shape_sdf
 from .core.checks import check_choice
 from .core.renames import old_names
 from .evaluation.foreground import (as_pixels, foreground_saliency, foreground_track,
@@ -88,7 +88,7 @@ def _coverage(name, radius, count, reach):
     (count, count)."""
     cells = ((np.arange(count) + .5) / count * 2 - 1) * reach / radius
     x, y = np.meshgrid(cells, cells)
-    return np.clip(.5 - signed_distance(name, x, y) * radius * count / (2 * reach), 0, 1)
+    return np.clip(.5 - shape_sdf(name, x, y) * radius * count / (2 * reach), 0, 1)
 
 
 @lru_cache(maxsize=1)
@@ -222,11 +222,14 @@ def _feature_measures(generated, real, k=5, rounds=30):
     dimensions, frechet, frechet_interval, frechet_extrapolated, precision, recall, density,
     coverage, k)."""
     few = min(len(generated), len(real)) < 16
-    return dict(n=len(generated), n_real=len(real), dimensions=generated.shape[1],
-                frechet=frechet_distance(real, generated),
-                frechet_interval=frechet_interval(real, generated, rounds),
-                frechet_extrapolated=None if few else frechet_infinity(real, generated),
-                **precision_recall(real, generated, k), **density_coverage(real, generated, k), k=k)
+    return dict(
+        n=len(generated), n_real=len(real), dimensions=generated.shape[1],
+        frechet=frechet_distance(real, generated),
+        frechet_interval=frechet_interval(real, generated, rounds),
+        frechet_extrapolated=None if few else frechet_infinity(real, generated),
+        **precision_recall(real, generated, k),
+        **density_coverage(real, generated, k),
+        k=k)
 
 
 def evaluate(clips, real=None, judge=None, wanted=None, networks=(), k=5, batch=32, progress=False):
@@ -268,10 +271,9 @@ def _report_lines(report, indent=''):
 
 
 def format_report(report):
-    """A report of `evaluate` as text: a line per number, with its name, its value, and its
+    """A report of `evaluate` as text: one line per number, with its name, its value, and its
     interval in brackets."""
     return '\n'.join(_report_lines(report))
 
 # %% ../nbs/09_metrics.ipynb #31624673
-# names of version 0.1
 __getattr__ = old_names(__name__)

@@ -115,7 +115,7 @@ def cfg_model(model, guidance=1.5, null=None, interval=(0., 1.), channels='all')
         if y is None or not inside.any():
             return model(x, t, y)
         free = null.to(y).expand_as(y) if torch.is_tensor(null) else torch.full_like(y, null)
-        both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, free]))
+        both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, free]))    # (2B, …)
         with_y, without = both.chunk(2)
         c = _guided_channels(channels, x.shape[1])
         g = append_dims(torch.where(inside, guidance, 1.), x)
@@ -143,7 +143,7 @@ def ode_iter(model, objective, x, condition=None, steps=50, solver='euler', shif
     then (1, x, x).
 
     Network calls: `steps` for euler, 2 · steps − 1 for heun, 2 · steps for midpoint, 4 · steps for
-    rk4; for dopri5 as many as `atol` and `rtol` want, `steps` only says how many states are kept.
+    rk4; for dopri5 as many as `atol` and `rtol` need, `steps` only says how many states are kept.
     `together`: dopri5 takes one step size for the whole batch. `reverse`: from data x to noise, at
     the end (0, x, predicted data); heun then makes 2 · steps calls."""
     times = time_grid(steps, shift, objective.time_range)
@@ -212,10 +212,10 @@ def sde_iter(model, objective, x, condition=None, steps=250, shift=1., form='sig
 def ddim_iter(model, objective, x, condition=None, steps=50, shift=1., eta=0., seed=0, index=None):
     """From noise x (B, …) to data on the path of an `Interpolant`; yields (t, x, predicted data).
 
-    Each step keeps the noise that the model sees but for the share eta² · (1 − (k_b / k_a)²) of its
-    variance, k = sigma / alpha, which `indexed_noise(seed, step, index)` gives anew (Song et al.
-    2021, DDIM, eq. 12 and 16). On the linear path `eta` 0 is Euler; 1 is DDPM's ancestral
-    sampling."""
+    Each step keeps the noise that the model sees except for the share eta² · (1 − (k_b / k_a)²) of
+    its variance, k = sigma / alpha, which is drawn again, from `indexed_noise(seed, step, index)`
+    (Song et al. 2021, DDIM, eq. 12 and 16). On the linear path `eta` 0 is Euler; 1 is DDPM's
+    ancestral sampling."""
     check_number('eta', eta, 0, 1)
     index = range(len(x)) if index is None else index
     times = time_grid(steps, shift, objective.time_range)
@@ -301,14 +301,14 @@ def _make_sampler(solver, model, objective, x, condition, steps, shift, seed, in
 def sample(model, objective, condition=None, n=None, shape=None, steps=50, solver='euler',
            guidance=1.5, guidance_interval=(0., 1.), shift=1., seed=0, index=None, noise=None,
            batch_size=None, progress=False, device=None, **options):
-    """Latents (B, C, T, H, W), one for each row of `condition` (B, …), or `n` of an unconditional
+    """Latents (B, C, T, H, W), one per row of `condition` (B, …), or `n` of an unconditional
     model.
 
     `solver`: euler, heun, midpoint, rk4, dopri5, sde or ddim; for a GaussianDiffusion also
     ancestral. `guidance` 1: none; `guidance_channels`: 'all', or 'dit' for the first three as DiT's
     own code. `shift` > 1: more steps near the noise. Sample i starts from indexed_noise(seed, 0,
-    i), or from `noise` (B, C, …), and is the same on any `batch_size`. `index`: the i's, 0 … B−1 if
-    left out. Errors name the argument."""
+    i), or from `noise` (B, C, …), and is the same for any `batch_size`. `index`: the i's, 0 … B−1
+    if left out. Errors name the argument."""
     index = resolve_indices(condition, n, index, noise)
     size = check_int('batch_size', batch_size or max(len(index), 1))
     same = dict(shape=shape, steps=steps, solver=solver, guidance=guidance, shift=shift, seed=seed,
@@ -330,8 +330,8 @@ def sample(model, objective, condition=None, n=None, shape=None, steps=50, solve
 # %% ../nbs/06_sampling.ipynb #28ef89a3
 def invert_ode(model, objective, data, condition=None, steps=50, solver='heun', guidance=1.,
                **options):
-    """The noise (B, C, …) from which the ODE leads to `data` (B, C, …): the way of `sample`, walked
-    back.
+    """The noise (B, C, …) from which the ODE leads to `data` (B, C, …): the way of `sample` in
+    reverse.
 
     `sample(…, noise=invert_ode(…))` with the same condition, solver, steps and guidance gives the
     data again, up to the solver's error; guidance above 1 magnifies it. Options and errors as for
@@ -347,8 +347,8 @@ def renoise_average(model, objective, x, condition=None, t=.5, times=4, seed=0, 
     that the model sees, (B, …).
 
     What the model gets wrong in one way with one noise and in another with the next averages out,
-    and so does some detail, the more the smaller t. Noise k of sample i is indexed_noise(seed, 10⁶
-    + k, i): any `batch_size` gives the same. Network calls: `times`."""
+    and so does some detail: the smaller t, the more. Noise k of sample i is indexed_noise(seed,
+    10⁶ + k, i): any `batch_size` gives the same. Network calls: `times`."""
     index = range(len(x)) if index is None else index
     done = []
     for rows in torch.arange(len(x)).split(batch_size):

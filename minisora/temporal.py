@@ -46,8 +46,7 @@ class VideoDiTConfig:
     block: BlockConfig = BlockConfig()       # MLP, norms
     layout: Joint = Joint()                  # or Factorized: which tokens a block sees together
     positions: Positions = SinCosPositions()     # where the tokens are
-    # learned, per head and offset; heads start at a neighbor
-    relative_bias: bool = False
+    relative_bias: bool = False              # learned per head and offset; starts at a neighbor
     condition: Unconditional = Unconditional()   # what the model is told beside the time
     time_convention: str = 'flow'            # as in DiTConfig
     time_scale: float = 1000.0
@@ -71,7 +70,7 @@ class VideoDiTConfig:
 # %% ../nbs/07_temporal.ipynb #45409fd6
 @patch
 def check(self: VideoDiTConfig):
-    "Refuse what cannot be, by name."
+    "ValueError names the first field that is wrong or does not go with the others."
     check_fields(self)
     check_choice('VideoDiTConfig.time_convention', self.time_convention, ('ddpm', 'flow'))
     if not isinstance(self.block, BlockConfig):
@@ -102,7 +101,7 @@ def upgrade(cls: VideoDiTConfig, values):
 
 @patch(cls_method=True)
 def earlier_wrappers(cls: VideoDiTConfig, values):
-    "What an earlier version kept among a model's fields, and wraps a layout today."
+    "What an earlier version kept among a model's fields, and what wraps a layout today."
     return flat_wrappers(values) if is_flat(values) else ()
 
 # %% ../nbs/07_temporal.ipynb #9549ce7c
@@ -207,8 +206,8 @@ def inflate(dit, frames, seed=0, latte=False):
 
     Every image block is followed by a fresh temporal block. Its zero gates and the zero gate of
     the time positions leave the image model's function untouched until training opens them
-    (Blattmann et al. 2023). `latte`: in Latte's layout, its temporal positions learned from zero
-    on."""
+    (Blattmann et al. 2023). `latte`: in Latte's layout, its temporal positions zero at first and
+    learned."""
     c = dit.config
     if c.num_classes and not c.null_class:
         raise ValueError('inflate: this DiT has no null class')
@@ -222,15 +221,15 @@ def inflate(dit, frames, seed=0, latte=False):
         size=(frames, *c.size), channels=c.channels, patch=(1, c.patch, c.patch), width=c.width,
         depth=2 * c.depth, heads=c.heads, layout=Factorized(), relative_bias=c.relative_bias,
         block=BlockConfig(c.mlp_ratio, c.norm, c.mlp, c.qk_norm), output=dit.output,
-        positions=LattePositions(learned_time=True) if latte else inflated_positions(c),
+        positions=LattePositions(learned_time=True) if latte else _inflated_positions(c),
         condition=WordCondition(c.num_classes) if c.num_classes else Unconditional(),
         time_convention=c.time_convention, time_scale=c.time_scale)
     video = VideoDiT(config, seed)
     return load_image_weights(video, dit).train(dit.training)
 
-# %% ../nbs/07_temporal.ipynb #e7d4626c
-def inflated_positions(config):
-    "The positions of a video model that was inflated from an image model with these."
+
+def _inflated_positions(config):
+    "The positions of a video model that is inflated from an image model of this config."
     kinds = dict(sincos=InflatedPositions, rope=RopePositions, none=Positions)
     return kinds[config.positions]()
 

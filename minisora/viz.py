@@ -251,10 +251,15 @@ def styled(draw):
 # %% ../nbs/90_viz.ipynb #9bf47125
 @styled
 def curves(ax, series, x=None, xlabel='step', ylabel='', title='', log=False):
-    "One line per named series, `{name: y or (x, y)}`; returns the figure (`size` in inches)."
+    """One line per named series, `{name: y or (x, y)}`; returns the figure (`size` in inches).
+
+    A tuple is always a pair (x, y): give a single y as a list, an array or a tensor."""
     for name, y in series.items():
         if not isinstance(y, tuple):
             y = (range(len(y)) if x is None else x, y)
+        if len(y) != 2:
+            raise ValueError(f'curves: {name!r} is a tuple of {len(y)}; it must be y as a list, '
+                             'or the pair (x, y)')
         ax.plot(*y, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale='log' if log else 'linear')
     if len(series) > 2:

@@ -7,9 +7,13 @@ import ast
 import io
 import json
 import re
+import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+import house  # noqa: E402
 
 MAX_BYTES = 300_000
 VISIBLE = re.compile(r"<(img|video|svg|table|iframe|div|figure)\b|^\s*\|", re.I | re.M)
@@ -219,6 +223,26 @@ def size(lesson):
         yield lesson.say(None, f"is {n / 1000:.0f} kB, over the budget of {MAX_BYTES // 1000} kB")
 
 
+def length(lesson):
+    "A lesson is read in an hour: at most 70 cells and 450 exported lines, in cells of at most 40."
+    if len(lesson.cells) > house.MAX_CELLS:
+        yield lesson.say(None, f"has {len(lesson.cells)} cells, more than {house.MAX_CELLS}")
+    lines = run = 0
+    for c in lesson.cells:
+        code = house.exported_code(dict(cell_type=c.kind, source=c.src))
+        here = len(code.split("\n")) if code else 0
+        lines += here
+        run = run + here if here else 0
+        if here > house.MAX_CELL:
+            yield lesson.say(c, f"exports {here} lines, more than {house.MAX_CELL}")
+        if run > house.MAX_RUN >= run - here:
+            yield lesson.say(
+                c, f"ends {run} exported lines without a word or an example between them"
+            )
+    if lines > house.MAX_EXPORTED:
+        yield lesson.say(None, f"exports {lines} lines, more than {house.MAX_EXPORTED}")
+
+
 def outputs(lesson):
     "Outputs are kept, none is an error, and none is of a kind that the rendered page drops."
     for c in lesson.code:
@@ -379,7 +403,19 @@ def evaluate(code, where, ns):
         return ns["answer"]
 
 
-TEMPLATE = [title, goals, cost, result_first, failure, exercises, recap, reading, size, outputs]
+TEMPLATE = [
+    title,
+    goals,
+    cost,
+    result_first,
+    failure,
+    exercises,
+    recap,
+    reading,
+    size,
+    length,
+    outputs,
+]
 
 
 def check_template(path):

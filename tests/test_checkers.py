@@ -155,13 +155,6 @@ def test_a_right_answer_of_another_kind_is_taken(name, answer):
     assert hint_of(CHECKERS[name], answer) == ""
 
 
-def test_a_step_that_a_ddpm_has_not_is_spoken_of(capsys):
-    check.dit_step_index(lambda t: torch.round(1000 * (1 - t)).long())
-    assert "at t = 0 yours says 1000, which a DDPM has not" in capsys.readouterr().out
-    check.dit_step_index(lambda t: torch.round(1000 * (1 - t)).long().clamp(max=999))
-    assert "1000" not in capsys.readouterr().out
-
-
 # ---------------------------------------------------------------- answers that are none
 
 

@@ -20,7 +20,7 @@ from helpers.clips import (
 
 from minisora.clips import SceneClips
 from minisora.data.buckets import make_buckets
-from minisora.data.folders import FolderClips, read_manifest
+from minisora.data.folders import FolderClips, manifest_rows
 from minisora.data.pictures import crop_anchor
 from minisora.data.video import _decode_video, probe, stack_clips, write_video
 
@@ -247,7 +247,7 @@ def test_commas_without_quotes(tmp_path):
         'file,caption\na.mp4,"one, two"\nb.mp4,a red ball, moving left\n'
     )
     with pytest.raises(ValueError, match="m.csv, row 2: ' moving left' belongs to no column") as e:
-        read_manifest(tmp_path / "m.csv")
+        manifest_rows(tmp_path / "m.csv")
     assert "quotes" in str(e.value) and "\n" not in str(e.value)
 
 

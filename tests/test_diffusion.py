@@ -31,7 +31,9 @@ LINEAR = dict(beta_start=1e-4, beta_end=0.02, clip_sample=False, timestep_spacin
 )
 def test_forward_process_is_diffusers(ours, theirs):
     scheduler = diffusers.DDPMScheduler(1000, **theirs)
-    data, noise, k = normal(1, 5), normal(2, 5), torch.tensor([0, 10, 400, 700, 998])
+    data = normal(1, 5)
+    noise = normal(2, 5)
+    k = torch.tensor([0, 10, 400, 700, 998])
     t = ours.noise_schedule.time(k)
     close(ours.add_noise(data, noise, t), scheduler.add_noise(data, noise, k), 3e-5)
     a, s = (c.float().view(-1, 1, 1, 1, 1) for c in ours.coefficients(t)[:2])
@@ -52,7 +54,8 @@ def test_ancestral_sampling_is_diffusers(variance, prediction, monkeypatch):
         0
     )  # theirs: float32
     scheduler.set_timesteps(12)
-    model, x = linear_model(out=8 if variance == "learned-range" else 4), normal(3)
+    model = linear_model(out=8 if variance == "learned-range" else 4)
+    x = normal(3)
     fresh = iter([indexed_noise(7, i, range(3), SHAPE)[0] for i in range(12, 0, -1)])
     monkeypatch.setattr(
         "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, **k: next(fresh)
@@ -73,9 +76,12 @@ def test_ddim_steps_are_diffusers(eta):
         1000, **{**LINEAR, "timestep_spacing": "trailing"}, set_alpha_to_one=True
     )
     scheduler.set_timesteps(10)
-    o, model, x = GaussianDiffusion(), linear_model(), normal(3)
+    o = GaussianDiffusion()
+    model = linear_model()
+    x = normal(3)
     for i, k in enumerate(scheduler.timesteps):
-        kk, fresh = k.repeat(3), normal(20 + i)
+        kk = k.repeat(3)
+        fresh = normal(20 + i)
         out = model(x, o.noise_schedule.time(kk))
         ours, _ = ddim_step(o, (out, None), x, kk, kk - 100, fresh, eta)
         close(
@@ -109,15 +115,14 @@ def test_ddim_steps_are_diffusers(eta):
     ],
 )
 def test_ddim_loops_are_diffusers(options, theirs):
-    scheduler, o = (
-        diffusers.DDIMScheduler(1000, set_alpha_to_one=True, **theirs),
-        GaussianDiffusion(**options),
-    )
+    scheduler = diffusers.DDIMScheduler(1000, set_alpha_to_one=True, **theirs)
+    o = GaussianDiffusion(**options)
     error = (scheduler.alphas_cumprod - o.noise_schedule.alphas_cumprod[:-1]).abs().max()
     assert error < 1e-6, error  # theirs are float32; with ours in their place
     scheduler.alphas_cumprod = o.noise_schedule.alphas_cumprod[:-1]
     scheduler.set_timesteps(20)
-    model, x = linear_model(), normal(3)
+    model = linear_model()
+    x = normal(3)
     want = x
     for k in scheduler.timesteps:
         want = scheduler.step(model(want, o.noise_schedule.time(k.repeat(3))), k, want).prev_sample
@@ -127,12 +132,10 @@ def test_ddim_loops_are_diffusers(options, theirs):
 @pytest.mark.parametrize("solver", ["ancestral", "ddim"])
 def test_clipped_guesses_are_diffusers(solver, monkeypatch):
     kind = diffusers.DDPMScheduler if solver == "ancestral" else diffusers.DDIMScheduler
-    o, model, x, k = (
-        GaussianDiffusion(variance="fixed-small"),
-        linear_model(),
-        normal(3),
-        torch.tensor([800] * 3),
-    )
+    o = GaussianDiffusion(variance="fixed-small")
+    model = linear_model()
+    x = normal(3)
+    k = torch.tensor([800] * 3)
     scheduler = kind(1000, **{**LINEAR, "clip_sample": True, "timestep_spacing": "leading"})
     scheduler.alphas_cumprod = o.noise_schedule.alphas_cumprod[:-1]
     scheduler.set_timesteps(10)
@@ -156,7 +159,10 @@ def test_clip_reaches_every_step():
 
 
 def test_ddim_with_the_true_noise_stays_on_the_path_both_ways():
-    o, data, noise, k = GaussianDiffusion(), normal(1), normal(2), torch.tensor([300] * 3)
+    o = GaussianDiffusion()
+    data = normal(1)
+    noise = normal(2)
+    k = torch.tensor([300] * 3)
     x = o.add_noise(data, noise, o.noise_schedule.time(k))
     for to in (100, 299, 301, 900):  # back to the data and on to the noise
         close(
@@ -182,7 +188,9 @@ def test_sampling_calls_the_model_once_a_step_and_not_outside_its_clock():
 
 
 def test_batch_split_gives_the_same_samples():
-    o, model, x = GaussianDiffusion(), linear_model(), normal(4, 6)
+    o = GaussianDiffusion()
+    model = linear_model()
+    x = normal(4, 6)
     y = torch.arange(6.0)
     whole = o.sample(model, x, y, steps=8, seed=2)
     parts = [
@@ -193,7 +201,8 @@ def test_batch_split_gives_the_same_samples():
 
 
 def test_a_gaussian_comes_back():
-    "With the exact noise prediction for N(0.5, 0.3²) data, both samplers must give that mean and deviation."
+    """With the exact noise prediction for N(0.5, 0.3²) data, both samplers must give that mean
+    and deviation."""
     o = GaussianDiffusion()
 
     def exact(x, t, y):
@@ -223,11 +232,9 @@ def test_a_gaussian_comes_back():
 @pytest.mark.parametrize("prediction", ["noise", "data", "v"])
 def test_loss_of_the_right_answer_is_zero_and_the_split_finds_it(prediction):
     o = GaussianDiffusion(prediction=prediction)
-    data, noise, t = (
-        normal(1, 5),
-        normal(2, 5),
-        o.noise_schedule.time(torch.tensor([5, 100, 300, 600, 900])),
-    )
+    data = normal(1, 5)
+    noise = normal(2, 5)
+    t = o.noise_schedule.time(torch.tensor([5, 100, 300, 600, 900]))
     a, s = (c.float().view(-1, 1, 1, 1, 1) for c in o.coefficients(t)[:2])
     said = {"noise": noise, "data": data, "v": a * noise - s * data}[prediction]
     assert o.loss(lambda *_: said, data, None, noise, t)["loss"].max() == 0
@@ -236,12 +243,11 @@ def test_loss_of_the_right_answer_is_zero_and_the_split_finds_it(prediction):
 
 
 def test_min_snr_is_one_loss_in_three_languages():
-    "Weighted errors must be equal up to gamma's cut: data error · min(snr, γ) = noise error · min(snr, γ)/snr."
-    data, noise, t = (
-        normal(1, 4),
-        normal(2, 4),
-        GaussianDiffusion().noise_schedule.time(torch.tensor([10, 100, 300, 800])),
-    )
+    """Weighted errors must be equal up to gamma's cut: data error · min(snr, γ) = noise error ·
+    min(snr, γ)/snr."""
+    data = normal(1, 4)
+    noise = normal(2, 4)
+    t = GaussianDiffusion().noise_schedule.time(torch.tensor([10, 100, 300, 800]))
     wrong = data + 0.1 * normal(3, 4)
     got = []
     for prediction in ("noise", "data", "v"):
@@ -274,7 +280,10 @@ def test_min_snr_cuts_at_gamma(gamma):
 
 
 def test_vlb_weight_is_its_factor():
-    data, noise, t, model = normal(1), normal(2), torch.tensor([0.1, 0.5, 0.9]), linear_model(out=8)
+    data = normal(1)
+    noise = normal(2)
+    t = torch.tensor([0.1, 0.5, 0.9])
+    model = linear_model(out=8)
     for w in (1.0, 0.25):
         got = GaussianDiffusion(variance="learned-range", vlb_weight=w).loss(
             model, data, None, noise, t
@@ -284,7 +293,8 @@ def test_vlb_weight_is_its_factor():
 
 def test_vlb_trains_only_the_variance():
     out = torch.randn(2, 8, 1, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    data, noise = normal(1, 2, (4, 1, 2, 2)), normal(2, 2, (4, 1, 2, 2))
+    data = normal(1, 2, (4, 1, 2, 2))
+    noise = normal(2, 2, (4, 1, 2, 2))
     o = GaussianDiffusion(variance="learned-range")
     o.loss(lambda *_: out, data, None, noise, o.noise_schedule.time(torch.tensor([300, 0])))[
         "vlb"
@@ -329,13 +339,13 @@ def test_a_loss_is_a_term_for_each_sample_from_seed_step_and_index(o):
 @pytest.mark.parametrize("prediction", ["noise", "data", "v"])
 def test_velocity_and_score_are_those_of_the_path(prediction):
     o = GaussianDiffusion(prediction=prediction)
-    data, noise, t = normal(1), normal(2), o.noise_schedule.time(torch.tensor([20, 400, 900]))
+    data = normal(1)
+    noise = normal(2)
+    t = o.noise_schedule.time(torch.tensor([20, 400, 900]))
     a, s = ab(o, t)
     said = {"noise": noise, "data": data, "v": a * noise - s * data}[prediction]
-    x, (da, ds) = (
-        o.add_noise(data, noise, t),
-        [c.float().view(-1, 1, 1, 1, 1) for c in o.coefficients(t)[2:]],
-    )
+    x = o.add_noise(data, noise, t)
+    da, ds = [c.float().view(-1, 1, 1, 1, 1) for c in o.coefficients(t)[2:]]
     close(o.velocity(lambda *_: said, x, t), da * data + ds * noise, 1e-3)
     close(o.score(lambda *_: said, x, t), -noise / s, 1e-3)
 
@@ -383,7 +393,8 @@ def test_a_wrong_solver_or_spacing_is_named():
 
 
 def test_channels_that_do_not_fit_are_an_error():
-    x, t = normal(1, 2), torch.tensor([0.5, 0.5])
+    x = normal(1, 2)
+    t = torch.tensor([0.5, 0.5])
     with pytest.raises(ValueError, match="learned-range"):
         GaussianDiffusion().raw_prediction(linear_model(out=8), x, t)
     with pytest.raises(ValueError, match="8 channels"):

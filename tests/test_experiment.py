@@ -102,7 +102,9 @@ def test_samples_do_not_depend_on_the_process(done):
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert torch.equal(here, torch.load(out / "x.pt", weights_only=True))
-    assert not torch.equal(here, Experiment(out, progress=False).sample(["a red ring moves left"], seed=6))
+    assert not torch.equal(
+        here, Experiment(out, progress=False).sample(["a red ring moves left"], seed=6)
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import torch
 from conftest import ROOT
 from helpers.metrics import generator
 
-from minisora.autoencoder import Eyes
 from minisora.clips import SceneClips
 from minisora.evaluation import features
 from minisora.evaluation.features import (
@@ -27,6 +26,7 @@ from minisora.evaluation.features import (
 from minisora.evaluation.foreground import as_pixels
 from minisora.evaluation.frechet import frechet_distance
 from minisora.evaluation.judge import AttributeClassifier
+from minisora.latents.video_vae_training import PerceptualNet
 
 
 def test_feature_network():
@@ -48,7 +48,7 @@ def test_own_networks_have_their_own_names():
     net = judge_features(judge)
     assert net(clips).shape == (5, 48) and net.distance_name == "Fréchet distance, judge"
     assert torch.allclose(net(clips), judge.features(as_pixels(clips)), atol=1e-5)
-    net = perceptual_features(Eyes(3, width=4), batch=2)
+    net = perceptual_features(PerceptualNet(3, width=4), batch=2)
     assert net(clips).shape == (5, 28) and net.distance_name == "Fréchet distance, perceptual"
     assert net(clips)[3].allclose(net(clips[3:4])[0], atol=1e-5)
 

@@ -40,7 +40,8 @@ def test_distance_keeps_what_is_small_beside_what_is_large():
 
 @pytest.mark.parametrize("n, m, d", [(200, 150, 12), (10, 30, 40), (60, 10, 40)])
 def test_distance_equals_that_of_the_moments(n, m, d):
-    a, b = gauss(n, d), gauss(m, d, 1, 2.0, 0.3)
+    a = gauss(n, d)
+    b = gauss(m, d, 1, 2.0, 0.3)
     want = gaussian_frechet(*mean_and_covariance(a), *mean_and_covariance(b))
     assert frechet_distance(a, b) == pytest.approx(want, rel=1e-6)
 
@@ -59,7 +60,8 @@ def test_frechet_against_torchmetrics():
 
 
 def test_frechet_with_fewer_samples_than_dimensions():
-    a, b = torch.randn(10, 40, generator=generator()), torch.randn(10, 40, generator=generator(1))
+    a = torch.randn(10, 40, generator=generator())
+    b = torch.randn(10, 40, generator=generator(1))
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
     assert 0 < frechet_distance(a, b) < 100
 
@@ -75,10 +77,8 @@ def test_frechet_of_few_samples_is_biased_upwards():
 
 
 def test_frechet_interval():
-    a, b = (
-        torch.randn(300, 4, generator=generator()),
-        torch.randn(300, 4, generator=generator(1)) + 1,
-    )
+    a = torch.randn(300, 4, generator=generator())
+    b = torch.randn(300, 4, generator=generator(1)) + 1
     low, high = frechet_interval(a, b)
     assert low < frechet_distance(a, b) < high and 0 < high - low < 3
     assert frechet_interval(a, b) == (low, high)
@@ -111,7 +111,7 @@ def test_extrapolation_takes_the_bias_off():
     assert low < frechet_infinity(a, b) < high
 
 
-# ---------------------------------------------------------------- precision, recall, density, coverage
+# --------------------------------------------------- precision, recall, density, coverage
 
 
 LINE = torch.tensor([[0.0], [1], [2], [10], [14]])
@@ -129,7 +129,8 @@ def test_balls_counted_by_hand():
 
 def test_precision_recall_by_hand():
     got = precision_recall(LINE, MADE, k=1)
-    # generated radii: .7, .7, 2, 6, 2 -> balls [-.2, 1.2], [.5, 1.9], [3, 7], [7, 19], [5, 9]; 2 is outside
+    # generated radii: .7, .7, 2, 6, 2 -> balls [-.2, 1.2], [.5, 1.9], [3, 7], [7, 19], [5, 9];
+    # 2 is outside
     assert got == pytest.approx(dict(precision=0.8, recall=0.8))
     far = precision_recall(LINE, MADE + 100, k=1)
     assert far == dict(precision=0, recall=0)
@@ -141,8 +142,10 @@ def test_density_coverage_by_hand():
 
 
 def test_collapse_and_noise_are_told_apart():
-    real, same = gauss(200, 4), gauss(200, 4, 1)
-    collapsed, noisy = 0.1 * same, same * 4
+    real = gauss(200, 4)
+    same = gauss(200, 4, 1)
+    collapsed = 0.1 * same
+    noisy = same * 4
     good, narrow, wide = (
         precision_recall(real, f) | density_coverage(real, f) for f in (same, collapsed, noisy)
     )
@@ -173,6 +176,7 @@ def test_neighbours_refuse():
 
 
 def test_batches_change_nothing():
-    a, b = gauss(70, 5), gauss(90, 5, 1, shift=0.4)
+    a = gauss(70, 5)
+    b = gauss(90, 5, 1, shift=0.4)
     assert precision_recall(a, b, batch=7) == precision_recall(a, b)
     assert density_coverage(a, b, batch=7) == density_coverage(a, b)

@@ -1,5 +1,6 @@
 """How the code is built: who may import whom, and how long things may be. `python tools/house.py` shows the figures."""
 
+import json
 import sys
 
 import pytest
@@ -13,6 +14,35 @@ def test_arrows():
     "A folder imports what lies below it, a lesson imports folders and earlier lessons, and nothing runs in a circle."
     assert house.upward(ROOT) == []
     assert house.circles(ROOT) == []
+
+
+def test_nothing_is_too_long():
+    assert list(house.too_long(ROOT)) == []
+
+
+def test_what_is_too_long_is_found(tmp_path):
+    package(tmp_path, clips="x = 1\n" * 451, dit="x = 1\n" * 450)
+
+    def cell(lines, kind="code", first="#| export\n"):
+        return dict(cell_type=kind, source=[first, *["x = 1\n"] * lines])
+
+    talk = dict(cell_type="markdown", source=["why"])
+    cells = [
+        cell(41),
+        talk,
+        cell(40),
+        talk,
+        cell(30),
+        cell(31, first="#| exporti\n"),
+        cell(99, first=""),
+    ]
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "00_x.ipynb").write_text(json.dumps(dict(cells=cells)))
+    assert list(house.too_long(tmp_path)) == [
+        "clips has 451 lines, more than 450",
+        "00_x.ipynb, cell 1 exports 41 lines, more than 40",
+        "00_x.ipynb exports 61 lines without a word or an example, more than 60",
+    ]
 
 
 def package(tmp_path, **files):

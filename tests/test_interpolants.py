@@ -1,4 +1,5 @@
-"""SiT's paths, predictions and weights: conversions, times, what is finite, and motion that is even."""
+"""SiT's paths, predictions and weights: conversions, times, what is finite, and motion that is
+even."""
 
 import itertools
 from dataclasses import dataclass
@@ -33,9 +34,11 @@ def normal(seed, n=5):
 def test_ends_and_derivatives(path):
     a, s, _, _ = path_coefficients(path, torch.tensor([0.0, 1.0]))
     assert a[1] == 1 and abs(s[1]) < 1e-9 and s[0] > 0.9999 and a[0] < 0.01
-    t, h = torch.linspace(0.01, 0.99, 50, dtype=torch.float64), 1e-6
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    h = 1e-6
     a, s, da, ds = path_coefficients(path, t)
-    up, down = path_coefficients(path, t + h), path_coefficients(path, t - h)
+    up = path_coefficients(path, t + h)
+    down = path_coefficients(path, t - h)
     torch.testing.assert_close((up[0] - down[0]) / (2 * h), da, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close((up[1] - down[1]) / (2 * h), ds, rtol=1e-6, atol=1e-7)
     if path != "linear":
@@ -43,7 +46,8 @@ def test_ends_and_derivatives(path):
 
 
 def test_vp_is_the_limit_of_the_linear_ddpm():
-    ddpm, k = GaussianDiffusion(steps=1000).noise_schedule, torch.tensor([100, 300, 500, 700, 900])
+    ddpm = GaussianDiffusion(steps=1000).noise_schedule
+    k = torch.tensor([100, 300, 500, 700, 900])
     a = path_coefficients("vp", 1 - (k + 1) / 1000)[0]
     torch.testing.assert_close(a, ddpm.alphas_cumprod[k].sqrt(), rtol=0.03, atol=1e-3)
 
@@ -51,9 +55,11 @@ def test_vp_is_the_limit_of_the_linear_ddpm():
 @pytest.mark.parametrize("path,prediction", list(itertools.product(PATHS, PREDICTIONS)))
 def test_every_prediction_tells_data_noise_velocity_and_score(path, prediction):
     o = Interpolant(path, prediction)
-    data, noise = normal(1).double(), normal(2).double()
+    data = normal(1).double()
+    noise = normal(2).double()
     t = torch.tensor([1e-3, 0.05, 0.5, 0.95, 1 - 1e-3], dtype=torch.float64)
-    x, said = o.add_noise(data, noise, t), o.target(data, noise, t)
+    x = o.add_noise(data, noise, t)
+    said = o.target(data, noise, t)
     a, s, da, ds = (c.view(-1, 1, 1, 1, 1) for c in path_coefficients(path, t))
     for got, want in (
         (o.to_data_and_noise(said, x, t)[0], data),
@@ -67,7 +73,9 @@ def test_every_prediction_tells_data_noise_velocity_and_score(path, prediction):
 @pytest.mark.parametrize("path,prediction", list(itertools.product(PATHS, PREDICTIONS)))
 def test_float32_conversions_near_the_ends(path, prediction):
     o = Interpolant(path, prediction)
-    data, noise, t = normal(1), normal(2), torch.tensor([0.002, 0.01, 0.5, 0.99, 0.998])
+    data = normal(1)
+    noise = normal(2)
+    t = torch.tensor([0.002, 0.01, 0.5, 0.99, 0.998])
     said = o.target(data, noise, t)
     got = o.to_data_and_noise(said, o.add_noise(data, noise, t), t)
     a, s = (c.float().view(-1, 1, 1, 1, 1) for c in path_coefficients(path, t)[:2])
@@ -76,9 +84,11 @@ def test_float32_conversions_near_the_ends(path, prediction):
 
 
 def rounding(path, source, to, t):
-    "By how much each t (B,) may magnify a float32 rounding error of the source on its way to the target, through data and noise."
+    """By how much each t (B,) may magnify a float32 rounding error of the source on its way to
+    the target, through data and noise."""
     a, s, da, ds = path_coefficients(path, t.double())
-    one, none = torch.ones_like(a), torch.zeros_like(a)
+    one = torch.ones_like(a)
+    none = torch.zeros_like(a)
     det = (a * ds - da * s).abs()
     speed = (da**2 + ds**2).sqrt()
     of_data = {
@@ -100,14 +110,16 @@ def rounding(path, source, to, t):
 
 @pytest.mark.parametrize("path,source,to", list(itertools.product(PATHS, PREDICTIONS, PREDICTIONS)))
 def test_the_matrix_of_conversions_in_float32(path, source, to):
-    "Within 2e-6 (17 roundings) times what the formula magnifies; from a thousandth after the noise to a thousandth before the data."
-    o, t = Interpolant(path, source), torch.tensor([1e-3, 0.01, 0.5, 0.99, 0.999])
-    data, noise = normal(1), normal(2)
-    x, said = o.add_noise(data, noise, t), o.target(data, noise, t)
-    got, want = (
-        o.convert(said, x, t, to),
-        Interpolant(path, to).target(data.double(), noise.double(), t),
-    )
+    """Within 2e-6 (17 roundings) times what the formula magnifies; from a thousandth after the
+    noise to a thousandth before the data."""
+    o = Interpolant(path, source)
+    t = torch.tensor([1e-3, 0.01, 0.5, 0.99, 0.999])
+    data = normal(1)
+    noise = normal(2)
+    x = o.add_noise(data, noise, t)
+    said = o.target(data, noise, t)
+    got = o.convert(said, x, t, to)
+    want = Interpolant(path, to).target(data.double(), noise.double(), t)
     allowed = 2e-6 * rounding(path, source, to, t)
     off = (got - want).flatten(1).abs().max(1).values
     assert got.dtype == torch.float32 and (off <= allowed).all(), (off, allowed)
@@ -116,7 +128,8 @@ def test_the_matrix_of_conversions_in_float32(path, source, to):
 @pytest.mark.parametrize("path,source,to", list(itertools.product(PATHS, PREDICTIONS, PREDICTIONS)))
 def test_there_and_back_in_float64(path, source, to):
     t = torch.tensor([1e-3, 0.02, 0.5, 0.98, 1 - 1e-3], dtype=torch.float64)
-    x, said = normal(1).double(), normal(2).double()  # any output, not only a right one
+    x = normal(1).double()
+    said = normal(2).double()  # any output, not only a right one
     there = Interpolant(path, source).convert(said, x, t, to)
     torch.testing.assert_close(
         Interpolant(path, to).convert(there, x, t, source), said, rtol=1e-7, atol=1e-7
@@ -130,7 +143,8 @@ def test_there_and_back_in_float64(path, source, to):
 )
 def test_loss_is_zero_for_the_right_answer_and_finite_for_all_times(path, prediction, weight):
     o = Interpolant(path, prediction, weight, time_distribution="uniform")
-    data, noise = normal(1), normal(2)
+    data = normal(1)
+    noise = normal(2)
     t = o.sample_times(torch.tensor([0.0, 1e-7, 0.5, 0.9999, 1 - 1e-7]))
     said = o.target(data, noise, t)
     assert o.loss(lambda *_: said, data, None, noise, t)["loss"].max() == 0
@@ -142,8 +156,11 @@ def test_loss_is_zero_for_the_right_answer_and_finite_for_all_times(path, predic
 
 @pytest.mark.parametrize("path,weight", list(itertools.product(PATHS, ("velocity", "likelihood"))))
 def test_weights_make_all_predictions_one_loss(path, weight):
-    data, noise, wrong = normal(1).double(), normal(2).double(), normal(3).double()
-    t, losses = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64), []
+    data = normal(1).double()
+    noise = normal(2).double()
+    wrong = normal(3).double()
+    t = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
+    losses = []
     for prediction in PREDICTIONS:
         o = Interpolant(path, prediction, weight)
         x = o.add_noise(data, noise, t)
@@ -155,7 +172,8 @@ def test_weights_make_all_predictions_one_loss(path, weight):
 
 
 def test_weights_are_the_originals():
-    "SiT's transport.py: the noise error times (drift_var/sigma)² or drift_var/sigma²; the score's times sigma² as well."
+    """SiT's transport.py: the noise error times (drift_var/sigma)² or drift_var/sigma²; the
+    score's times sigma² as well."""
     t = torch.tensor([0.1, 0.5, 0.9])
     drift = (1 - t) ** 2 / t + (1 - t)
     for weight, want in (
@@ -264,7 +282,8 @@ def test_a_wrong_field_is_named(field, value):
 
 
 def test_a_variance_head_is_left_out_and_other_shapes_refused():
-    x, t = normal(1, 2), torch.tensor([0.2, 0.7])
+    x = normal(1, 2)
+    t = torch.tensor([0.2, 0.7])
     assert torch.equal(
         Interpolant().raw_prediction(lambda x, t, y: torch.cat([x, 0 * x], 1), x, t), x
     )
@@ -284,7 +303,9 @@ def test_max_weight_bounds_the_loss_near_the_data_only():
 
 
 def test_delta_asks_for_an_error_that_does_not_change_in_time():
-    data, noise, t = normal(1), normal(2), torch.full((5,), 0.5)
+    data = normal(1)
+    noise = normal(2)
+    t = torch.full((5,), 0.5)
     o = Interpolant(temporal_diff_weight=3.0)
     steady = o.loss(lambda *_: data - noise + 1, data, None, noise, t)
     torch.testing.assert_close(steady["loss"], torch.ones(5))
@@ -321,20 +342,19 @@ def test_slip_is_the_shift_in_time():
 
 
 def test_only_uneven_slip_costs():
-    t, noise = (
-        torch.full((1,), 0.5),
-        torch.randn(1, 1, 8, 1, 16, generator=torch.Generator().manual_seed(0)),
-    )
+    t = torch.full((1,), 0.5)
+    noise = torch.randn(1, 1, 8, 1, 16, generator=torch.Generator().manual_seed(0))
     o = Interpolant(prediction="data", jerk_weight=2.0)
 
     def terms(late):
         return o.loss(lambda *_: bump(AT + late), bump(AT), None, noise, t)
 
-    even, uneven = terms(torch.full((8,), 0.3)), terms(0.3 * torch.tensor([1.0, -1.0] * 4))
+    even = terms(torch.full((8,), 0.3))
+    uneven = terms(0.3 * torch.tensor([1.0, -1.0] * 4))
     torch.testing.assert_close(even["mse"], uneven["mse"], rtol=0.05, atol=0)
     assert even["jerk"] < 0.02 < 0.8 < uneven["jerk"] < 1.2
     torch.testing.assert_close(uneven["loss"], uneven["mse"] + 2 * uneven["jerk"])
-    # a velocity that is wrong by `d` is data that is wrong by d · (1 - t): the same clip, the same slip
+    # a velocity that is wrong by `d` is data that is wrong by d · (1 - t): same clip, same slip
     v = Interpolant(jerk_weight=2.0).loss(
         lambda x, *_: (bump(AT + 0.3 * torch.tensor([1.0, -1.0] * 4)) - x) / 0.5,
         bump(AT),

@@ -36,8 +36,10 @@ def test_crops_show_what_is_in_the_box():
 
 
 def test_training_crops_shake_a_little_and_repeat():
-    f, box = frame_with(20, 24, 14, (64, 64)), object_boxes(frame_with(20, 24, 14, (64, 64)))
-    f, box = f.expand(40, -1, -1, -1), box.expand(40, -1)
+    f = frame_with(20, 24, 14, (64, 64))
+    box = object_boxes(frame_with(20, 24, 14, (64, 64)))
+    f = f.expand(40, -1, -1, -1)
+    box = box.expand(40, -1)
     a, b = (_object_crops(f, box, generator(1)) for _ in range(2))
     assert torch.equal(a, b) and not torch.equal(a[0], a[1])
     shown = a.mean((1, 2, 3)) / _object_crops(f, box).mean((1, 2, 3))
@@ -49,7 +51,8 @@ def test_what_is_read_does_not_depend_on_where_it_is():
     judge = AttributeClassifier({"object": ["a", "b"]}, width=4).eval()
     x = torch.stack([frame_with(20, 24, s, (64, 64), -1.0)[0] for s in (8, 11, 14)], 1)[None]
     with torch.no_grad():
-        here, there = judge.features(x), judge.features(x.roll((4, -6), (-2, -1)))
+        here = judge.features(x)
+        there = judge.features(x.roll((4, -6), (-2, -1)))
     assert torch.allclose(here[:, :32], there[:, :32], atol=1e-3)
     assert not torch.allclose(
         here[:, 32:], there[:, 32:], atol=1e-3
@@ -127,7 +130,8 @@ def two_attribute_clips(n, size=(32, 32), frames=6):
     "Squares of three colours that go left or right."
     out = []
     for i in range(n):
-        colour, way = list(COLOURS)[i % 3], ("left", "right")[i // 3 % 2]
+        colour = list(COLOURS)[i % 3]
+        way = ("left", "right")[i // 3 % 2]
         x0, y0 = (int(v) for v in torch.randint(0, 8, (2,), generator=generator(i)))
         path = [
             (x0 + (2 * t if way == "right" else 2 * (frames - 1 - t)), y0) for t in range(frames)
@@ -157,10 +161,8 @@ def test_judge_learns_both_attributes(judged):
     assert judged.attributes == {"colour": ["blue", "green", "red"], "way": ["left", "right"]}
     held = two_attribute_clips(96)[48:]
     assert attribute_accuracy(judged, held)["all_right"] >= 0.95
-    still, wanted = (
-        torch.stack([c.frames[:, 3:4].expand(-1, 6, -1, -1) for c in held]),
-        [c.attributes for c in held],
-    )
+    still = torch.stack([c.frames[:, 3:4].expand(-1, 6, -1, -1) for c in held])
+    wanted = [c.attributes for c in held]
     got = attribute_accuracy(judged, still, wanted)  # frozen: the colour is right, the way is not
     assert got["colour_right"] >= 0.95 and got["way_right"] <= 0.75
 
@@ -184,8 +186,10 @@ def test_judge_training_repeats():
 
 
 def test_judge_learns_the_autoencoders_handwriting():
-    "Half of each batch are reconstructions: through an inverting codec, only a judge that saw it reads on."
-    clips, held = two_attribute_clips(48), two_attribute_clips(60)[48:]
+    """Half of each batch are reconstructions: through an inverting codec, only a judge that saw
+    it reads on."""
+    clips = two_attribute_clips(48)
+    held = two_attribute_clips(60)[48:]
 
     class Inverse(torch.nn.Module):
         def forward(self, x):
@@ -231,7 +235,8 @@ def test_judge_needs_attributes():
 
 
 def test_a_judge_of_version_0_1_loads(judged, tmp_path):
-    "It called the kind by the name of a class; any other kind is refused, and so is an unknown field."
+    """It called the kind by the name of a class; any other kind is refused, and so is an unknown
+    field."""
     judged.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())

@@ -54,6 +54,10 @@ def code(*lines, outputs=()):
     }
 
 
+def exported(lines):
+    return code("#| export", *["x = 1"] * lines)
+
+
 def exercise(i):
     return md(
         f"### Exercise {i}: double it",
@@ -190,6 +194,16 @@ BROKEN = {
     "next lesson not there": (
         replaced(14, "[Next](01_next.ipynb)", "[Next](01_next.ipynb) [x](02_x.ipynb)"),
         "02_x.ipynb, which is not there",
+    ),
+    "too many cells": ([*GOOD, *[md("more")] * 70], "cells, more than 70"),
+    "a long cell": ([*GOOD[:3], exported(41), *GOOD[3:]], "exports 41 lines, more than 40"),
+    "a long run": (
+        [*GOOD[:3], exported(40), exported(21), *GOOD[3:]],
+        "ends 61 exported lines without a word",
+    ),
+    "too much code": (
+        [*GOOD[:3], *[exported(40), md("why")] * 12, *GOOD[3:]],
+        "exports 48",
     ),
     "too big": (replaced(5, "Halving", "x" * 300_001), "over the budget"),
     "no output": (with_outputs(4, []), "has no output"),

@@ -1,4 +1,5 @@
-"""The density of data under the ODE's model, where it is known: Gaussians and a mixture, in the plane and in eight dimensions."""
+"""The density of data under the ODE's model, where it is known: Gaussians and a mixture, in the
+plane and in eight dimensions."""
 
 import math
 
@@ -17,7 +18,8 @@ from minisora.processes.likelihood import (
 from minisora.sampling import CallCounter, invert_ode, log_likelihood, sample
 
 
-MEAN, STD = 0.7, 0.4
+MEAN = 0.7
+STD = 0.4
 
 
 def gaussian(objective):
@@ -59,10 +61,8 @@ def points(n=24, seed=0):
     ],
 )
 def test_a_gaussian_in_eight_dimensions(path, solver, steps, calls, tol):
-    o, x = (
-        Interpolant(path),
-        MEAN + 1.5 * STD * indexed_noise(0, 0, range(3), (2, 1, 2, 2))[0].double(),
-    )
+    o = Interpolant(path)
+    x = MEAN + 1.5 * STD * indexed_noise(0, 0, range(3), (2, 1, 2, 2))[0].double()
     got = log_likelihood(gaussian(o), o, x, steps=steps, solver=solver, exact=True)
     assert (got.log_density - log_gaussian(x)).abs().max() < tol and got.noise.shape == x.shape
     torch.testing.assert_close(got.bits, -log_gaussian(x) / (8 * math.log(2)), atol=tol / 5, rtol=0)
@@ -71,7 +71,8 @@ def test_a_gaussian_in_eight_dimensions(path, solver, steps, calls, tol):
 
 def test_bits_of_a_gaussian_are_its_entropy():
     "log2(std · sqrt(2 π e)) bits a number in the mean; a hair off for a finite crowd."
-    o, z = Interpolant(), indexed_noise(1, 0, range(2000), (2, 1, 1, 2))[0]
+    o = Interpolant()
+    z = indexed_noise(1, 0, range(2000), (2, 1, 1, 2))[0]
     got = log_likelihood(gaussian(o), o, MEAN + STD * z, steps=20, solver="rk4")
     assert abs(got.bits.mean() - math.log2(STD * math.sqrt(2 * math.pi * math.e))) < 0.02
     assert bits_per_dimension(torch.tensor([0.0]), 3, 2 / 255).item() == pytest.approx(
@@ -106,14 +107,18 @@ def test_a_mixture(objective):
 
 
 def test_the_density_sums_to_one():
-    o, g = Interpolant(), torch.linspace(-3, 3, 40, dtype=torch.float64)
+    o = Interpolant()
+    g = torch.linspace(-3, 3, 40, dtype=torch.float64)
     x = torch.stack(torch.meshgrid(g, g, indexing="ij"), -1).view(-1, 2, 1, 1, 1)
     density = log_likelihood(mixture(o), o, x, steps=30, solver="rk4", exact=True).log_density.exp()
     assert abs(density.sum() * (g[1] - g[0]) ** 2 - 1) < 0.01
 
 
 def test_the_estimate_is_right_in_the_mean_and_better_with_more_probes():
-    o, x, n, spread = Interpolant(), points(4), 60, []
+    o = Interpolant()
+    x = points(4)
+    n = 60
+    spread = []
     true = log_likelihood(mixture(o), o, x, steps=20, exact=True).log_density
     for probes in (1, 8):
         runs = log_likelihood(
@@ -125,8 +130,10 @@ def test_the_estimate_is_right_in_the_mean_and_better_with_more_probes():
 
 
 def test_the_probe_is_drawn_once():
-    "Drawn at each call, an adaptive solver integrates noise: it would never end. And the answer is a function of seed and index."
-    o, x = Interpolant(), points(3)
+    """Drawn at each call, an adaptive solver integrates noise: it would never end. And the
+    answer is a function of seed and index."""
+    o = Interpolant()
+    x = points(3)
     a = log_likelihood(mixture(o), o, x, solver="dopri5")
     assert a.calls < 3 * 250
     b = log_likelihood(mixture(o), o, x, steps=300, solver="rk4")
@@ -138,7 +145,8 @@ def test_the_probe_is_drawn_once():
 
 @pytest.mark.parametrize("solver", ("heun", "dopri5"))
 def test_no_sample_depends_on_its_batch(solver):
-    o, x = Interpolant(), points(4).float()
+    o = Interpolant()
+    x = points(4).float()
     whole = log_likelihood(mixture(o), o, x, solver=solver, steps=20)
     for rows in ([2], [3, 1]):
         part = log_likelihood(mixture(o), o, x[rows], solver=solver, steps=20, index=rows)
@@ -153,7 +161,8 @@ def test_probes_are_signs_that_sum_to_a_trace_and_not_the_sample_s_own_noise():
         and e.sum(0).abs().max() < 4
     )
     assert torch.equal(e[:, [2]], hutchinson_probes(points(3)[2:], probes=4, seed=5, index=[2]))
-    J, x = indexed_noise(3, 0, range(2), (6, 6))[0], indexed_noise(4, 0, range(2), (6,))[0]
+    J = indexed_noise(3, 0, range(2), (6, 6))[0]
+    x = indexed_noise(4, 0, range(2), (6,))[0]
     v, trace = hutchinson_divergence(
         lambda x: torch.einsum("bij,bj->bi", J, x), x, hutchinson_probes(x, exact=True)
     )
@@ -166,7 +175,8 @@ def test_probes_are_signs_that_sum_to_a_trace_and_not_the_sample_s_own_noise():
 
 
 def test_a_network_with_conditions_and_its_calls():
-    net, y = Net().eval(), torch.tensor([0, 1, 2])
+    net = Net().eval()
+    y = torch.tensor([0, 1, 2])
     x = sample(net, Interpolant(), y, steps=5, guidance=1.0)
     got = log_likelihood(net, Interpolant(), x, y, steps=10, solver="heun")
     assert got.calls == 20 and got.log_density.shape == (3,) and not got.log_density.requires_grad

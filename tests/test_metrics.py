@@ -48,7 +48,8 @@ def test_flicker():
 
 
 def test_empty_clips_get_the_worst_score_and_no_nan():
-    empty, gone = square_at([None] * 7), square_at(STEADY[:4] + [None] * 3)
+    empty = square_at([None] * 7)
+    gone = square_at(STEADY[:4] + [None] * 3)
     assert jerk_px(empty) == 80 and area_flicker(empty) == pytest.approx(math.log(48 * 80))
     assert jerk_px(gone) > 1 and area_flicker(gone) > 0.5
     at, mass, _ = foreground_track(gone)
@@ -156,10 +157,8 @@ def test_what_shapes_refuse():
 def test_frechet_against_the_closed_form():
     "For commuting covariances: |Δμ|² + Σ (σa - σb)²."
     q, _ = torch.linalg.qr(torch.randn(5, 5, generator=generator(), dtype=torch.float64))
-    sa, sb = (
-        torch.tensor([1.0, 2, 3, 0.5, 0]).double(),
-        torch.tensor([2.0, 2, 0.1, 0.5, 1]).double(),
-    )
+    sa = torch.tensor([1.0, 2, 3, 0.5, 0]).double()
+    sb = torch.tensor([2.0, 2, 0.1, 0.5, 1]).double()
     shift = torch.tensor([1.0, 0, -2, 0, 0.5]).double()
     got = gaussian_frechet(torch.zeros(5).double(), q * sa**2 @ q.T, shift, q * sb**2 @ q.T)
     assert got == pytest.approx((shift.square().sum() + (sa - sb).square().sum()).item(), rel=1e-6)
@@ -191,7 +190,8 @@ def test_report(tmp_path):
         and got["real"]["n"] == 24
     )
     f = got["Fréchet distance, mean colour"]
-    a, b = colour(real), colour(samples)
+    a = colour(real)
+    b = colour(samples)
     assert f["frechet"] == frechet_distance(a, b) and f["dimensions"] == 3 and f["k"] == 3
     assert f["frechet_interval"] == frechet_interval(a, b, 30)
     assert (f["precision"], f["recall"]) == tuple(precision_recall(a, b, 3).values())
@@ -213,7 +213,8 @@ def test_report_needs(tmp_path):
 
 
 def test_a_report_as_text():
-    "A line per number, parts last, further in; an interval in brackets; text and whole numbers as they are."
+    """A line per number, parts last, further in; an interval in brackets; text and whole numbers
+    as they are."""
     report = dict(part=dict(k=5), n=3, jerk_px=0.123456, jerk_px_interval=(0.1, 0.2))
     assert format_report(report).splitlines() == [
         "n                                 3",
@@ -227,14 +228,16 @@ def test_a_report_as_text():
 
 # what `minisora.metrics.__all__` listed there
 EARLIER = """
-JUDGE INCEPTION NETWORKS pixels some pairs foreground traces centroid_and_mass empty_frames bootstrap_interval
-binomial_interval second_difference motion_of jerk_px area_flicker motion_measures ideal_shapes shape_overlap
-shape_measures decibels psnr foreground_mask foreground_psnr object_boxes glances layer Judge attribute_values
-class_ids spoil reconstructions train_judge judge_clips confusion checked_features two_sets mean_and_covariance
-gaussian_distance mean_and_root frechet_distance FeatureNetwork judge_network shipped_judge_network eyes_network
-settings_kept transnet_network inception_weights inception_network frechet_extrapolated frechet_interval distances
-nearest_radii ball_counts precision_recall density_coverage nearest_clip same_settings write_clips read_clips
-Samples generate_clips feature_measures measure report_lines
+JUDGE INCEPTION NETWORKS pixels some pairs foreground traces centroid_and_mass empty_frames
+bootstrap_interval binomial_interval second_difference motion_of jerk_px area_flicker
+motion_measures ideal_shapes shape_overlap shape_measures decibels psnr foreground_mask
+foreground_psnr object_boxes glances layer Judge attribute_values class_ids spoil reconstructions
+train_judge judge_clips confusion checked_features two_sets mean_and_covariance gaussian_distance
+mean_and_root frechet_distance FeatureNetwork judge_network shipped_judge_network eyes_network
+settings_kept transnet_network inception_weights inception_network frechet_extrapolated
+frechet_interval distances nearest_radii ball_counts precision_recall density_coverage
+nearest_clip same_settings write_clips read_clips Samples generate_clips feature_measures measure
+report_lines
 """.split()
 
 

@@ -1,4 +1,5 @@
-"""A video model's config is made of parts: by a word, as an object, from JSON, and back; and old names still lead there."""
+"""A video model's config is made of parts: by a word, as an object, from JSON, and back; and old
+names still lead there."""
 
 import dataclasses
 import importlib
@@ -175,15 +176,18 @@ def test_parts_of_a_file_without_the_rest_are_not_lost():
 # ---------------------------------------------------------------- names of version 0.1
 
 # what `__all__` of the two modules held
-DIT = """PRESETS check_fields one_of DiTConfig dit_presets patchify unpatchify PatchEmbed sincos_1d places sincos_2d rotary
-rotate neighbours RelativeBias TimestepEmbedder LabelEmbedder attend Attention Mlp gated_width SwiGLU modulate token_norm
-DiTBlock FinalLayer path_variance velocity_from_rest velocity_from_data initialise config_from_dict load_state
-written_whole Pretrained fixed_positions DiT resize read_tensors load_official_state official_state save_official_state
-diffusers_layout to_diffusers from_diffusers diffusers_config diffusers_constants config_from_diffusers read_json
-diffusers_folder load_diffusers pipeline_labels save_diffusers save_dit_pipeline count_parameters dit_macs""".split()
-TEMPORAL = """VIDEO_PRESETS VideoDiTConfig video_problems sincos_3d rope_split rotary_3d video_positions hashed
-routed_tokens rows_of VideoDiT latte_state load_latte_state inflate load_image_weights resize_video bias_grid
-stretched_table stretched_time video_presets latte_presets""".split()
+DIT = """PRESETS check_fields one_of DiTConfig dit_presets patchify unpatchify PatchEmbed
+sincos_1d places sincos_2d rotary rotate neighbours RelativeBias TimestepEmbedder LabelEmbedder
+attend Attention Mlp gated_width SwiGLU modulate token_norm DiTBlock FinalLayer path_variance
+velocity_from_rest velocity_from_data initialise config_from_dict load_state written_whole
+Pretrained fixed_positions DiT resize read_tensors load_official_state official_state
+save_official_state diffusers_layout to_diffusers from_diffusers diffusers_config
+diffusers_constants config_from_diffusers read_json diffusers_folder load_diffusers
+pipeline_labels save_diffusers save_dit_pipeline count_parameters dit_macs""".split()
+TEMPORAL = """VIDEO_PRESETS VideoDiTConfig video_problems sincos_3d rope_split rotary_3d
+video_positions hashed routed_tokens rows_of VideoDiT latte_state load_latte_state inflate
+load_image_weights resize_video bias_grid stretched_table stretched_time video_presets
+latte_presets""".split()
 MODULES = {"minisora.dit": DIT, "minisora.temporal": TEMPORAL}
 NAMES = [(m, n) for m, names in MODULES.items() for n in names]
 TABLE = [(m, n) for m in MODULES for n in OLD_NAMES[m]]

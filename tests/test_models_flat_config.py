@@ -1,4 +1,5 @@
-"""What version 0.1 said of a video model, field by field, is understood; and what it wrote is the same model."""
+"""What version 0.1 said of a video model, field by field, is understood; and what it wrote is
+the same model."""
 
 import copy
 import dataclasses

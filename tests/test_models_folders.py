@@ -1,4 +1,5 @@
-"""Folders of `save_pretrained`: whole or refused, the same numbers in a new process, the old one after a failure."""
+"""Folders of `save_pretrained`: whole or refused, the same numbers in a new process, the old one
+after a failure."""
 
 import dataclasses
 import json

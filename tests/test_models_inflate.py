@@ -1,4 +1,5 @@
-"""An image model's weights in a video model: at first it is the image model, frame by frame, and then it learns time."""
+"""An image model's weights in a video model: at first it is the image model, frame by frame, and
+then it learns time."""
 
 import dataclasses
 

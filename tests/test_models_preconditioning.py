@@ -1,4 +1,5 @@
-"""What a network's numbers mean: the velocity itself, what is left of it at unit variance, or the clean latents."""
+"""What a network's numbers mean: the velocity itself, what is left of it at unit variance, or
+the clean latents."""
 
 import dataclasses
 
@@ -22,7 +23,8 @@ FLOW = dataclasses.replace(TINY, time_convention="flow", learn_sigma=False)
 
 
 def on_the_path(t, *shape):
-    "Data, x_t and velocity at times t, of data and noise of unit variance; and t as (B, 1, 1, 1, 1)."
+    """Data, x_t and velocity at times t, of data and noise of unit variance; and t as (B, 1, 1,
+    1, 1)."""
     g = torch.Generator().manual_seed(0)
     data, noise = torch.randn(2, len(t), *shape, generator=g)
     s = t.view(-1, 1, 1, 1, 1)

@@ -1,4 +1,5 @@
-"""Tokens that are routed around blocks in training: which they are, what they miss, and what it saves."""
+"""Tokens that are routed around blocks in training: which they are, what they miss, and what it
+saves."""
 
 import dataclasses
 import random
@@ -22,6 +23,7 @@ from minisora.models.layouts import (
     Routed,
     gather_index,
     kept_tokens,
+    unwrap,
     wrap,
     wrapped,
 )
@@ -42,7 +44,8 @@ def kind(part):
 
 
 def test_drawn_tokens_are_uniform():
-    "Each token, each pair and each triple as often as the others, of samples that are all but alike."
+    """Each token, each pair and each triple as often as the others, of samples that are all but
+    alike."""
     x = torch.ones(6000, 1, 2, 2, 2)
     x[:, 0, 1, 1, 1] += torch.arange(6000) * 2.0**-20
     kept = kept_tokens(x, 10, 0.7)
@@ -137,7 +140,8 @@ def silence(blocks):
 
 @pytest.mark.parametrize("layout", BOTH, ids=kind)
 def test_routed_tokens_skip_exactly_their_blocks(layout, monkeypatch):
-    "With all other blocks silent, routed tokens come out as they went in, and kept ones see only one another."
+    """With all other blocks silent, routed tokens come out as they went in, and kept ones see
+    only one another."""
     options = dict(layout=layout, condition=Unconditional())
     model = video(SIX, HALF, **options)
     silence([model.blocks[i] for i in (0, 1, 4, 5)])
@@ -208,7 +212,8 @@ def test_a_smaller_clip_may_be_routed_and_is_whole_patches():
 
 @pytest.mark.parametrize("layout", BOTH, ids=kind)
 def test_flops_saved(layout):
-    "Half of the tokens skip 8 of 10 blocks: the linear layers of these cost half, attention a half to a quarter."
+    """Half of the tokens skip 8 of 10 blocks: the linear layers of these cost half, attention a
+    half to a quarter."""
     c = VideoDiTConfig(
         size=(4, 16, 16), patch=(1, 2, 2), width=64, depth=10, heads=2, layout=layout
     )
@@ -272,6 +277,24 @@ def test_joint_attention_may_be_routed_anywhere(blocks):
     model = video(SIX, Routed(0.5, blocks))
     assert model(*video_batch(SIX)).isfinite().all()
     assert video(SIX, Routed(0.5, (0, 6)), layout=Factorized())(*video_batch(SIX)).isfinite().all()
+
+
+@pytest.mark.parametrize("between", [(), (Checkpointed(),)], ids=["next", "through another"])
+def test_a_layout_is_routed_once(between):
+    "The inner of two routes would be ignored: a second one is refused, and the first stays."
+    first = Routed(0.5, (2, 4))
+    message = r"routed already, by Routed\(fraction=0\.5, blocks=\(2, 4\)\)"
+    model = VideoDiT(SIX)
+    with pytest.raises(ValueError, match=message):
+        wrap(model, first, *between, Routed(0.25, (4, 6)))
+    assert model.layout is SIX.layout
+    wrap(model, first, *between)
+    before = model.layout
+    with pytest.raises(ValueError, match=message), wrapped(model, first):
+        raise AssertionError("the inside must not run")
+    assert model.layout is before
+    wrap(unwrap(model), Routed(0.25, (4, 6)))  # without the first it may come
+    assert model.layout == Routed(0.25, (4, 6))
 
 
 def test_an_image_model_is_not_routed():

@@ -1,4 +1,5 @@
-"""Weights of a DiT in all files there are: the official one's, SiT's, and diffusers', tensors and whole folders."""
+"""Weights of a DiT in all files there are: the official one's, SiT's, and diffusers', tensors
+and whole folders."""
 
 import dataclasses
 from argparse import Namespace
@@ -21,7 +22,8 @@ LABELS = {0: "tench, Tinca tinca", 3: "a disc", 4: "Ring, großer"}
 
 
 def theirs_tied(seed=3, **changes):
-    "A random diffusers model whose blocks share one embedder, as in weights that come from the original."
+    """A random diffusers model whose blocks share one embedder, as in weights that come from the
+    original."""
     from diffusers import DiTTransformer2DModel
 
     model = DiTTransformer2DModel(
@@ -46,7 +48,8 @@ def theirs_tied(seed=3, **changes):
 
 
 def as_the_original(theirs):
-    "Patch what diffusers computes otherwise than DiT: the time's frequencies, and (in its config) eps."
+    """Patch what diffusers computes otherwise than DiT: the time's frequencies, and (in its
+    config) eps."""
     for block in theirs.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     return theirs
@@ -115,7 +118,8 @@ def test_official_files(tmp_path):
 
 
 def test_a_training_checkpoint_with_its_arguments(tmp_path):
-    "DiT's and SiT's train.py keep an argparse.Namespace beside the weights: no tensor, but harmless."
+    """DiT's and SiT's train.py keep an argparse.Namespace beside the weights: no tensor, but
+    harmless."""
     model = awake(DiT(SIT))
     torch.save(
         dict(model={}, ema=model.state_dict(), opt={"step": 3}, args=Namespace(lr=1e-4)),
@@ -312,7 +316,8 @@ def test_a_pipeline_of_ours_loads_in_diffusers(tmp_path):
 
 
 def test_a_whole_pipeline_there_and_back(tmp_path):
-    "Read a pipeline, write it with its own parts: tensors, labels, autoencoder and scheduler are the same."
+    """Read a pipeline, write it with its own parts: tensors, labels, autoencoder and scheduler
+    are the same."""
     W.save_dit_pipeline(awake(DiT(DDPM)), tmp_path / "a", tiny_vae(), id2label=LABELS)
     a = tmp_path / "a"
     b = tmp_path / "b"
@@ -381,7 +386,8 @@ def test_spoilt_folders_are_refused(tmp_path, spoil, error, message):
 
 
 def test_old_configs_are_read():
-    "Published folders were written by an older class with more fields, empty ones, and with eps 1e-5."
+    """Published folders were written by an older class with more fields, empty ones, and with
+    eps 1e-5."""
     old = dict(
         _class_name="Transformer2DModel",
         cross_attention_dim=None,

@@ -1,4 +1,5 @@
-"""What a training wraps around a model's layout: order, undoing, copies and files; and checkpointing."""
+"""What a training wraps around a model's layout: order, undoing, copies and files; and
+checkpointing."""
 
 import copy
 import dataclasses

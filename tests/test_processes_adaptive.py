@@ -17,7 +17,8 @@ Y = torch.tensor([0, 1, 2, 0, 1])
 @pytest.mark.parametrize("path,prediction", list(itertools.product(PATHS, PREDICTIONS)))
 def test_dopri5_finds_the_mixture_and_never_asks_outside(path, prediction):
     "torchdiffeq by itself steps past the end and interpolates back."
-    o, times = Interpolant(path, prediction), []
+    o = Interpolant(path, prediction)
+    times = []
     exact = mixture(o)
 
     def model(x, t, y=None):
@@ -30,8 +31,10 @@ def test_dopri5_finds_the_mixture_and_never_asks_outside(path, prediction):
 
 
 def test_dopri5_keeps_its_tolerance_and_says_what_it_costs():
-    o, x = Interpolant("gvp"), crowd(n=30).double()
-    true, cost = last(ode_iter(mixture(o), o, x, None, 300, "rk4")), []
+    o = Interpolant("gvp")
+    x = crowd(n=30).double()
+    true = last(ode_iter(mixture(o), o, x, None, 300, "rk4"))
+    cost = []
     for tol in (1e-2, 1e-4, 1e-7):
         model = CallCounter(mixture(o))
         off = (
@@ -44,7 +47,8 @@ def test_dopri5_keeps_its_tolerance_and_says_what_it_costs():
 
 @pytest.mark.parametrize("reverse", (False, True))
 def test_dopri5_hands_out_states_at_the_times_of_the_grid(reverse):
-    o, x = Interpolant(), crowd(n=20)
+    o = Interpolant()
+    x = crowd(n=20)
     options = dict(solver="dopri5", shift=2.0, reverse=reverse, atol=1e-6, rtol=1e-6)
     states = list(ode_iter(mixture(o), o, x, None, 6, **options))
     fine = list(ode_iter(mixture(o), o, x, None, 600, "rk4", 2.0, reverse))[::100]
@@ -55,7 +59,8 @@ def test_dopri5_hands_out_states_at_the_times_of_the_grid(reverse):
 
 
 def test_dopri5_together_depends_on_the_company_and_alone_it_does_not():
-    o, x = Interpolant(), indexed_noise(0, 0, range(6), (2, 1, 1, 1))[0]
+    o = Interpolant()
+    x = indexed_noise(0, 0, range(6), (2, 1, 1, 1))[0]
     alone, couple = (
         [last(ode_iter(mixture(o), o, part, None, 2, "dopri5", together=t)) for part in (x, x[:2])]
         for t in (False, True)

@@ -19,8 +19,11 @@ from minisora.processes.schedules import beta_schedule
 
 
 def test_bound_is_the_kl_of_torch():
-    o, model = GaussianDiffusion(variance="learned-range"), linear_model(out=8)
-    data, noise, k = normal(1), normal(2), torch.tensor([3, 200, 900])
+    o = GaussianDiffusion(variance="learned-range")
+    model = linear_model(out=8)
+    data = normal(1)
+    noise = normal(2)
+    k = torch.tensor([3, 200, 900])
     t = o.noise_schedule.time(k)
     x = o.add_noise(data, noise, t)
     mean, logvar, _ = p_mean_variance(o, o.split_variance(model, x, t), x, k, k - 1)
@@ -40,8 +43,10 @@ def test_bound_is_the_kl_of_torch():
 
 @pytest.mark.parametrize("variance", ["fixed-small", "fixed-large", "learned-range"])
 def test_the_first_term_is_the_probability_of_the_bin(variance):
-    "At k = 0: minus the log of a normal's mass in the pixel's bin; both fixed variances are that of step 1."
-    o, data = GaussianDiffusion(variance=variance), normal(1).clamp(-1, 1)
+    """At k = 0: minus the log of a normal's mass in the pixel's bin; both fixed variances are
+    that of step 1."""
+    o = GaussianDiffusion(variance=variance)
+    data = normal(1).clamp(-1, 1)
     k = torch.zeros(3, dtype=torch.long)
     x = o.add_noise(data, normal(2), o.noise_schedule.time(k))
     out = (
@@ -49,12 +54,12 @@ def test_the_first_term_is_the_probability_of_the_bin(variance):
         normal(3).clamp(-1, 1) if variance == "learned-range" else None,
     )
     mean = predict_data_and_noise(o, out[0], x, k)[0].double()
-    small, large = (
+    small = (
         o.noise_schedule.betas[1]
         * (1 - o.noise_schedule.alphas_cumprod[0])
-        / (1 - o.noise_schedule.alphas_cumprod[1]),
-        o.noise_schedule.betas[0],
+        / (1 - o.noise_schedule.alphas_cumprod[1])
     )
+    large = o.noise_schedule.betas[0]
     share = (out[1].double() + 1) / 2 if out[1] is not None else 0.0
     p = Normal(mean, (0.5 * (share * large.log() + (1 - share) * small.log())).exp() + 0 * mean)
     d = data.double()
@@ -70,7 +75,9 @@ def test_the_first_term_is_the_probability_of_the_bin(variance):
 
 def test_bits_per_dimension_of_the_true_noise():
     "A model that knows the noise pays for nothing but the prior and the last bin."
-    o, data, seen = GaussianDiffusion(50), normal(1, 2).clamp(-1, 1), []
+    o = GaussianDiffusion(50)
+    data = normal(1, 2).clamp(-1, 1)
+    seen = []
 
     def oracle(x, t, y):
         seen.append(int(o.noise_schedule.timestep(t[:1])))
@@ -89,7 +96,8 @@ def test_bits_per_dimension_of_the_true_noise():
 
 def test_the_whole_bound_trains_everything():
     out = normal(5, 2, (8, 1, 2, 2)).requires_grad_()
-    data, noise = normal(1, 2, (4, 1, 2, 2)), normal(2, 2, (4, 1, 2, 2))
+    data = normal(1, 2, (4, 1, 2, 2))
+    noise = normal(2, 2, (4, 1, 2, 2))
     t = GaussianDiffusion().noise_schedule.time(torch.tensor([300, 5]))
     got = GaussianDiffusion(variance="learned-range", loss_weighting="vlb").loss(
         lambda *_: out, data, None, noise, t
@@ -108,14 +116,17 @@ def test_the_whole_bound_trains_everything():
         lambda *_: out[:, :4], data, None, noise, t
     )
     error = 1 - beta_schedule().double()  # equation 12 of Ho et al.
-    k, bar = torch.tensor([300, 5]), error.cumprod(0)
-    beta, tilde = beta_schedule()[k], beta_schedule()[k] * (1 - bar[k - 1]) / (1 - bar[k])
+    k = torch.tensor([300, 5])
+    bar = error.cumprod(0)
+    beta = beta_schedule()[k]
+    tilde = beta_schedule()[k] * (1 - bar[k - 1]) / (1 - bar[k])
     weight = beta**2 / (2 * tilde * (1 - beta) * (1 - bar[k])) / torch.log(torch.tensor(2.0))
     close(fixed["vlb"].double(), weight * fixed["mse"], 1e-3)
 
 
 def test_learned_variance_lies_between_its_ends():
-    data, k = normal(1), torch.tensor([5, 200, 900])
+    data = normal(1)
+    k = torch.tensor([5, 200, 900])
     logs = {}
     for variance, value in (
         ("fixed-small", None),

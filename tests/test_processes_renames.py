@@ -1,4 +1,5 @@
-"""What version 0.1 called otherwise in diffusion, interpolants and sampling: names, methods, fields, and the dicts it wrote."""
+"""What version 0.1 called otherwise in diffusion, interpolants and sampling: names, methods,
+fields, and the dicts it wrote."""
 
 import importlib
 import warnings
@@ -15,13 +16,17 @@ from minisora.processes.schedules import NoiseSchedule, beta_schedule
 
 # `__all__` of the three modules in version 0.1
 OLD = {
-    "diffusion": """draw betas zero_terminal_snr one_of like Schedule Objective posterior gaussian_kl discretised_nll
-        per_sample bound predicted reverse full_bound Diffusion toy_points ToyNet fit_toy respace ancestral_step
-        ddim_step walk_back""",
-    "interpolants": "path_coefficients logit_normal shift_time time_slip Interpolant objective_from_dict",
-    "sampling": """euler heun midpoint rk4 ode_solver grid guided_channels guide velocity_of ode_iter adaptive
-        adaptive_iter diffusion_strength sde_grid sde_terms sde_iter ddim_iter latent_shape home Counted sample_iter
-        states_of indices sample settle invert Likelihood bits_per_dimension trace_probes divergence log_likelihood
+    "diffusion": """
+        draw betas zero_terminal_snr one_of like Schedule Objective posterior gaussian_kl
+        discretised_nll         per_sample bound predicted reverse full_bound Diffusion
+        toy_points ToyNet fit_toy respace ancestral_step         ddim_step walk_back""",
+    "interpolants": """
+        path_coefficients logit_normal shift_time time_slip Interpolant objective_from_dict""",
+    "sampling": """
+        euler heun midpoint rk4 ode_solver grid guided_channels guide velocity_of ode_iter
+        adaptive         adaptive_iter diffusion_strength sde_grid sde_terms sde_iter ddim_iter
+        latent_shape home Counted sample_iter         states_of indices sample settle invert
+        Likelihood bits_per_dimension trace_probes divergence log_likelihood
         with_divergence""",
 }
 ALL = [(module, name) for module, names in OLD.items() for name in names.split()]
@@ -52,7 +57,10 @@ def quietly(call):
 
 @pytest.mark.parametrize("o", [GaussianDiffusion(), Interpolant("gvp", "noise")], ids=str)
 def test_methods_answer_to_their_old_names(o):
-    data, noise, t, model = normal(1), normal(2), torch.tensor([0.2, 0.5, 0.9]), linear_model()
+    data = normal(1)
+    noise = normal(2)
+    t = torch.tensor([0.2, 0.5, 0.9])
+    model = linear_model()
     x = o.add_noise(data, noise, t)
     out = o.raw_prediction(model, x, t)
     pairs = quietly(
@@ -73,7 +81,9 @@ def test_methods_answer_to_their_old_names(o):
 
 def test_more_of_gaussian_diffusion_and_its_schedule():
     o = GaussianDiffusion(variance="learned-range")
-    x, t, model = normal(1), torch.tensor([0.2, 0.5, 0.9]), linear_model(out=8)
+    x = normal(1)
+    t = torch.tensor([0.2, 0.5, 0.9])
+    model = linear_model(out=8)
     with pytest.warns(DeprecationWarning, match="noise_schedule"):
         chain = o.chain
     assert isinstance(chain, NoiseSchedule) and chain is o.noise_schedule
@@ -161,7 +171,9 @@ def test_weights_keeps_its_name_and_is_honoured():
         def weights(self, t):
             return torch.full_like(t, 7.0)
 
-    data, noise, t = normal(1), normal(2), torch.tensor([0.2, 0.5, 0.9])
+    data = normal(1)
+    noise = normal(2)
+    t = torch.tensor([0.2, 0.5, 0.9])
     terms = Heavy().loss(linear_model(), data, None, noise, t)
     assert torch.equal(terms["loss"], 7 * terms["mse"])
 

@@ -34,7 +34,8 @@ def test_linear_betas_stretch_with_the_number_of_steps(steps, first, last):
 
 def summed(steps, count):
     "How the original spreads its steps: a running sum, rounded."
-    at, out = 0.0, []
+    at = 0.0
+    out = []
     for _ in range(count):
         out.append(round(at))
         at += (steps - 1) / (count - 1)
@@ -82,7 +83,8 @@ def test_respace_names_a_wrong_spacing():
 
 
 def test_clock_there_and_back():
-    chain, k = GaussianDiffusion().noise_schedule, torch.arange(1000)
+    chain = GaussianDiffusion().noise_schedule
+    k = torch.arange(1000)
     assert torch.equal(chain.timestep(chain.time(k)), k)
     assert chain.time(torch.tensor([0])) == 1 and GaussianDiffusion().sample_times(
         torch.tensor([0.0, 0.99999999])
@@ -91,11 +93,13 @@ def test_clock_there_and_back():
 
 
 def test_derivatives_are_derivatives():
-    o, h = GaussianDiffusion(), 2e-4
+    o = GaussianDiffusion()
+    h = 2e-4
     t = (
         1 - (torch.tensor([900.0, 500.0, 100.0, 20.0], dtype=torch.float64) + 0.5) / 1000
     )  # halfway between two steps
     a, s, da, ds = o.coefficients(t)
-    up, down = o.coefficients(t + h), o.coefficients(t - h)
+    up = o.coefficients(t + h)
+    down = o.coefficients(t - h)
     torch.testing.assert_close((up[0] - down[0]) / (2 * h), da, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close((up[1] - down[1]) / (2 * h), ds, rtol=1e-2, atol=1e-4)

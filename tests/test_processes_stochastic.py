@@ -20,7 +20,8 @@ def test_sde_finds_the_mixture(path, prediction, form):
     check_mixture(last(sde_iter(mixture(o), o, crowd(n=2000), None, 80, form=form)), 0.12)
 
 
-LASTS, METHODS = ("none", "mean", "euler", "tweedie"), (("euler", 80), ("heun", 40))
+LASTS = ("none", "mean", "euler", "tweedie")
+METHODS = (("euler", 80), ("heun", 40))
 
 
 GRID = [
@@ -59,7 +60,8 @@ def test_the_grid_leaves_nothing_out():
     "path,form,method", list(itertools.product(PATHS, FORMS, ("euler", "heun")))
 )
 def test_few_sde_steps_and_a_shift_stay_finite(path, form, method):
-    "SBDM with a velocity divides by zero at t = 0, where SiT's code returns NaN; a form may be infinite at either end."
+    """SBDM with a velocity divides by zero at t = 0, where SiT's code returns NaN; a form may be
+    infinite at either end."""
     o = Interpolant(path)
     for steps, end, norm in (
         (1, "mean", 1.0),
@@ -86,7 +88,8 @@ def test_few_sde_steps_and_a_shift_stay_finite(path, form, method):
 
 def test_heun_has_less_bias_than_euler_for_the_same_calls():
     "A Gaussian of mean 2 and deviation 0.5, where the crowd's moments show the bias."
-    o, bias = Interpolant(), {}
+    o = Interpolant()
+    bias = {}
 
     def exact(x, t, y=None):
         t = t.to(x).view(-1, 1, 1, 1)
@@ -102,7 +105,8 @@ def test_heun_has_less_bias_than_euler_for_the_same_calls():
 
 @pytest.mark.parametrize("path", ("linear", "gvp"))  # on a straight line Tweedie is Euler
 def test_last_steps_are_what_they_are_called(path):
-    o, seen = Interpolant(path), []
+    o = Interpolant(path)
+    seen = []
 
     def model(x, t, y=None):
         seen.append((x, t))
@@ -112,7 +116,9 @@ def test_last_steps_are_what_they_are_called(path):
         end: last(sde_iter(model, o, crowd(n=40), None, 5, form="sigma", last=end)) for end in LASTS
     }
     x, t = seen[4]
-    h, v, sigma = 0.04, model(x, t), o.coefficients(t)[1].item()
+    h = 0.04
+    v = model(x, t)
+    sigma = o.coefficients(t)[1].item()
     data, noise = o.to_data_and_noise(v, x, t)
     torch.testing.assert_close(ends["euler"], x + h * v)
     torch.testing.assert_close(ends["tweedie"], data)
@@ -141,7 +147,8 @@ def test_sde_times():
 
 
 def test_no_sde_step_overshoots():
-    "Data of spread 0.02 and large steps: an uncapped D would throw the points apart by 0.3 and more."
+    """Data of spread 0.02 and large steps: an uncapped D would throw the points apart by 0.3 and
+    more."""
     o = Interpolant()
 
     def exact(x, t, y=None):

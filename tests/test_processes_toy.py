@@ -23,7 +23,8 @@ def test_toy_learns_and_repeats():
 
 
 def test_noise_and_training_leave_the_global_generators_alone():
-    before, state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = torch.get_rng_state()
+    state = np.random.get_state()[1].copy()
     indexed_noise(0, 0, range(4), (4, 2, 6, 6))
     points, labels = spiral_points(64)
     fit_toy(GaussianDiffusion(), points, labels, steps=2, batch=8)

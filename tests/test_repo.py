@@ -92,7 +92,11 @@ def test_an_import_that_needs_the_network_is_found(tmp_path):
         "import socket\nsocket.getaddrinfo('example.org', 80)"
     )
     run = subprocess.run(
-        [sys.executable, "-c", ALONE % "greedy"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", ALONE % "greedy"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
     )
     assert run.returncode != 0 and "socket.getaddrinfo while importing" in run.stderr
 

@@ -156,7 +156,8 @@ def test_kill_9_leaves_whole_batches_and_the_same_result(tmp_path, root):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    "Files of its own that were never finished, of this version and of 0.1; nothing else in the folder."
+    """Files of its own that were never finished, of this version and of 0.1; nothing else in the
+    folder."""
     generate_clips(tmp_path, make, 4, batch=4, about=ABOUT)
     (tmp_path / "notes.txt").write_text("mine")
     before = contents(tmp_path)

@@ -1,4 +1,5 @@
-"""Solvers where the answer is known, diffusers' flow scheduler, guidance, and the promise about batch splits."""
+"""Solvers where the answer is known, diffusers' flow scheduler, guidance, and the promise about
+batch splits."""
 
 import itertools
 
@@ -30,7 +31,8 @@ from minisora.sampling import (
 
 
 def gaussian_error(name, steps):
-    "Error at the end on the GVP path with N(2, 0.5²) data, whose flow keeps each point's number of deviations."
+    """Error at the end on the GVP path with N(2, 0.5²) data, whose flow keeps each point's
+    number of deviations."""
 
     def v(x, t):
         a, s, da, ds = (
@@ -39,7 +41,8 @@ def gaussian_error(name, steps):
         return 2 * da + (0.25 * a * da + s * ds) / (0.25 * a**2 + s**2) * (x - 2 * a)
 
     x0 = indexed_noise(0, 0, range(50), (1,))[0].double()
-    x, ts = x0, time_grid(steps)
+    x = x0
+    ts = time_grid(steps)
     for a, b in zip(ts[:-1], ts[1:]):
         x = get_solver(name)(v, x, a, b)
     return (x - (2 + 0.5 * x0)).abs().max().item()
@@ -90,7 +93,8 @@ def test_ddim_finds_the_mixture_on_every_path(path, prediction, eta):
 
 
 def test_ddim_without_noise_is_euler_and_one_step_is_the_formula():
-    o, x = Interpolant(), crowd(n=200).double()
+    o = Interpolant()
+    x = crowd(n=200).double()
     torch.testing.assert_close(
         last(ddim_iter(mixture(o), o, x, None, 20)),
         last(ode_iter(mixture(o), o, x, None, 20)),
@@ -100,7 +104,8 @@ def test_ddim_without_noise_is_euler_and_one_step_is_the_formula():
     (a, x, data), (b, new, _) = itertools.islice(
         ddim_iter(mixture(o), o, crowd(n=50), None, 4, eta=0.8, seed=3), 1, 3
     )
-    noise, share = (x - a * data) / (1 - a), 0.64 * (1 - ((1 - b) * a / ((1 - a) * b)) ** 2)
+    noise = (x - a * data) / (1 - a)
+    share = 0.64 * (1 - ((1 - b) * a / ((1 - a) * b)) ** 2)
     fresh = indexed_noise(3, 2, [0], (2, 1, 1, 50))[0]
     torch.testing.assert_close(
         new,
@@ -128,7 +133,8 @@ Y = torch.tensor([0, 1, 2, 0, 1])
 )
 @pytest.mark.parametrize("path", ("linear", "gvp"))
 def test_noise_to_data_to_noise(path, solver, steps, tol):
-    o, x = Interpolant(path), crowd(n=60).double()
+    o = Interpolant(path)
+    x = crowd(n=60).double()
     tight = dict(atol=1e-7, rtol=1e-7) if solver == "dopri5" else {}
     there = last(ode_iter(mixture(o), o, x, None, steps, solver, **tight))
     states = list(ode_iter(mixture(o), o, there, None, steps, solver, reverse=True, **tight))
@@ -142,7 +148,8 @@ def test_noise_to_data_to_noise(path, solver, steps, tol):
     "path,prediction", [("vp", "velocity"), ("vp", "noise"), ("linear", "score"), ("gvp", "data")]
 )
 def test_there_and_back_where_an_end_is_singular(path, prediction):
-    o, x = Interpolant(path, prediction), crowd(n=60).double()
+    o = Interpolant(path, prediction)
+    x = crowd(n=60).double()
     there = last(ode_iter(mixture(o), o, x, None, 200, "rk4"))
     back = last(ode_iter(mixture(o), o, there, None, 200, "rk4", reverse=True))
     assert (back - x).abs().max() < 0.01
@@ -162,7 +169,8 @@ def test_shift_in_reverse_walks_the_same_times():
 
 
 def test_invert_is_the_way_back_of_sample():
-    net, o = Net(), Interpolant()
+    net = Net()
+    o = Interpolant()
     data = sample(net, o, Y, steps=30, solver="midpoint", guidance=2.0, seed=3)
     net.calls.clear()
     noise = invert_ode(net, o, data, Y, steps=30, solver="midpoint", guidance=2.0, batch_size=2)
@@ -214,7 +222,8 @@ def test_euler_is_diffusers_flow_scheduler():
     [("euler", 10), ("heun", 19), ("midpoint", 20), ("rk4", 40), ("sde", 10), ("sde-heun", 19)],
 )
 def test_calls(solver, calls):
-    net, (solver, _, method) = Net(), solver.partition("-")
+    net = Net()
+    solver, _, method = solver.partition("-")
     options = dict(method=method) if method else {}
     sample(net, Interpolant(), Y, steps=10, solver=solver, **options)
     assert len(net.calls) == calls and {n for n, _ in net.calls} == {10}  # 5 guided, in one batch
@@ -234,8 +243,11 @@ def test_calls_of_a_diffusion(solver):
 
 
 def test_guidance_is_the_formula():
-    net, x, t = Net(), indexed_noise(0, 0, range(5), (4, 2, 3, 3))[0], torch.full((5,), 0.4)
-    with_y, free = net(x, t, Y), net(x, t, torch.full_like(Y, 3))
+    net = Net()
+    x = indexed_noise(0, 0, range(5), (4, 2, 3, 3))[0]
+    t = torch.full((5,), 0.4)
+    with_y = net(x, t, Y)
+    free = net(x, t, torch.full_like(Y, 3))
     for g in (0.0, 0.5, 2.0, 7.0):
         torch.testing.assert_close(cfg_model(net, g)(x, t, Y), free + g * (with_y - free))
     slots = torch.stack([Y, Y], 1)
@@ -250,9 +262,11 @@ def test_guidance_is_the_formula():
 
 
 def test_guidance_interval_and_channels():
-    net, x = Net(8), indexed_noise(0, 0, range(5), (4, 2, 3, 3))[0]
+    net = Net(8)
+    x = indexed_noise(0, 0, range(5), (4, 2, 3, 3))[0]
     t = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
-    with_y, free = net(x, t, Y), net(x, t, torch.full_like(Y, 3))
+    with_y = net(x, t, Y)
+    free = net(x, t, torch.full_like(Y, 3))
     full = free + 2 * (with_y - free)
     got = cfg_model(net, 2.0)(x, t, Y)
     torch.testing.assert_close(got[:, :4], full[:, :4])
@@ -270,9 +284,12 @@ def test_guidance_interval_and_channels():
 
 def test_guided_channels_by_name():
     "'dit' is what DiT's forward_with_cfg does: eps, rest = out[:, :3], out[:, 3:]."
-    net, x, t = Net(8), indexed_noise(0, 0, range(5), (4, 2, 3, 3))[0], torch.full((5,), 0.4)
+    net = Net(8)
+    x = indexed_noise(0, 0, range(5), (4, 2, 3, 3))[0]
+    t = torch.full((5,), 0.4)
     out = net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([Y, torch.full_like(Y, 3)]))
-    (eps, free), rest = out[:, :3].chunk(2), out[:5, 3:]
+    eps, free = out[:, :3].chunk(2)
+    rest = out[:5, 3:]
     torch.testing.assert_close(
         cfg_model(net, 1.5, channels="dit")(x, t, Y),
         torch.cat([free + 1.5 * (eps - free), rest], 1),
@@ -302,11 +319,16 @@ def test_guided_channels_by_name():
 
 
 def test_guidance_1_5_on_three_channels_is_about_1_375_on_four():
-    "Over channels alike in size the strength on all four that comes nearest is the mean of 1.5, 1.5, 1.5 and 1."
-    net, x, t = Net(), indexed_noise(0, 0, range(64), (4, 2, 3, 3))[0], torch.full((64,), 0.4)
+    """Over channels alike in size the strength on all four that comes nearest is the mean of
+    1.5, 1.5, 1.5 and 1."""
+    net = Net()
+    x = indexed_noise(0, 0, range(64), (4, 2, 3, 3))[0]
+    t = torch.full((64,), 0.4)
     y = torch.arange(64) % 3
-    plain, free = net(x, t, y), net(x, t, torch.full_like(y, 3))
-    three, lean = cfg_model(net, 1.5, channels="dit")(x, t, y) - free, plain - free
+    plain = net(x, t, y)
+    free = net(x, t, torch.full_like(y, 3))
+    three = cfg_model(net, 1.5, channels="dit")(x, t, y) - free
+    lean = plain - free
     assert abs((three * lean).sum() / (lean * lean).sum() - 1.375) < 0.01
     error = {g: (cfg_model(net, g)(x, t, y) - free - three).norm() for g in (1.25, 1.375, 1.5)}
     assert min(error, key=error.get) == 1.375
@@ -325,17 +347,15 @@ def test_the_null_id_comes_from_the_config():
             heads=2,
             num_classes=7,
             learn_sigma=False,
-            time="flow",
+            time_convention="flow",
         )
     )
     assert net.null_id == 7
     torch.nn.init.normal_(net.final_layer.linear.weight)
     torch.nn.init.normal_(net.final_layer.adaLN_modulation[1].weight)
-    x, t, y = (
-        indexed_noise(0, 0, range(2), (2, 1, 4, 4))[0],
-        torch.full((2,), 0.4),
-        torch.tensor([1, 2]),
-    )
+    x = indexed_noise(0, 0, range(2), (2, 1, 4, 4))[0]
+    t = torch.full((2,), 0.4)
+    y = torch.tensor([1, 2])
     seven = torch.full_like(y, 7)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -377,7 +397,8 @@ FAMILIES = [
 
 @pytest.mark.parametrize("objective,solver,options", FAMILIES)
 def test_same_on_any_batch_split_and_order(objective, solver, options):
-    net, options = Net(), dict(options, steps=6, solver=solver, seed=4)
+    net = Net()
+    options = dict(options, steps=6, solver=solver, seed=4)
     whole = sample(net, objective, Y, **options)
     for size in (1, 2, 5, 99):
         torch.testing.assert_close(
@@ -406,7 +427,8 @@ def test_states_are_handed_out_and_the_model_goes_back_to_training():
 
 
 def test_own_noise_and_unconditional():
-    net, noise = Net(), indexed_noise(9, 0, range(3), (4, 2, 3, 3))[0]
+    net = Net()
+    noise = indexed_noise(9, 0, range(3), (4, 2, 3, 3))[0]
     a = sample(net, Interpolant(), n=3, seed=9, steps=4)
     torch.testing.assert_close(sample(net, Interpolant(), noise=noise, steps=4, batch_size=2), a)
     assert sample(lambda x, t, y: -x, Interpolant(), n=2, shape=(1, 1, 2, 2), steps=2).shape == (
@@ -426,7 +448,8 @@ def test_sampling_consumes_no_global_randomness():
 
 def test_shape_comes_from_the_config():
     class Config:
-        channels, size = 4, (3, 8, 8)
+        channels = 4
+        size = (3, 8, 8)
 
     class Model:
         config = Config()
@@ -477,10 +500,8 @@ def test_errors_about_shape_and_number():
 
 
 def test_settled_samples_are_the_mean_of_fresh_predictions():
-    o, x = (
-        Interpolant(prediction="data"),
-        torch.randn(6, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)),
-    )
+    o = Interpolant(prediction="data")
+    x = torch.randn(6, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
     def echo(x, t, y=None):
         return x + (0 if y is None else y.view(-1, 1, 1, 1, 1))

@@ -74,7 +74,8 @@ def test_every_option_runs_learns_and_returns(options, tmp_path):
 
 
 def test_options_change_the_function():
-    "Every option is really read: with equal weights where names agree, the output differs from the plain model's."
+    """Every option is really read: with equal weights where names agree, the output differs from
+    the plain model's."""
     plain = video().state_dict()
     seen = []
     for options in OPTIONS:

@@ -55,7 +55,8 @@ def test_flops_are_six_times_the_multiply_adds(flops):
 
 
 def test_memory_is_what_autograd_keeps(flops):
-    "The most bytes alive, without gradients, are those kept for the backward pass, and little more."
+    """The most bytes alive, without gradients, are those kept for the backward pass, and little
+    more."""
     case = flops.Case(TINY, "tf32", False, False, "fused", batches=(32, 64))
     model = VideoDiT(TINY)
     kept = {}
@@ -89,7 +90,8 @@ def test_wrappers_are_around_the_model_that_is_counted(flops):
 
 
 def test_counting_leaves_the_library_as_it_was(flops):
-    "Fake tensors have no ids to check; afterwards ids are checked again, and attention is PyTorch's."
+    """Fake tensors have no ids to check; afterwards ids are checked again, and attention is
+    PyTorch's."""
     before = LabelEmbedder.check_ids, F.scaled_dot_product_attention
     flops.trace(DiTConfig(size=(4, 4), width=16, depth=1, heads=2), 1, "tf32", True)
     flops.film_parts(SMALL, INNER)
@@ -109,7 +111,8 @@ def test_a_case_names_its_wrappers_last(flops):
 
 
 def test_fusion_and_life(flops):
-    "a product, then two pointwise operations of which the second alone is needed, then a product: the middle is never written."
+    """a product, then two pointwise operations of which the second alone is needed, then a
+    product: the middle is never written."""
     Op = flops.Op
     ops = [
         Op("mm", 8, "product tf32", {1: 4}, {2: 4}),
@@ -155,7 +158,8 @@ def test_the_file_says_that_it_predicts(root):
 
 
 def test_a_film_is_so_many_calls_and_tiles(flops):
-    "FLOPs of a call and of the tiles, by PyTorch's own counter; 15 frames are two clips of 9 that share one."
+    """FLOPs of a call and of the tiles, by PyTorch's own counter; 15 frames are two clips of 9
+    that share one."""
     from torch.utils.flop_counter import FlopCounterMode
     from minisora.single_gpu import FoldedVAE
 
@@ -165,7 +169,8 @@ def test_a_film_is_so_many_calls_and_tiles(flops):
     with FlopCounterMode(display=False) as counter:
         ae.decode_tiled(torch.randn(1, 8, 3, 4, 6), 4, 3, 1)
     assert once["decode"].flops == counter.get_total_flops()
-    tokens, D = 3 * 4 * 6 + 2, 64  # two of them the words
+    tokens = 3 * 4 * 6 + 2  # two of them the words
+    D = 64
     assert once["free"].flops == pytest.approx(
         2 * 2 * tokens * (12 * D * D + 2 * tokens * D), rel=0.1
     )
@@ -193,7 +198,8 @@ def test_a_film_is_so_many_calls_and_tiles(flops):
 
 
 def test_a_films_memory_is_what_decoding_keeps(flops):
-    "A whole picture through the decoder needs more than its tiles, and no less than the picture itself."
+    """A whole picture through the decoder needs more than its tiles, and no less than the
+    picture itself."""
     big = dict(SMALL, size=(128, 192), depth=1)
     peak = {
         t: flops.Pass(*[flops.film_parts(dict(big, tile=t), INNER)[0]["decode"][0], set()]).peak

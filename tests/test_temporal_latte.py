@@ -17,13 +17,13 @@ from helpers.latte import (
 )
 from helpers.models import close, label
 
-from minisora.diffusion import Diffusion
+from minisora.diffusion import GaussianDiffusion
 from minisora.models.conditions import Unconditional, WordCondition
 from minisora.models.layouts import Checkpointed, Factorized, Joint, wrap
 from minisora.models.positions import Positions, RopePositions
 from minisora.models.preconditioning import EDMOutput
 from minisora.models.weights import latte_state
-from minisora.sampling import guide
+from minisora.sampling import cfg_model
 from minisora.temporal import VIDEO_PRESETS, VideoDiT
 from minisora.train import fit
 
@@ -60,7 +60,8 @@ def test_captions_are_heard_as_in_latte(images):
 
 
 def test_no_caption_is_a_learned_null():
-    "A caption of zeros leaves the projection's bias, which trains; guidance and training find it by `null_id`."
+    """A caption of zeros leaves the projection's bias, which trains; guidance and training find
+    it by `null_id`."""
     model = awake_latte(SHORT)
     x, t, _ = latte_batch()
     y = captions(numbers=(6,))[:, 0]
@@ -71,7 +72,7 @@ def test_no_caption_is_a_learned_null():
     assert bias.grad.any() and not weight.grad.any()
     with torch.no_grad():
         want = 3 * model(x, t, y) - 2 * model(x, t)
-        close(guide(model, 3.0)(x, t, y)[:, :4], want[:, :4])
+        close(cfg_model(model, 3.0)(x, t, y)[:, :4], want[:, :4])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
@@ -81,7 +82,7 @@ def test_fit_trains_on_captions_and_drops_them(dropout):
     fit(
         model,
         (latte_batch(n=4)[0], captions(4, numbers=(6,))[:, 0]),
-        Diffusion(variance="learned-range"),
+        GaussianDiffusion(variance="learned-range"),
         steps=3,
         batch_size=2,
         warmup=0,
@@ -101,7 +102,8 @@ def test_bad_captions(shape):
 
 
 def test_presets_are_those_of_the_paper():
-    "673.68 million parameters: Ma et al. 2024, table 3 (its count is of the trained ones, class-unconditional)."
+    """673.68 million parameters: Ma et al. 2024, table 3 (its count is of the trained ones,
+    class-unconditional)."""
     assert [n for n in VIDEO_PRESETS if n.startswith("Latte")] == [
         f"Latte-{s}/{p}" for s in ("S", "B", "L", "XL") for p in (2, 4, 8)
     ]
@@ -117,7 +119,8 @@ JOINT = with_images(LATTE)
 
 
 def test_images_are_seen_in_space_and_not_in_time():
-    "Neither a frame nor another image hears an image; a frame hears the frames; the label of an image is its own."
+    """Neither a frame nor another image hears an image; a frame hears the frames; the label of
+    an image is its own."""
     model = awake_latte(JOINT).eval()
     x, t, y = latte_batch(5, n=1, ids=3)
     out = model(x, t, y)

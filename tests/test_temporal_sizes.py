@@ -28,7 +28,8 @@ from minisora.models.positions import (
 )
 from minisora.models.preconditioning import EDMOutput
 from minisora.temporal import VideoDiT, resize_video
-from minisora.train import Buckets, fit
+from minisora.train import fit
+from minisora.training.batches import BucketDataset
 
 BOTH = [Joint(), Factorized()]
 LEARNED = dict(positions=LattePositions(learned_time=True), layout=Factorized())
@@ -109,7 +110,7 @@ def test_learned_moments_are_spread_and_do_not_continue():
     assert torch.equal(resize_video(model, (2, 4, 6)).temp_embed, model.temp_embed[:, :2])
     spread = resize_video(model, (8, 4, 6), "t").temp_embed
     close(spread[:, 1:3].mean(1), model.temp_embed[:, :2].mean(1))  # on the line between two
-    with pytest.raises(ValueError, match="4 learned moments do not go on to 8"):
+    with pytest.raises(ValueError, match="4 learned frame positions do not continue to 8"):
         resize_video(model, (8, 4, 6))
 
 
@@ -226,7 +227,9 @@ def test_fit_trains_one_model_on_buckets_of_several_sizes(layout, tmp_path):
         FRAMES, variable_size=True, layout=layout, relative_bias=True, condition=WordCondition(7)
     )
     shapes = dict(long=(4, 4, 4, 4), wide=(4, 2, 4, 6), still=(4, 1, 4, 4))
-    data = Buckets({name: Noise(shape, 12, n) for n, (name, shape) in enumerate(shapes.items())})
+    data = BucketDataset(
+        {name: Noise(shape, 12, n) for n, (name, shape) in enumerate(shapes.items())}
+    )
 
     def go(folder, **options):
         return fit(

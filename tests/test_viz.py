@@ -72,8 +72,15 @@ def test_figures_leave_the_settings_alone():
     assert dict(plt.rcParams) == before and not plt.get_fignums()
 
 
+def test_curves_do_not_take_a_tuple_of_numbers_for_a_pair():
+    "`zip` hands out tuples: three numbers would be drawn as something else, without a word."
+    with pytest.raises(ValueError, match=r"'a' is a tuple of 3; it must be y as a list, or the pa"):
+        viz.curves({"a": (1, 2, 3)})
+
+
 def test_what_a_backend_turns_on_while_a_figure_is_made_stays_on(monkeypatch):
-    "A notebook's backend is loaded by its first figure and makes plotting interactive: not ours to undo."
+    """A notebook's backend is loaded by its first figure and makes plotting interactive: not
+    ours to undo."""
     import matplotlib.pyplot as plt
 
     subplots = plt.subplots

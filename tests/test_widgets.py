@@ -1,4 +1,5 @@
-"""The lessons' sliders, moved through a real Jupyter kernel as Jupyter Lab moves them: the figure follows."""
+"""The lessons' sliders, moved through a real Jupyter kernel as Jupyter Lab moves them: the
+figure follows."""
 
 import ast
 import json
@@ -38,7 +39,8 @@ def gives(s):
 
 
 def needs(s):
-    "The names that a statement takes from those before it (a name that it also binds, in a function or a loop, is its own)."
+    """The names that a statement takes from those before it (a name that it also binds, in a
+    function or a loop, is its own)."""
     names = [n for n in ast.walk(s) if isinstance(n, ast.Name)]
     own = {n.id for n in names if isinstance(n.ctx, ast.Store)} | {
         a.arg for a in ast.walk(s) if isinstance(a, ast.arg)
@@ -47,9 +49,11 @@ def needs(s):
 
 
 def program(lesson):
-    "The sliders of a lesson and, before them, only what they need: a slice of the notebook that runs in a second or two."
+    """The sliders of a lesson and, before them, only what they need: a slice of the notebook
+    that runs in a second or two."""
     body, first = statements(lesson)
-    wanted, out = set(), []
+    wanted = set()
+    out = []
     for s in reversed(body[: first + 1]):
         if out and not gives(s) & wanted:
             continue
@@ -141,7 +145,8 @@ def test_a_moved_slider_changes_the_figure(kernel, lesson, name, field, there, b
 
 
 def test_a_plot_of_one_s_own_is_shown_after_a_figure_of_ours():
-    "The first figure of a notebook, if it is ours, loads the backend; a plain plot in a later cell is still shown."
+    """The first figure of a notebook, if it is ours, loads the backend; a plain plot in a later
+    cell is still shown."""
     with fresh_kernel() as client:
         ours = replies(
             client, client.execute("from minisora import viz\nviz.curves({'a': [1, 2]})")

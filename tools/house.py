@@ -169,10 +169,17 @@ def is_export(cell):
     )
 
 
+def exported_code(cell):
+    "What a cell exports, without directives: '' for one that exports nothing."
+    if not is_export(cell):
+        return ""
+    lines = "".join(cell["source"]).split("\n")
+    return "\n".join(s for s in lines if not re.match(r"#\s*\|", s)).strip()
+
+
 def cell_lines(cell):
     "Exported lines of a cell, without its directives and the blank lines around them."
-    lines = [s for s in "".join(cell["source"]).split("\n") if not re.match(r"#\s*\|", s)]
-    return len("\n".join(lines).strip().split("\n"))
+    return len(exported_code(cell).split("\n"))
 
 
 def longest_run(cells):
@@ -182,6 +189,22 @@ def longest_run(cells):
         now = now + cell_lines(c) if is_export(c) else 0
         best = max(best, now)
     return best
+
+
+def too_long(root):
+    "Modules, export cells and runs of exported lines that are longer than they may be, as lines."
+    for name, file in rooms(root).items():
+        lines = len(file.read_text(encoding="utf-8").splitlines())
+        if lines > MAX_LINES:
+            yield f"{name} has {lines} lines, more than {MAX_LINES}"
+    for path, cells in notebooks(root):
+        where = path.relative_to(root / "nbs").as_posix()
+        for i, cell in enumerate(cells, 1):
+            if is_export(cell) and cell_lines(cell) > MAX_CELL:
+                yield f"{where}, cell {i} exports {cell_lines(cell)} lines, more than {MAX_CELL}"
+        run = longest_run(cells)
+        if run > MAX_RUN:
+            yield f"{where} exports {run} lines without a word or an example, more than {MAX_RUN}"
 
 
 def functions(root):
@@ -233,12 +256,18 @@ def statements(root):
     return count
 
 
+def is_patch(node):
+    "Is it a method that `@patch` puts into a class?"
+    names = [ast.unparse(d).partition("(")[0] for d in node.decorator_list]
+    return "patch" in names
+
+
 def twice(root):
-    "Helpers that stand in two modules or more: of one name, or of one body, as lines."
+    "Helpers that are in two modules or more: of one name, or of one body, as lines."
     by_name, by_body = defaultdict(set), defaultdict(set)
     for name, file in rooms(root).items():
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or is_patch(node):
                 continue
             by_name[node.name].add(name)
             body = [
@@ -246,7 +275,8 @@ def twice(root):
                 for n in node.body
                 if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
             ]
-            by_body[ast.dump(ast.Module(body, []))].add(f"{name}.{node.name}")
+            if body:  # the class of an error may have a docstring only
+                by_body[ast.dump(ast.Module(body, []))].add(f"{name}.{node.name}")
     lines = [f"{k}: {', '.join(sorted(v))}" for k, v in sorted(by_name.items()) if len(v) > 1]
     return lines + [f"one body: {', '.join(sorted(v))}" for v in by_body.values() if len(v) > 1]
 

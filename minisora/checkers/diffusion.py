@@ -73,8 +73,9 @@ def diffusion_unpack_v(answer):
     for a, s in ((.6, .8), (0., 1.), (1., 0.)):
         v = a * noise - s * data
         x = a * data + s * noise
-        got = [as_floats(g, (5,), name) for g, name in zip(
-            unpack.several(('data', 'noise'), v, x, a, s), ('data', 'noise'))]
+        names = ('data', 'noise')
+        answers = unpack.several(names, v, x, a, s)
+        got = [as_floats(value, (5,), name) for value, name in zip(answers, names)]
         where = f'at α = {a}, σ = {s}'
         finite = all(g.isfinite().all() for g in got)
         require(finite, f'not finite {where}: use no division, but α² + σ² = 1')
@@ -114,7 +115,7 @@ def diffusion_ddim_step(answer):
                 a_next * data,
             'α and σ of the next step are swapped': s_next * data + a_next * noise,
             'x has not moved': x}, case=where)
-    print('✓ take apart, mix anew')
+    print('✓ take apart, mix again')
 
 # %% ../../nbs/checkers/diffusion.ipynb #1dd536c1
 def diffusion_learned_variance(answer):

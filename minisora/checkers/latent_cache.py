@@ -49,7 +49,7 @@ _KEEPS = ('yours keeps the batches, and a million clips would not fit into memor
 
 
 class _CountAlive(TorchFunctionMode):
-    "Refuse whoever has more than `limit` numbers alive in tensors made inside."
+    "Refuse an answer that has more than `limit` numbers alive in tensors made inside."
 
     def __init__(self, limit):
         super().__init__()
@@ -74,7 +74,7 @@ def _lend(batch, alive):
 
 
 def _stream(batches, seen, most=3):
-    "Yield copies of the batches and note them in `seen`; refuse whoever keeps more than `most`."
+    "Yield copies of the batches, noted in `seen`; refuse an answer that keeps more than `most`."
     alive = []
     for batch in batches:
         require(sum(array() is not None for array in alive) <= most, _KEEPS)

@@ -74,15 +74,16 @@ def single_gpu_largest_batch(answer):
     largest = Answer(answer, 'largest_batch(memory, static, per_clip, reserve)')
     gb = 2 ** 30
     for memory, static, per_clip, reserve in (
-            (24 * gb, 2 * gb, gb, .1), (24 * gb, 2 * gb, 1.5 * gb, 0.), (64 * gb, 30 * gb, 2 * gb, .1),
+            (24 * gb, 2 * gb, gb, .1), (24 * gb, 2 * gb, 1.5 * gb, 0.),
+            (64 * gb, 30 * gb, 2 * gb, .1),
             (8 * gb, 9 * gb, gb, 0.), (8 * gb, 6 * gb, 4 * gb, .1)):
         got = largest.whole(memory, static, per_clip, reserve)
         free = memory * (1 - reserve)
         want = max(0, int((free - static) // per_clip))
         case = (f'{memory / gb:g} GB, {static / gb:g} static, {per_clip / gb:g} per clip, '
                 f'reserve {reserve:g}')
-        compare(got, want, f'{want} clips, not {got}: what is free, less the static part, over what '
-                           'a clip needs', {
+        compare(got, want, f'{want} clips, not {got}: what is free, less the static part, over '
+                           'what a clip needs', {
             'the static part is there once, not once per clip': int(free // (static + per_clip)),
             'the static part is missing': int(free // per_clip),
             'keep the reserve free': max(0, int((memory - static) // per_clip)),

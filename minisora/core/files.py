@@ -27,8 +27,8 @@ def fsync_path(path):
     try:
         descriptor = os.open(path, flags)
     except OSError:
-        if os.path.isdir(path):                              # Windows opens no folders
-            return
+        if os.path.isdir(path):
+            return                      # Windows opens no folders
         raise
     try:
         os.fsync(descriptor)
@@ -38,7 +38,7 @@ def fsync_path(path):
     finally:
         os.close(descriptor)
 
-
+# %% ../../nbs/core/files.ipynb #01169542
 def aside(path):
     """Where a file or folder is written before it is whole: hidden, beside its place, one for
     each process."""
@@ -51,7 +51,7 @@ def disk_error(path, error, what='cannot write'):
     reason = getattr(error, 'strerror', None) or str(error).rpartition('rror: ')[2]
     return OSError(getattr(error, 'errno', None) or 0, f'{what} {path}: {reason}')
 
-
+# %% ../../nbs/core/files.ipynb #477b7e07
 @contextmanager
 def atomic_file(path):
     """`with atomic_file(path) as part:` write the file `part`; then it takes the place of `path`,
@@ -62,7 +62,7 @@ def atomic_file(path):
     part = aside(path)
     try:
         part.touch()
-        # what the user's umask says: safetensors says 0600
+        # the permissions that the user's umask gives (safetensors would give 0600)
         mode = part.stat().st_mode
         yield part
         fsync_path(part)
@@ -97,7 +97,7 @@ def new_folder(path):
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
-
+# %% ../../nbs/core/files.ipynb #c1d76406
 @contextmanager
 def atomic_folder(folder):
     """`with atomic_folder(folder) as part:` fill the folder `part`; then its files move into

@@ -11,6 +11,7 @@ import inspect
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 
 from .checks import (
@@ -130,41 +131,31 @@ class PretrainedMixin(PyTorchModelHubMixin):
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.name, **kwargs)
 
-    @classmethod
-    def from_config(cls, values, where='config.json'):
-        "A fresh model from what config.json says. ValueError names the field."
-        values = dict(values)
-        kind = values.pop('kind', None)
-        if kind is not None and kind not in cls.known_kinds():
-            raise ValueError(f'{where}: kind is {kind!r}, not {kind_of(cls)!r}')
-        if cls.config_class:
-            return cls(config_from_dict(cls.config_class, values, where))
-        known = list(inspect.signature(cls.__init__).parameters)[1:]
-        for name in values:
-            if name not in known:
-                hint = did_you_mean(name, known)
-                raise ValueError(f'{where}: {cls.__name__} has no field {name!r}{hint}')
-        try:
-            return cls(**values)
-        except (ValueError, TypeError) as e:
-            raise ValueError(f'{where}: {e}') from None
+# %% ../../nbs/core/hub.ipynb #3b3ea6a9
+@patch(cls_method=True)
+def known_kinds(cls: PretrainedMixin):
+    "The strings by which a file may call this class, today's and earlier ones."
+    return {kind_of(cls), cls.__name__, *vars(cls).get('earlier_kinds', ())}
 
-    @classmethod
-    def known_kinds(cls):
-        "The strings by which a file may call this class, today's and earlier ones."
-        return {kind_of(cls), cls.__name__, *vars(cls).get('earlier_kinds', ())}
 
-    @classmethod
-    def from_pretrained(cls, folder, *, map_location='cpu', **hub):
-        """A folder of `save_pretrained`, or a repository 'user/name' of the hub -> the model, in
-        eval mode.
-
-        `hub`: revision, token, cache_dir, force_download, local_files_only. FileNotFoundError
-        names what is not there, ValueError the file and the key or field that is wrong."""
-        file = pretrained_file(folder, 'config.json', **hub)
-        model = cls.from_config(read_json(file), file)
-        file = pretrained_file(folder, 'model.safetensors', **hub)
-        return load_strict(model, load_tensors(file), file).to(map_location).eval()
+@patch(cls_method=True)
+def from_config(cls: PretrainedMixin, values, where='config.json'):
+    "A fresh model from what config.json says. ValueError names the field."
+    values = dict(values)
+    kind = values.pop('kind', None)
+    if kind is not None and kind not in cls.known_kinds():
+        raise ValueError(f'{where}: kind is {kind!r}, not {kind_of(cls)!r}')
+    if cls.config_class:
+        return cls(config_from_dict(cls.config_class, values, where))
+    known = list(inspect.signature(cls.__init__).parameters)[1:]
+    for name in values:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ValueError(f'{where}: {cls.__name__} has no field {name!r}{hint}')
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as e:
+        raise ValueError(f'{where}: {e}') from None
 
 # %% ../../nbs/core/hub.ipynb #cad4dee6
 HUB_OPTIONS = ('revision', 'token', 'cache_dir', 'force_download', 'local_files_only')
@@ -183,3 +174,16 @@ def pretrained_file(folder, name, **hub):
     if local.is_absolute() or str(folder).count('/') != 1:
         raise FileNotFoundError(f'{folder}: no such folder')
     return Path(hf_hub_download(str(folder), name, **hub))
+
+# %% ../../nbs/core/hub.ipynb #314b9c37
+@patch(cls_method=True)
+def from_pretrained(cls: PretrainedMixin, folder, *, map_location='cpu', **hub):
+    """A folder of `save_pretrained`, or a repository 'user/name' of the hub -> the model, in
+    eval mode.
+
+    `hub`: revision, token, cache_dir, force_download, local_files_only. FileNotFoundError
+    names what is not there, ValueError the file and the key or field that is wrong."""
+    file = pretrained_file(folder, 'config.json', **hub)
+    model = cls.from_config(read_json(file), file)
+    file = pretrained_file(folder, 'model.safetensors', **hub)
+    return load_strict(model, load_tensors(file), file).to(map_location).eval()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from fastcore.basics import patch
 
 # %% ../../nbs/core/protocols.ipynb #e0b376fe
 @dataclass(frozen=True)
@@ -32,9 +33,11 @@ class Clip:
 class ClipDataset(Protocol):
     "A dataset of clips: as many as `len` says, item i a `Clip`."
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        "How many clips."
 
-    def __getitem__(self, i: int) -> Clip: ...
+    def __getitem__(self, i: int) -> Clip:
+        "Clip number `i`, from 0."
 
 # %% ../../nbs/core/protocols.ipynb #c0825a75
 class DiagonalGaussian(NamedTuple):
@@ -70,7 +73,7 @@ class DiagonalGaussian(NamedTuple):
 class AutoencoderSpec:
     """What other modules must know of an autoencoder; encode and decode already apply `scale`
     and `shift`."""
-    factors: tuple              # how many frames, rows, columns one latent stands for: (t, h, w)
+    factors: tuple              # how many frames, rows, columns one latent covers: (t, h, w)
     channels: int               # latent channels
     causal: bool                # does a latent depend on frames up to its own only?
     name: str
@@ -93,46 +96,54 @@ class AutoencoderSpec:
             raise ValueError(f'{self.name}: the number of frames must be {fits}, not {frames}')
         return self.channels, (frames - extra) // ft + extra, height // fh, width // fw
 
-    def clip_shape(self, frames, height, width):
-        "Latent size (t, h, w) -> clip shape (3, T, H, W)."
-        ft, fh, fw = self.factors
-        seen = 1 + (frames - 1) * ft if self.first_alone else frames * ft
-        return 3, seen, height * fh, width * fw
+# %% ../../nbs/core/protocols.ipynb #f1238967
+@patch
+def clip_shape(self: AutoencoderSpec, frames, height, width):
+    "Latent size (t, h, w) -> clip shape (3, T, H, W)."
+    ft, fh, fw = self.factors
+    seen = 1 + (frames - 1) * ft if self.first_alone else frames * ft
+    return 3, seen, height * fh, width * fw
 
-    def check_clips(self, x):
-        """Raise a ValueError that names what is wrong with clips (B, 3, T, H, W) for this
-        autoencoder."""
-        if x.ndim != 5:
-            raise ValueError(f'{self.name}: clips must be (B, 3, T, H, W), not {tuple(x.shape)}')
-        if x.shape[1] != 3:
-            raise ValueError(f'{self.name}: clips have 3 color channels, these have {x.shape[1]}')
-        if not x.is_floating_point():
-            raise ValueError(f'{self.name}: pixels must be float in [-1, 1], not {x.dtype}; '
-                             'see to_float')
-        self.latent_shape(*x.shape[2:])
-        if not torch.isfinite(x).all():
-            raise ValueError(f'{self.name}: the clips hold NaN or infinite pixels')
-
-    def check_latents(self, z):
-        "Raise a ValueError that names what is wrong with latents (B, C, t, h, w)."
-        if z.ndim != 5:
-            raise ValueError(f'{self.name}: latents must be (B, {self.channels}, T, h, w), '
-                             f'not {tuple(z.shape)}')
-        if z.shape[1] != self.channels:
-            raise ValueError(f'{self.name}: latents have {self.channels} channels, '
-                             f'these have {z.shape[1]}')
-        if not torch.isfinite(z).all():
-            raise ValueError(f'{self.name}: the latents hold NaN or infinite values')
+# %% ../../nbs/core/protocols.ipynb #2069c794
+@patch
+def check_clips(self: AutoencoderSpec, x):
+    """Raise a ValueError that names what is wrong with clips (B, 3, T, H, W) for this
+    autoencoder."""
+    if x.ndim != 5:
+        raise ValueError(f'{self.name}: clips must be (B, 3, T, H, W), not {tuple(x.shape)}')
+    if x.shape[1] != 3:
+        raise ValueError(f'{self.name}: clips have 3 color channels, these have {x.shape[1]}')
+    if not x.is_floating_point():
+        raise ValueError(f'{self.name}: pixels must be float in [-1, 1], not {x.dtype}; '
+                         'see to_float')
+    self.latent_shape(*x.shape[2:])
+    if not torch.isfinite(x).all():
+        raise ValueError(f'{self.name}: the clips hold NaN or infinite pixels')
 
 
+@patch
+def check_latents(self: AutoencoderSpec, z):
+    "Raise a ValueError that names what is wrong with latents (B, C, t, h, w)."
+    if z.ndim != 5:
+        raise ValueError(f'{self.name}: latents must be (B, {self.channels}, T, h, w), '
+                         f'not {tuple(z.shape)}')
+    if z.shape[1] != self.channels:
+        raise ValueError(f'{self.name}: latents have {self.channels} channels, '
+                         f'these have {z.shape[1]}')
+    if not torch.isfinite(z).all():
+        raise ValueError(f'{self.name}: the latents hold NaN or infinite values')
+
+# %% ../../nbs/core/protocols.ipynb #93696eae
 @runtime_checkable
 class Autoencoder(Protocol):
     "Pixels to latents and back: clips (B, 3, T, H, W) in [-1, 1], latents (B, C, t, h, w)."
     spec: AutoencoderSpec
 
-    def encode(self, x: torch.Tensor) -> DiagonalGaussian: ...
+    def encode(self, x: torch.Tensor) -> DiagonalGaussian:
+        "Clips -> a Gaussian per latent number, scaled and shifted."
 
-    def decode(self, z: torch.Tensor) -> torch.Tensor: ...
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        "Latents -> clips, about [-1, 1]."
 
 # %% ../../nbs/core/protocols.ipynb #db8e439b
 @runtime_checkable
@@ -140,9 +151,11 @@ class LatentDataset(Protocol):
     """Latents to train on: `data[[3, 1, 4]]` is dict(latents (B, C, T, h, w), index (B,), and,
     where the model takes one, condition (B, …))."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        "How many samples."
 
-    def __getitems__(self, indices) -> dict: ...
+    def __getitems__(self, indices) -> dict:
+        "A batch of the samples `indices`."
 
 
 @runtime_checkable
@@ -153,7 +166,8 @@ class Denoiser(Protocol):
     `null_id`, where it has one, is the id of "no condition"; `latent_shape` or `config.channels`
     and `config.size` say what it samples."""
 
-    def __call__(self, x, t, condition=None) -> torch.Tensor: ...
+    def __call__(self, x, t, condition=None) -> torch.Tensor:
+        "The prediction, (B, C, T, H, W)."
 
 
 @runtime_checkable
@@ -161,9 +175,11 @@ class TrainingObjective(Protocol):
     """What a training loop asks of an objective; samplers also ask for `to_velocity` and
     `time_range`."""
 
-    def sample_times(self, u: torch.Tensor) -> torch.Tensor: ...
+    def sample_times(self, u: torch.Tensor) -> torch.Tensor:
+        "Uniform numbers (B,) in [0, 1) -> times (B,)."
 
-    def loss(self, model, latents, condition, noise, t) -> dict: ...
+    def loss(self, model, latents, condition, noise, t) -> dict:
+        "A dict whose `loss` (B,) is to be minimized."
 
 # %% ../../nbs/core/protocols.ipynb #1182f672
 def device_of(model):

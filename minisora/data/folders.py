@@ -27,7 +27,7 @@ _MANIFESTS = ('manifest.csv', 'manifest.jsonl', 'captions.csv', 'captions.jsonl'
               'metadata.jsonl')
 
 
-def read_manifest(path):
+def manifest_rows(path):
     """A manifest's rows as dicts with the keys `file` and `caption` and whatever else it has.
 
     CSV with a header line, or JSONL with one object per line; a `file_name` column will do for
@@ -49,13 +49,12 @@ def read_manifest(path):
         _check_row(row, f'{path}, row {n}')
     return rows
 
-
+# %% ../../nbs/data/folders.ipynb #a8cab71b
 def _check_row(row, where):
     "ValueError unless a row has a file and a caption; `file_name` becomes `file`."
     if not isinstance(row, dict):
         raise ValueError(f'{where}: no object with file and caption')
-    # more values than columns
-    if None in row:
+    if None in row:                     # more values than columns
         raise ValueError(f'{where}: {row[None][0]!r} belongs to no column: a text with commas '
                          'needs double quotes')
     if 'file' not in row and 'file_name' in row:
@@ -76,7 +75,7 @@ class FolderClips(ClipReader, torch.utils.data.Dataset):
     whose number (0, 1 … in the order of the names) is `attributes['label']`.
 
     `size`, `frames` and `fps` are those of `read_video`; with `buckets` (see `make_buckets`) each
-    clip has the size and length of its bucket, `bucket_of[i]`. A picture has one frame; beside
+    clip has the size and length of its bucket, `bucket_of[i]`. A picture has one frame; among
     videos it is read only if `frames` is 1, or in buckets. `crop` is 'center', 'random' (a pure
     function of `seed`, the epoch given to `set_epoch`, and i) or an anchor, (down, across).
 
@@ -144,8 +143,7 @@ def _add_file(self: FolderClips, row):
     self.bucket_of.append(bucket)
 
 # %% ../../nbs/data/folders.ipynb #90c341c4
-# clips kept in memory: never more than 256 MiB
-_KEEP_BYTES = 2 ** 28
+_KEEP_BYTES = 2 ** 28                   # clips kept in memory: never more than 256 MiB
 
 
 @patch
@@ -202,7 +200,7 @@ def _find_rows(self: FolderClips, path, manifest):
     if manifest is None:
         manifest = next((path / m for m in _MANIFESTS if (path / m).is_file()), None)
     if manifest is not None:
-        return read_manifest(manifest)
+        return manifest_rows(manifest)
     return [dict(file=str(f), caption=caption_from_path(f)) for f in self._files()]
 
 

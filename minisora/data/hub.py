@@ -149,7 +149,7 @@ class HubClips(_RowReader, torch.utils.data.Dataset):
         return self._row_clip(row, i)
 
     def listing(self):
-        """The dataset's fingerprint; of videos that are files beside it also size and time of
+        """The dataset's fingerprint; of videos in files of their own also size and time of
         change."""
         mark = self.data._fingerprint
         rows = self.data.select_columns(self.column)
@@ -176,8 +176,7 @@ class StreamClips(_RowReader, torch.utils.data.IterableDataset):
         super().__init__(*args, **options)
         self.on_error = on_error
         self.unreadable = []
-        # number of the first row
-        self.start = 0
+        self.start = 0                  # number of the first row
 
     def __iter__(self):
         self.unreadable = []

@@ -57,7 +57,7 @@ class ImageNetClips(ClipReader, torch.utils.data.Dataset):
     """ImageNet-1K as OpenXLab's download unpacks it, each picture a clip of one frame, uint8
     (3, 1, h, w).
 
-    `path` holds train/<wnid>/*.JPEG and val/, with folders likewise or flat (then meta/val.txt or
+    `path` holds train/<wnid>/*.JPEG, and val/ with the same folders or flat (then meta/val.txt or
     LOC_val_solution.csv has the labels). `split` is 'train', or 'val' (also 'validation'). Captions
     are the first of a class's names in synset_words.txt or LOC_synset_mapping.txt (its wnid without
     them), `attributes` the `wnid` and the class id `label` (0 … 999, the line in the file of names,

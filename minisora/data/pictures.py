@@ -68,8 +68,7 @@ def _crop_box(stored, wanted, aspect, anchor):
 def crop_anchor(crop, seed=0, epoch=0, i=0):
     """Where clip `i` is cropped, (down, across), 0 to 1: 'center', 'random' from (seed, epoch, i),
     or as given."""
-    # 'centre' is how version 0.1 spelled it
-    if crop in ('center', 'centre'):
+    if crop in ('center', 'centre'):    # the second is how version 0.1 spelled it
         return .5, .5
     if crop == 'random':
         return tuple(np.random.default_rng([seed, epoch, i, 2]).uniform(size=2).tolist())

@@ -74,8 +74,8 @@ def write_video(path, frames, fps=8, scale=1):
     x = frames if frames.dtype == torch.uint8 else to_uint8(frames)
     x = rearrange(x.cpu(), 'c t h w -> t h w c').numpy()
     x = repeat(x, 't h w c -> t (h a) (w b) c', a=scale, b=scale)
-    # even sides
-    x = np.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), 'edge')
+    odd = (0, x.shape[1] % 2), (0, x.shape[2] % 2)
+    x = np.pad(x, ((0, 0), *odd, (0, 0)), 'edge')            # even sides
     path = Path(path)
     with atomic_file(path) as part:
         _encode_mp4(part, x, fps)
@@ -107,8 +107,7 @@ def _file_url(path):
     return f'file:{Path(path).absolute()}'
 
 # %% ../../nbs/data/video.ipynb #72ad8924
-# compressed: a film of a few minutes
-_HOLD_BYTES = 2 ** 26
+_HOLD_BYTES = 2 ** 26                   # compressed: a film of a few minutes
 
 
 def _open_video(path):
@@ -218,15 +217,13 @@ def _quarter_turns(frame):
 def _oriented_crop(frame, size, aspect=1.0, anchor=(.5, .5), convert=None):
     """A PyAV frame to uint8 (h, w, 3), turned the way the camera's rotation note asks for; see
     `resize_crop`."""
-    height, width = parse_size(size)
-    down, across = anchor
+    size = parse_size(size)
     turns = _quarter_turns(frame)
-    # where the upright crop lies in the stored picture
-    for _ in range(turns):
-        height, width = width, height
-        down, across = across, 1 - down
+    for _ in range(turns):              # where the upright crop lies in the stored picture
+        size = size[::-1]
+        anchor = (anchor[1], 1 - anchor[0])
     stored = _frame_to_array(frame, convert)
-    return np.rot90(resize_crop(stored, (height, width), aspect, (down, across)), turns)
+    return np.rot90(resize_crop(stored, size, aspect, anchor), turns)
 
 # %% ../../nbs/data/video.ipynb #fa5d9875
 def _decode_frames_at(container, stream, times, size, anchor=(.5, .5), rate=None, held=()):
@@ -324,12 +321,11 @@ def probe(path):
             width, height = open_image(path).size
             return VideoInfo(height, width, 0., 0.)
         frame, stream, begin, end, rate = _first_frame(path)
-        height = frame.height
-        width = round(frame.width * float(stream.sample_aspect_ratio or 1))
+        size = (frame.height, round(frame.width * float(stream.sample_aspect_ratio or 1)))
         fps = float(rate or stream.average_rate or 25)
     if _quarter_turns(frame) % 2:
-        height, width = width, height
-    return VideoInfo(height, width, end - begin, fps)
+        size = size[::-1]
+    return VideoInfo(*size, end - begin, fps)
 
 
 def _first_frame(path):

@@ -25,7 +25,7 @@ from .intervals import binomial_interval
 def _object_crops(frames, boxes, generator=None, side=28):
     """What is in the boxes (N, 3) of frames (N, 3, H, W), as pictures (N, 3, side, side).
 
-    With a `generator`, for training: shifted, sized, turned, stretched and slanted a little, at
+    With a `generator`, for training: shifted, scaled, turned, stretched and slanted a little, at
     random."""
     x, y, half = boxes.unbind(1)
 
@@ -83,7 +83,7 @@ class AttributeClassifier(nn.Module, PretrainedMixin):
     {'motion': ['left', …], …}.
 
     Crops of the object say what it is, the whole frames at half size how it moves. Any clip is
-    brought to `frames` frames of `size` pixels. `width`: a fourth of the channels of the widest
+    brought to `frames` frames of `size` pixels. `width`: a quarter of the channels of the widest
     layer. Weights are drawn from `seed`, and no global generator is consumed."""
 
     def __init__(self, attributes: dict, width: int = 16, frames: int = 8, size: int = 64,
@@ -123,8 +123,8 @@ def _looks(self: AttributeClassifier, batch, generator, looks):
 def features(self: AttributeClassifier, x, generator=None, looks=2):
     """Clips (B, 3, T, H, W) in [-1, 1] -> features (B, 12·width): what it is, and how it moves.
 
-    With a `generator`, for training: `looks` frames of each clip, drawn at random, and a hand
-    that shakes."""
+    With a `generator`, for training: `looks` frames of each clip, drawn at random, and crops that
+    are shaken a little."""
     side = self.size, self.size
     frames = to_frames(self.select_frames(x))                                  # (B·frames, 3, H, W)
     if frames.shape[2:] != side:

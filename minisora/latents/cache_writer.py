@@ -304,7 +304,7 @@ class _Patience:
 
 # %% ../../nbs/latents/cache_writer.ipynb #a85f111c
 def write_shards(path, part, plan, write, rank, world_size, patience):
-    """`write(k)` for this rank's shards, then for those that nobody else finishes; returns the
+    """`write(k)` for this rank's shards, then for those that no other rank finishes; returns the
     entries of all shards, or None if another rank has published them. TimeoutError: a rank
     hangs."""
     count = math.ceil(plan['samples'] / plan['shard_size'])
@@ -342,8 +342,8 @@ def remove_work_files(path):
 
 
 def publish(path, part, plan, shards, config=None):
-    """Write the manifest and move the whole folder to its place: the one moment in which a cache
-    comes to be."""
+    """Write the manifest and move the folder to its place: the one moment in which a cache
+    appears."""
     manifest = dict(format=FORMAT, code=minisora.__version__, config=config, **plan,
                     statistics=latent_statistics(shards, plan), shards=shards)
     old = Path(f'{path}.part.old')
@@ -410,7 +410,7 @@ def open_work_folder(path, part, plan, overwrite=False, world_size=1):
 
 # %% ../../nbs/latents/cache_writer.ipynb #234c28f0
 def _encode_again(path, part, manifest, k, clips, autoencoder, exact):
-    "Shard k anew, in the place of the bad one; returns its entry."
+    "Encode shard k again, in the place of the bad one; returns its entry."
     old = manifest['shards'][k]
     new = write_shard(part, manifest, k, clips, autoencoder)
     if exact and new != old:

@@ -197,7 +197,7 @@ def encode(self: DiffusersVAE, x):
     return DiagonalGaussian((mean - shift) * scale, logvar + 2 * log_scale)
 
 # %% ../../nbs/latents/diffusers_vae.ipynb #4dbfd8c4
-def _decode_video(ae, raw):
+def _decode_raw(ae, raw):
     "Raw latents (B, C, t, h, w) of a video family -> clips (B, 3, T, H, W)."
     if ae.family != 'AutoencoderKLLTXVideo':
         return ae.vae.decode(raw).sample
@@ -215,6 +215,6 @@ def decode(self: DiffusersVAE, z):
     raw = z / _per_channel(self.spec.scale, z) + _per_channel(self.spec.shift, z)
     raw = raw.to(self.vae.dtype)
     if not self.per_frame:
-        return _decode_video(self, raw).to(z.dtype)
+        return _decode_raw(self, raw).to(z.dtype)
     frames = [self.vae.decode(f).sample for f in to_frames(raw).split(self.chunk)]
     return to_clips(torch.cat(frames), len(z)).to(z.dtype)

@@ -33,7 +33,8 @@ def load_image_weights(video, image):
 def stretch_bias_table(table, old, new):
     """Biases (heads, offsets) of a grid -> of another; offsets beyond the old ones get the farthest
     one's."""
-    table = table.view(len(table), *[2 * n - 1 for n in old])
+    t, h, w = (2 * n - 1 for n in old)
+    table = rearrange(table, 'heads (t h w) -> heads t h w', t=t, h=h, w=w)
     for axis, (a, b) in enumerate(zip(old, new), 1):
         offsets = torch.arange(1 - b, b, device=table.device).clamp(1 - a, a - 1)
         table = table.index_select(axis, offsets + a - 1)
@@ -43,12 +44,12 @@ def stretch_bias_table(table, old, new):
 def stretch_time_table(table, frames, spread):
     """Learned positions (1, T, D) of another number of frames: stretched, or the first ones.
 
-    ValueError where they would have to go on: what was not learned has no value."""
+    ValueError where they would have to continue: what was not learned has no value."""
     if spread:
         return F.interpolate(table.mT, frames, mode='linear').mT
     if frames > table.shape[1]:
-        raise ValueError(f'resize_video: {table.shape[1]} learned moments do not go on to '
-                         f"{frames}: spread them ('t')")
+        raise ValueError(f'resize_video: {table.shape[1]} learned frame positions do not continue '
+                         f"to {frames}: spread them ('t')")
     return table[:, :frames]
 
 

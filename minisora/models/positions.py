@@ -61,10 +61,21 @@ def sincos_3d(width, grid, base_grid=None):
     axes = token_coordinates(grid, base_grid).T
     return torch.cat([sincos_1d(d, axis) for d, axis in zip(widths, axes)], 1).float()
 
+# %% ../../nbs/models/positions.ipynb #a7229c4b
+def position_buffers(config, base_grid=None):
+    """A DiT's positions, {name of the buffer: tensor}; `base_grid`: the grid (h, w) to spread
+    them over."""
+    grid = [s // config.patch for s in config.size]
+    if config.positions == 'sincos':
+        return {'pos_embed': sincos_2d(config.width, grid, base_grid)[None]}    # (1, N, D)
+    if config.positions == 'rope':
+        return {'places': token_coordinates(grid, base_grid).float()}           # (N, 2)
+    return {}
+
 # %% ../../nbs/models/positions.ipynb #d5dfcc02
 def rope_cos_sin(positions, width, base=100.0):
-    """Places (N, axes) -> cosines and sines, 2 × (N, width/2), of the turns of a head's channel
-    pairs.
+    """Coordinates (N, axes) -> cosines and sines, 2 × (N, width/2), of the turns of a head's
+    channel pairs.
 
     Each axis turns an equal share of the pairs, and the first one also what is left over: 2D and
     3D grids alike. RoPE: Su et al. 2021, section 3.2.2; per axis, with base 100: Heo et al.
@@ -101,7 +112,7 @@ def rope_axis_dims(width):
 
 
 def rope_cos_sin_3d(positions, width, base=100.0):
-    """Places (N, 3) -> cosines and sines, 2 × (N, width/2), of a head: RoPE on three axes.
+    """Coordinates (N, 3) -> cosines and sines, 2 × (N, width/2), of a head: RoPE on three axes.
 
     Each axis turns its own channels, as many as `rope_axis_dims` says, and has its own
     frequencies."""
@@ -121,8 +132,7 @@ def neighbor_offsets(grid):
 def offset_index(grid):
     "Which offset of a grid (t, h, w) a (query, key) pair has: numbers from 0, (N, N)."
     p = torch.cartesian_prod(*[torch.arange(n, device='cpu') for n in grid])             # (N, 3)
-    # key − query
-    d = p[None] - p[:, None] + torch.tensor(grid, device='cpu') - 1
+    d = p[None] - p[:, None] + torch.tensor(grid, device='cpu') - 1        # key − query, (N, N, 3)
     return (d[..., 0] * (2 * grid[1] - 1) + d[..., 1]) * (2 * grid[2] - 1) + d[..., 2]
 
 # %% ../../nbs/models/positions.ipynb #da49e6e2
@@ -140,8 +150,7 @@ class RelativePositionBias(nn.Module):
         axes = [torch.arange(1 - n, n, device='cpu') for n in grid]
         every = torch.cartesian_prod(*axes).float()                                 # (offsets, 3)
         center = torch.tensor([near[h % len(near)] for h in range(heads)], device='cpu').float()
-        # (heads, offsets)
-        distance = (every - center[:, None]).square().sum(-1)
+        distance = (every - center[:, None]).square().sum(-1)               # (heads, offsets)
         self.table = nn.Parameter(-alpha * distance.clamp(max=16))
         self.register_buffer('index', offset_index(grid), persistent=False)         # (N, N)
 
@@ -160,15 +169,14 @@ def grid_indices(whole, grid, device):
     if tuple(grid) == tuple(whole):
         return slice(None)
     counted = torch.arange(torch.Size(whole).numel(), device=device).view(whole)
-    return counted[tuple(map(slice, grid))].flatten()
+    return rearrange(counted[tuple(map(slice, grid))], '... -> (...)')
 
 # %% ../../nbs/models/positions.ipynb #41bcbba5
 @POSITIONS.register('none')
 @dataclass(frozen=True)
 class Positions:
     "What all kinds share; by itself: none, tokens are a set."
-    # clip size that the tokens are spread over; (): the model's own
-    base_size: tuple = ()
+    base_size: tuple = ()            # clip size the tokens are spread over; (): the model's own
 
     def __post_init__(self):
         object.__setattr__(self, 'base_size', tuple(self.base_size))

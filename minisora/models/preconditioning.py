@@ -59,7 +59,7 @@ class DirectOutput:
         "What the network says of x at t -> the model's answer, (B, channels, T, H, W)."
         return out
 
-
+# %% ../../nbs/models/preconditioning.ipynb #712950af
 class _Preconditioned:
     "Inputs of unit variance, C channels out."
 
@@ -67,7 +67,7 @@ class _Preconditioned:
         return latent_channels
 
     def scale_input(self, x, t):
-        return (x / linear_path_variance(t).sqrt()).to(x.dtype)
+        return (x / linear_path_variance(t).sqrt()).to(x.dtype)                 # (B, C, T, H, W)
 
 
 @OUTPUTS.register('edm')

@@ -27,9 +27,11 @@ def state_of(weights):
 
     Of a training checkpoint with averages these are taken."""
     if isinstance(weights, dict):
-        state, where = weights, 'state dict'
+        state = weights
+        where = 'state dict'
     else:
-        state, where = load_tensors(weights), weights
+        state = load_tensors(weights)
+        where = weights
     return dict(state.get('ema', state)), where
 
 # %% ../../nbs/models/weights.ipynb #4f4a71e6
@@ -85,7 +87,7 @@ def latte_state(model):
     state['x_embedder.proj.bias'] = state.pop('x_embedder.bias')
     return state
 
-
+# %% ../../nbs/models/weights.ipynb #c9c0e799
 def latte_problems(c):
     "What a `VideoDiTConfig` has that Latte does not, as (field, text)."
     wanted = dict(layout='factorized', positions='latte', output='direct')
@@ -159,7 +161,7 @@ def diffusers_key_map(depth):
         rows[theirs] = (f'y_embedder.{table}', None)
     return rows
 
-
+# %% ../../nbs/models/weights.ipynb #0db2443b
 def _check_keys(state, wanted, where, foreign):
     "ValueError naming the first key that is missing or that is not wanted."
     for key in sorted(set(wanted) - set(state)):
@@ -189,13 +191,13 @@ def state_to_diffusers(state, where='state dict'):
         return t.clone(memory_format=torch.contiguous_format)
     return {theirs: part(*row) for theirs, row in key_map.items()}
 
-
+# %% ../../nbs/models/weights.ipynb #6d424e02
 def state_from_diffusers(state, grid, where='state dict'):
-    """State dict of a `DiTTransformer2DModel` -> official layout, with positions of a `grid` (h,
-    w).
+    """State dict of a `DiTTransformer2DModel` -> official layout, with positions of a `grid`
+    (h, w).
 
-    ValueError names a key that is missing, unexpected, or an embedder that differs from block
-    0's."""
+    ValueError names a key that is missing, unexpected, or an embedder that differs from that of
+    block 0."""
     depth = len({k.split('.')[1] for k in state if k.startswith('transformer_blocks.')})
     key_map = diffusers_key_map(depth)
     _check_keys(state, key_map, where, 'not a tensor of a DiT')
@@ -236,14 +238,14 @@ def diffusers_config(config):
         patch_size=c.patch, num_embeds_ada_norm=c.num_classes, norm_eps=1e-6,
         **diffusers_constants())
 
-
+# %% ../../nbs/models/weights.ipynb #01a61af8
 INT_FIELDS = ('num_attention_heads', 'attention_head_dim', 'in_channels', 'num_layers',
               'sample_size', 'patch_size', 'num_embeds_ada_norm')
 
 
 def fields_from_diffusers(values, where='config.json'):
-    """config.json of a `DiTTransformer2DModel`, a dict -> fields of a DiTConfig. ValueError names a
-    field that is wrong."""
+    """config.json of a `DiTTransformer2DModel`, a dict -> fields of a DiTConfig. ValueError names
+    a field that is wrong."""
     for key in INT_FIELDS:
         if type(values.get(key)) is not int:
             raise ValueError(f'{where}: {key}={values.get(key)!r} is no int')

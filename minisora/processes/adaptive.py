@@ -32,29 +32,32 @@ def dopri5(v, x, times, atol=1e-6, rtol=1e-3):
         raise ValueError(f'dopri5 cannot keep to atol {atol} and rtol {rtol}: {e}') from None
 
 # %% ../../nbs/processes/adaptive.ipynb #33ba4da8
-class _Watched:
-    "The velocity v(x, t), t a float, which remembers what the model takes the data to be."
+class _RecordingVelocity:
+    """The velocity v(x, t), t a float, which records what the model takes the data to be, for each
+    of `times`."""
     def __init__(self, model, objective, condition, times):
         self.model = model
         self.objective = objective
         self.condition = condition
         self.times = times
-        self.sign = 1 if times[-1] > times[0] else -1
-        self.latest = {}                # {number of a time: guess of the data, (B, …)}
+        self.direction = 1 if times[-1] > times[0] else -1
+        self.latest = {}                # {number of a time: guess of the data (B, …)}
 
     def __call__(self, x, t):
-        at = torch.full((len(x),), t, device=x.device)
+        at = torch.full((len(x),), t, device=x.device)                      # (B,)
         out = self.objective.raw_prediction(self.model, x, at, self.condition)
-        data, _ = self.objective.to_data_and_noise(out, x, at)
-        # kept for the first of the times that is not before t
-        passed = sum(self.sign * u < self.sign * t - 1e-6 for u in self.times)
-        self.latest[passed] = data
+        data, _ = self.objective.to_data_and_noise(out, x, at)              # (B, …)
+        self.latest[self.next_time(t)] = data
         return self.objective.to_velocity(out, x, at)
+
+    def next_time(self, t):
+        "How many of the times t has passed, which is the number of the one to come."
+        return sum(self.direction * (t - u) > 1e-6 for u in self.times)
 
     def guesses(self):
         "One guess of the data (B, …) for each time; where none was made, that of the time before."
-        for k in range(len(self.times)):
-            self.latest.setdefault(k, self.latest.get(k - 1))
+        for k in range(1, len(self.times)):
+            self.latest.setdefault(k, self.latest[k - 1])
         return [self.latest[k] for k in range(len(self.times))]
 
 # %% ../../nbs/processes/adaptive.ipynb #79f4e31e
@@ -70,14 +73,14 @@ def dopri5_iter(model, objective, x, condition, times, atol, rtol, together=Fals
     guesses = []
     for row in rows:
         part = None if condition is None else condition[row]
-        v = _Watched(model, objective, part, times)
-        states.append(dopri5(v, x[row], times, atol, rtol))             # (steps + 1, 1 or B, …)
+        v = _RecordingVelocity(model, objective, part, times)
+        states.append(dopri5(v, x[row], times, atol, rtol))             # (len(times), 1 or B, …)
         guesses.append(v.guesses())
-    states = torch.cat(states, 1)                                       # (steps + 1, B, …)
-    guesses = [torch.cat(g) for g in zip(*guesses)]
-    for t, state, data in zip(times[:-1], states, guesses):
-        yield t, state, data
-    if times[-1] > times[0]:
+    states = torch.cat(states, 1)                                       # (len(times), B, …)
+    guesses = [torch.cat(g) for g in zip(*guesses)]                     # (B, …) each
+    yield from zip(times[:-1], states, guesses)
+    forward = times[-1] > times[0]
+    if forward:
         yield 1., states[-1], states[-1]
     else:
         yield 0., states[-1], guesses[-1]

@@ -91,8 +91,7 @@ def vlb_term(objective, output, latents, x, t):
 
     `output` is a pair (prediction, variance channels or None), each (B, C, …)."""
     k = objective.noise_schedule.timestep(t)
-    # alphas_cumprod[-1] is 1
-    alphas_cumprod = objective.noise_schedule.alphas_cumprod.to(x.device)
+    alphas_cumprod = objective.noise_schedule.alphas_cumprod.to(x.device)   # [-1] is 1
     true, small, _ = q_posterior(latents, x, alphas_cumprod[k], alphas_cumprod[k - 1])
     mean, logvar, _ = p_mean_variance(objective, output, x, k, k - 1)
     true_logvar = append_dims(small.clamp(min=objective.min_posterior_variance).log(), x)

@@ -97,8 +97,8 @@ def coefficients(self: NoiseSchedule, t):
 
 # %% ../../nbs/processes/schedules.ipynb #141b8c83
 def space_timesteps(steps, count, spacing='linspace'):
-    """`count` of the steps 0 … steps−1, rising; or, from a list of counts, so many from each equal
-    section.
+    """`count` of the steps 0 … steps−1, rising; or, with a list of counts, that many from each of
+    as many equal sections.
 
     spacing 'linspace': both ends (DiT; a single one is the last); 'leading': 0, d, 2d … (DDIM);
     'trailing': … steps−1−d, steps−1 (Lin et al. 2024, section 3.3). The names are diffusers'.
@@ -119,7 +119,7 @@ def space_timesteps(steps, count, spacing='linspace'):
 
 
 def _in_sections(steps, counts, spacing):
-    "So many steps from each of `len(counts)` equal sections."
+    "From each of `len(counts)` equal sections as many steps as its count says."
     size, more = divmod(steps, max(len(counts), 1))
     start = [i * size + min(i, more) for i in range(len(counts) + 1)]
     sections = zip(start, start[1:], counts)

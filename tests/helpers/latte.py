@@ -56,9 +56,10 @@ def captions(n=2, parts=1, numbers=(77, 768)):
 
 
 def plain_latte(w, x, step, y, heads, y_images=()):
-    """Latte from a state dict of its names: one sample x (F, C, H, W), its step index, its class, one class for each
-    image behind the frames -> (F, 2 C, H, W). Attention is written out, frame by frame.
-    Where the weights have a text projection, captions (77, 768) stand in place of classes."""
+    """Latte from a state dict of its names: one sample x (F, C, H, W), its step index, its
+    class, one class for each image behind the frames -> (F, 2 C, H, W). Attention is written
+    out, frame by frame. Where the weights have a text projection, captions (77, 768) stand in
+    place of classes."""
 
     def linear(name, h):
         return h @ w[name + ".weight"].T + w[name + ".bias"]
@@ -99,7 +100,8 @@ def plain_latte(w, x, step, y, heads, y_images=()):
 
 
 def _head(linear, f, c):
-    "Tokens (S, D) of a frame -> (2 C, 8, 8); with captions the last layer hears the time alone (sic)."
+    """Tokens (S, D) of a frame -> (2 C, 8, 8); with captions the last layer hears the time alone
+    (sic)."""
     shift, scale = linear("final_layer.adaLN_modulation.1", F.silu(c)).chunk(2)
     patch = linear("final_layer.linear", f * (1 + scale) + shift)
     patch = patch.view(4, 4, 2, 2, -1)  # (h, w, p, q, 2 C)

@@ -8,7 +8,8 @@ def generator(seed=0):
 
 
 def square_at(path, side=6, size=(48, 80), colour=(255, 255, 255), ground=(0, 0, 0)):
-    "A clip (1, 3, T, H, W) of a square whose corner goes along integer (x, y)s; None: a frame without it."
+    """A clip (1, 3, T, H, W) of a square whose corner goes along integer (x, y)s; None: a frame
+    without it."""
     x = torch.tensor(ground, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, len(path), *size).clone()
     for t, at in enumerate(path):
         if at is not None:

@@ -378,6 +378,7 @@ MISTAKES = {
         (lambda t: torch.round(1000 * (1 - t)), "whole numbers"),
         (lambda t: torch.round(1000 * (1 - t)).long() + 1, "counted from 0"),
         (lambda t: torch.round(1000 * (1 - t)).long() % 1000, "t = 0 is pure noise"),
+        (lambda t: torch.round(1000 * (1 - t)).long(), "clamp to 999"),
         (lambda t: torch.round(1000 * (1 - t)).long().clamp(0, 500), "is step 501, not 500"),
     ],
     "dit_inverse_rope": [

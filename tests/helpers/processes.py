@@ -46,7 +46,8 @@ def last(states):
 
 
 def mixture(objective):
-    "The perfect model of three Gaussians in the plane, in the objective's prediction; x (B, 2, …): each place is a point."
+    """The perfect model of three Gaussians in the plane, in the objective's prediction; x (B, 2,
+    …): each place is a point."""
 
     def model(x, t, y=None):
         a, s = (c.to(x).view(-1, 1, 1) for c in objective.coefficients(t)[:2])
@@ -85,11 +86,14 @@ def crowd(seed=0, n=3000):
 class Net(torch.nn.Module):
     "A model with a null id that counts its calls and remembers whether it was in training."
 
-    null_id, latent_shape = 3, (4, 2, 3, 3)
+    null_id = 3
+    latent_shape = (4, 2, 3, 3)
 
     def __init__(self, channels=4):
         super().__init__()
-        self.scale, self.calls, self.channels = torch.nn.Parameter(torch.tensor(0.3)), [], channels
+        self.scale = torch.nn.Parameter(torch.tensor(0.3))
+        self.calls = []
+        self.channels = channels
 
     def forward(self, x, t, y=None):
         self.calls.append((len(x), self.training))
