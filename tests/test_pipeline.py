@@ -37,7 +37,9 @@ from minisora.frames import FramePrediction, sample_continuation
 from minisora.interpolants import Interpolant
 from minisora.latent_cache import LatentCache, write_cache
 from minisora.models.conditions import CaptionCondition, Unconditional, WordCondition
-from minisora.models.preconditioning import *  # noqa: F403
+from minisora.models.layouts import Factorized
+from minisora.models.positions import LattePositions
+from minisora.models.preconditioning import DataOutput, DirectOutput, EDMOutput
 from minisora.pipeline import VideoPipeline
 from minisora.pipeline_output import VideoPipelineOutput
 from minisora.sampling import renoise_average, sample
@@ -472,6 +474,7 @@ def test_a_clip_is_saved_as_its_suffix_says(plain, tmp_path, suffix, scale):
         assert picture.format == suffix.strip(".").upper()
         assert picture.n_frames == 4 and picture.size == (32 * scale, 32 * scale)
         picture.seek(1)
+        picture.load()  # a webp says its times only then
         assert picture.info["duration"] == pytest.approx(125, abs=5)
 
 
@@ -783,7 +786,8 @@ def test_a_training_on_a_cache_knows_what_belongs_to_it(cached):
     assert pipe.sampling == dict(num_inference_steps=2)
     assert pipe(clips[0].caption).frames.shape == (1, 3, 4, 32, 32)
     z = pipe.encode(to_float(torch.stack([clips[i].frames for i in range(8)])))
-    close(z, cache[list(range(8))]["latents"])
+    stored = cache[list(range(8))]["latents"]  # in float16
+    torch.testing.assert_close(z, stored, atol=2e-3, rtol=1e-3)
 
 
 def test_statistics_of_each_channel(cached):
@@ -821,7 +825,7 @@ def test_another_autoencoder_is_refused(cached):
         VideoPipeline.from_fit(result, ImageVAE(channels=4))
 
 
-def test_a_copy_with_a_tuned_decoder_is_accepted(cached):
+def test_a_tuned_decoder_takes_its_place_afterwards(cached):
     clips, ae, cache, result = cached
     tuned = copy.deepcopy(ae)
 
@@ -829,16 +833,12 @@ def test_a_copy_with_a_tuned_decoder_is_accepted(cached):
         return cache.denormalize(cache[index.tolist()]["latents"])
 
     finetune_decoder(tuned, clips, predict, steps=2)
-    pipe = VideoPipeline.from_fit(result, ae, decoder=tuned, num_inference_steps=2)
-    assert pipe.autoencoder is tuned
-    other = VideoPipeline.from_fit(result, ae, num_inference_steps=2)
-    assert not torch.equal(pipe(clips[0].caption).frames, other(clips[0].caption).frames)
-    with pytest.raises(ValueError, match="decoder="):  # says how it is accepted
+    with pytest.raises(ValueError, match="another autoencoder"):  # not the one that encoded them
         VideoPipeline.from_fit(result, tuned)
-    with torch.no_grad():
-        tuned.skip_in.weight[0, 0, 0, 0] += 1e-3
-    with pytest.raises(ValueError, match="decoder.*encodes"):
-        VideoPipeline.from_fit(result, ae, decoder=tuned)
+    pipe = VideoPipeline.from_fit(result, ae, num_inference_steps=2)
+    before = pipe(clips[0].caption).frames
+    pipe.autoencoder = tuned
+    assert not torch.equal(pipe(clips[0].caption).frames, before)
 
 
 def test_a_training_on_plain_tensors_is_told_the_rest(cached):
@@ -908,13 +908,11 @@ def test_parts_that_do_not_belong_together_are_named(changes, message):
         picturing_pipeline(**changes)
 
 
-@pytest.mark.parametrize("precondition", ["edm", "x"])
-def test_a_model_that_answers_with_another_thing_is_refused(precondition):
+@pytest.mark.parametrize("output", [EDMOutput(), DataOutput()])
+def test_a_model_that_answers_with_another_thing_is_refused(output):
     "Its network is wrapped so that it gives a velocity: an objective that asks for data would take it for data."
-    config = VideoDiTConfig(channels=4, precondition=precondition, **dict(SIZE, size=(4, 4, 4)))
-    parts = wordless_parts(model=awake(config))
-    kind = config.output.kind
-    assert kind != "direct"
+    parts = wordless_parts(model=awake(video_config(output=output)))
+    kind = output.kind
     for prediction in ("data", "noise"):
         with pytest.raises(ValueError, match=f"output='{kind}' gives a velocity, .*'{prediction}'"):
             VideoPipeline(**parts | dict(objective=Interpolant(prediction=prediction)))
@@ -923,7 +921,7 @@ def test_a_model_that_answers_with_another_thing_is_refused(precondition):
 
 
 def test_a_model_with_a_variance_needs_its_objective(tmp_path):
-    config = VideoDiTConfig(channels=4, learn_sigma=True, **dict(SIZE, size=(4, 4, 4)))
+    config = video_config(output=DirectOutput(learn_sigma=True))
     parts = wordless_parts(model=awake(config))
     for objective in (Interpolant(), GaussianDiffusion()):
         with pytest.raises(ValueError, match="predicts a variance, and the objective does not"):
@@ -935,7 +933,7 @@ def test_a_model_with_a_variance_needs_its_objective(tmp_path):
 def test_a_model_of_embedded_captions_takes_no_words():
     condition = CaptionCondition(12)
     config = video_config(
-        patch=(1, 2, 2), condition=condition, positions="latte", attention="factorised"
+        patch=(1, 2, 2), condition=condition, positions=LattePositions(), layout=Factorized()
     )
     with pytest.raises(ValueError, match="the model takes no words"):
         picturing_pipeline(model=awake(config))
