@@ -1,9 +1,8 @@
-"""What the tests of frames, pipelines and runs share: awake models, an autoencoder of means, a pipeline, old names."""
+"""What the tests of frames, pipelines and runs share: awake models, an autoencoder of means, a pipeline."""
 
 import dataclasses
-import warnings
-from contextlib import contextmanager
 
+import pytest
 import torch
 from helpers.autoencoder import inner_vae, wide_clips
 from torch import nn
@@ -16,9 +15,10 @@ from minisora.interpolants import Interpolant
 from minisora.latents.base import AutoencoderBase
 from minisora.latents.compression import PCACompressedVAE
 from minisora.latents.video_vae import CausalVideoVAE
-from minisora.models.conditions import WordCondition
+from minisora.models.conditions import Unconditional, WordCondition
 from minisora.pipeline import VideoPipeline
 from minisora.temporal import VideoDiT, VideoDiTConfig
+from minisora.train import fit
 
 # the smallest video model, for latents of four frames
 SIZE = dict(size=(4, 2, 2), patch=(1, 1, 1), width=32, depth=2, heads=2)
@@ -97,9 +97,24 @@ def speaking_pipeline(**changes):
     return VideoPipeline(**dict(speaking_parts(), sampling=SAMPLING) | changes)
 
 
-@contextmanager
-def no_old_names():
-    "The library calls nothing by a name of version 0.1 here."
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", ".*the old name goes with the next release")
-        yield
+def close(a, b):
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def never(*args, **options):
+    pytest.fail("sampled before it was refused")
+
+
+def wordless_parts(**changes):
+    model = awake(VideoDiTConfig(channels=4, **dict(SIZE, size=(4, 4, 4))))
+    return dict(picturing_parts(), model=model, vocabulary=None) | changes
+
+
+def video_config(**changes):
+    return VideoDiTConfig(**dict(SIZE, size=(4, 4, 4), channels=4) | changes)
+
+
+def train_little(data, words=None, channels=4, objective=Interpolant(prediction="data")):
+    condition = Unconditional() if words is None else WordCondition(len(words), slots=words.slots)
+    config = VideoDiTConfig(channels=channels, condition=condition, **dict(SIZE, size=(4, 4, 4)))
+    return fit(VideoDiT(config), data, objective, steps=2, progress=False)
