@@ -1,4 +1,5 @@
-"""Lesson 13: frame prediction, sampling after frames that are known, films of several clips, and their joints."""
+"""Lesson 13: frame prediction, sampling after frames that are known, films of several clips, and
+their joints."""
 
 import json
 
@@ -80,7 +81,8 @@ def test_loss_is_the_error_of_the_unknown_frames_over_all(model):
 
 @pytest.mark.parametrize("extra", [dict(temporal_diff_weight=4.0), dict(jerk_weight=0.1)])
 def test_extra_terms_take_known_frames_for_right(extra):
-    "A model that answers rightly on the other frames has no loss at all, whatever it says of the known ones."
+    """A model that answers rightly on the other frames has no loss at all, whatever it says of the
+    known ones."""
     z, y, noise, t = batch()
 
     class Right(nn.Module):
@@ -193,8 +195,8 @@ def test_known_frames_of_another_number_are_named(model):
 
 
 def test_a_model_learns_to_continue():
-    """Clips that are all +1 or all −1, no condition: only the first frame says which. One model, one training:
-    given a frame it continues it; given none it begins clips of both kinds."""
+    """Clips that are all +1 or all −1, no condition: only the first frame says which. One model,
+    one training: given a frame it continues it; given none it begins clips of both kinds."""
     sign = 1 - 2.0 * (torch.arange(64) % 2)
     z = sign.view(-1, 1, 1, 1, 1).expand(64, 2, 3, 2, 2).clone()
     config = VideoDiTConfig(channels=3, **dict(SIZE, size=(3, 2, 2)))

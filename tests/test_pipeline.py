@@ -1,4 +1,5 @@
-"""`VideoPipeline` as a user meets it: called, given frames, filmed; what it makes; and all it refuses."""
+"""`VideoPipeline` as a user meets it: called, given frames, filmed; what it makes; and all it
+refuses."""
 
 from dataclasses import replace
 
@@ -115,7 +116,8 @@ def test_a_seed_is_a_clip(plain):
 @pytest.mark.parametrize("options", [dict(), dict(solver="sde"), dict(solver="ddim", eta=1.0)])
 @pytest.mark.parametrize("renoise_times", [0, 2])
 def test_clip_i_depends_on_its_prompt_and_i_alone(plain, options, renoise_times):
-    "Alone, in other company, in another order, in batches of any size; with fresh noise in each step, too."
+    """Alone, in other company, in another order, in batches of any size; with fresh noise in each
+    step, too."""
     prompts = ["hello", "rest", "you", "rest", "hello"]
     options = dict(options, seed=3, renoise_times=renoise_times)
     whole = plain(prompts, **options).frames

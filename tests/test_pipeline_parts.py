@@ -1,4 +1,4 @@
-"""What a pipeline is made of: what a training knows of it, and parts that do not belong together."""
+"""What a pipeline is made of: what a training knows of it, and parts that do not fit."""
 
 import copy
 
@@ -184,7 +184,8 @@ def test_parts_that_do_not_belong_together_are_named(changes, message):
 
 @pytest.mark.parametrize("output", [EDMOutput(), DataOutput()])
 def test_a_model_that_answers_with_another_thing_is_refused(output):
-    "Its network is wrapped so that it gives a velocity: an objective that asks for data would take it for data."
+    """Its network is wrapped so that it gives a velocity: an objective that asks for data would
+    take it for data."""
     parts = wordless_parts(model=awake(video_config(output=output)))
     kind = output.kind
     for prediction in ("data", "noise"):

@@ -1,4 +1,5 @@
-"""Pipelines in folders: saved, opened again, those of runs and avatars, and what is said of a damaged one."""
+"""Pipelines in folders: saved, opened again, those of runs and avatars, and what is said of a
+damaged one."""
 
 import json
 import shutil
@@ -299,7 +300,8 @@ def test_it_moves_as_a_model_does(plain):
 
 @pytest.mark.gpu
 def test_on_a_gpu(tmp_path):
-    "Calls, known frames, films, a generator there; clips come back to the CPU, near those made here."
+    """Calls, known frames, films, a generator there; clips come back to the CPU, near those made
+    here."""
     here = speaking_pipeline()
     there = speaking_pipeline().to("cuda")
     assert there.device.type == "cuda" and there.autoencoder.spec == here.autoencoder.spec

@@ -1,4 +1,5 @@
-"""What the tests of frames, pipelines and runs share: awake models, an autoencoder of means, a pipeline."""
+"""What the tests of frames, pipelines and runs share: awake models, an autoencoder of means, a
+pipeline."""
 
 import dataclasses
 
@@ -25,7 +26,8 @@ SIZE = dict(size=(4, 2, 2), patch=(1, 1, 1), width=32, depth=2, heads=2)
 
 
 def awake(config, seed=0):
-    "A VideoDiT whose zero-initialized layers are redrawn: a fresh one answers 0, which would hide any fault."
+    """A VideoDiT whose zero-initialized layers are redrawn: a fresh one answers 0, which would hide
+    any fault."""
     model = VideoDiT(config, seed=seed)
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -55,7 +57,8 @@ WORDS = Vocabulary.from_captions(["hello", "you", "rest"])
 
 
 def speaking_parts():
-    "The parts of a pipeline that continues clips of 9 frames of 32×64 pixels: a model, a compressed autoencoder, words."
+    """The parts of a pipeline that continues clips of 9 frames of 32×64 pixels: a model, a
+    compressed autoencoder, words."""
     inner = inner_vae()
     ae = PCACompressedVAE.from_autoencoder(inner, 2, 3)
     with torch.no_grad():
