@@ -385,7 +385,10 @@ def judge_report(self: Experiment, clips, real, wanted):
 
 @patch
 def minutes(self: Experiment):
-    "CPU-minutes of training and of all else, and minutes in all, of what ran so far."
+    """CPU-minutes of training and of all else, and minutes in all, of what ran so far; {} for a model
+    that was trained elsewhere."""
+    if not (self.out / 'training').exists():
+        return {}
     times = self.times()
     tuning = times.pop('decoder', dict(cpu=0, wall=0))
     other = sum(t['cpu'] for name, t in times.items() if name != 'training')
