@@ -385,8 +385,7 @@ def judge_report(self: Experiment, clips, real, wanted):
 
 @patch
 def minutes(self: Experiment):
-    """CPU-minutes of training and of all else, and minutes in all, of what ran so far; {} for a model
-    that was trained elsewhere."""
+    "CPU-minutes of training and of all else, minutes in all; {} if it was trained elsewhere."
     if not (self.out / 'training').exists():
         return {}
     times = self.times()
