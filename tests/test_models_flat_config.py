@@ -17,7 +17,14 @@ from minisora.core.checks import config_from_dict
 from minisora.core.hub import load_strict
 from minisora.dit import DiT, DiTConfig
 from minisora.models.conditions import CaptionCondition, Unconditional, WordCondition
-from minisora.models.flat_config import FLAT, TRAINING_ONLY, flat_fields, flat_wrappers, is_flat, nest
+from minisora.models.flat_config import (
+    FLAT,
+    TRAINING_ONLY,
+    flat_fields,
+    flat_wrappers,
+    is_flat,
+    nest,
+)
 from minisora.models.layers import BlockConfig
 from minisora.models.layouts import Checkpointed, Factorized, Joint, Routed
 from minisora.models.positions import (
