@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -41,10 +40,7 @@ def benchmark(name):
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(folder))  # its `machine`
     try:
-        with warnings.catch_warnings():
-            # until the benchmarks have come to today's names
-            warnings.filterwarnings("ignore", ".*goes with the next release", DeprecationWarning)
-            spec.loader.exec_module(module)
+        spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(folder))
     return module

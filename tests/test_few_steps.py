@@ -10,9 +10,6 @@ from minisora.interpolants import Interpolant
 from minisora.recipe import Recipe
 from minisora.sampling import CallCounter, renoise_average, sample
 
-# until the benchmark has come to today's names
-pytestmark = pytest.mark.filterwarnings("ignore:.*goes with the next release")
-
 
 @pytest.fixture(scope="module")
 def few():
