@@ -1,19 +1,16 @@
-"""Reading video files against bare PyAV, and a folder of 480p films into a latent cache.
+"""Reading video files beside bare PyAV, and a folder of 480p films into a cache:
+benchmarks/decode.json.
 
     python benchmarks/decode.py [--data ../shared/data] [--files 4] [--rounds 3] [--films 32]
 
-Writes benchmarks/decode.json. Speed: each file is read in turn by MiniSora and by loops of bare PyAV,
-interleaved,
-in one process and one run; a row says frames decoded a CPU second (of all threads together, so that other
-work on the
-machine does not count). Bare PyAV is asked for the same clip (all frames decoded, those that it needs turned
-into
-RGB arrays and shrunk by Pillow), and for every frame as an RGB array.
-Folder: films of 480×640 are read through `FolderClips` and written as a cache with `write_cache`. The
-autoencoder
-only averages blocks of 8×8, so that reading is measured. Resident memory is sampled ten times a second."""
+Speed: each file is read in turn by MiniSora and by loops of bare PyAV, interleaved, in one process
+and one run; a row says frames decoded per CPU second (of all threads together, so that other work
+on the machine does not count). Bare PyAV is asked for the same clip (all frames decoded, those that
+it needs turned into RGB arrays and shrunk by Pillow), and for every frame as an RGB array.
+Folder: films of 480×640 are read through `FolderClips` and written as a cache with `write_cache`.
+The autoencoder only averages blocks of 8×8, so that reading is measured. Resident memory is sampled
+ten times a second."""
 
-import argparse
 import json
 import os
 import tempfile
@@ -24,35 +21,45 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from machine import machine
+from einops import reduce
+from machine import machine, make_parser
 from PIL import Image
 
-from minisora.clips import FolderClips, probe, read_video
-from minisora.latent_cache import write_cache, write_json
+from minisora.core.files import write_json
+from minisora.data.folders import FolderClips
+from minisora.data.video import probe, read_video
+from minisora.latent_cache import write_cache
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+SMALL = "minisora: 16 frames of 128×128"
+BARE_SMALL = "bare: 16 of 128×128 by Pillow"
+EVERY = "minisora: every frame, full size"
+BARE_EVERY = "bare: every picture"
 
 
 def decode_all(path, chosen):
     "Bare PyAV: decode every frame, and turn frame k into an RGB array where `chosen(k)`."
-    out = []
-    with av.open(str(path)) as f:
-        f.streams.video[0].thread_type = "AUTO"
-        for k, frame in enumerate(f.decode(video=0)):
+    pictures = []
+    with av.open(str(path)) as file:
+        file.streams.video[0].thread_type = "AUTO"
+        for k, frame in enumerate(file.decode(video=0)):
             if chosen(k):
-                out.append(frame.to_ndarray(format="rgb24"))
-    return out
+                pictures.append(frame.to_ndarray(format="rgb24"))
+    return pictures
 
 
-def shrunk(picture, size=128):
-    "The centre square of an RGB array, resized: the one line of Pillow that a plain loop would have."
-    (h, w), side = picture.shape[:2], min(picture.shape[:2])
-    box = ((w - side) / 2, (h - side) / 2, (w + side) / 2, (h + side) / 2)
+def shrink(picture, size=128):
+    "The center square of an RGB array, resized: the line of Pillow that a plain loop would have."
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    left = (width - side) / 2
+    top = (height - side) / 2
+    box = (left, top, left + side, top + side)
     return np.array(Image.fromarray(picture).resize((size, size), Image.BICUBIC, box=box))
 
 
 def readers(path):
-    "Name → a function that reads this file; each decodes all its frames."
+    "(Frames in a file, {name: a function that reads the file}); each decodes all frames."
     info = probe(path)
     n = round(info.seconds * info.fps)
     wanted = {int((k + 0.5) / 16 * n) for k in range(16)}
@@ -60,42 +67,58 @@ def readers(path):
     return n, {
         "bare: decode, no picture": lambda: decode_all(path, lambda k: False),
         "bare: decode, 16 pictures": lambda: decode_all(path, wanted.__contains__),
-        "bare: 16 of 128×128 by Pillow": lambda: [
-            shrunk(p) for p in decode_all(path, wanted.__contains__)
-        ],
-        "minisora: 16 frames of 128×128": lambda: read_video(path, 16, 128),
-        "bare: every picture": lambda: decode_all(path, lambda k: True),
-        "minisora: every frame, full size": lambda: read_video(path, n, whole),
+        BARE_SMALL: lambda: [shrink(p) for p in decode_all(path, wanted.__contains__)],
+        SMALL: lambda: read_video(path, 16, 128),
+        BARE_EVERY: lambda: decode_all(path, lambda k: True),
+        EVERY: lambda: read_video(path, n, whole),
     }
 
 
+def best_seconds(ways, rounds):
+    "CPU seconds of each function, the best of `rounds`, interleaved, in turn from either end."
+    best = dict.fromkeys(ways, float("inf"))
+    for k in range(rounds):
+        for name in list(ways)[:: 1 if k % 2 else -1]:
+            start = time.process_time()
+            ways[name]()
+            best[name] = min(best[name], time.process_time() - start)
+    return best
+
+
 def speeds(files, rounds):
-    """Frames a CPU second of each reader over all files: the best of `rounds` for each file, readers
-    interleaved."""
-    frames, seconds = 0, {}
+    "Frames per CPU second of each reader, over all files."
+    frames = 0
+    seconds = {}
     for path in files:
         n, ways = readers(path)
-        best = dict.fromkeys(ways, float("inf"))
-        for k in range(rounds):
-            for name in list(ways)[:: 1 if k % 2 else -1]:
-                start = time.process_time()
-                ways[name]()
-                best[name] = min(best[name], time.process_time() - start)
         frames += n
-        for name, s in best.items():
-            seconds[name] = seconds.get(name, 0) + s
+        for name, best in best_seconds(ways, rounds).items():
+            seconds[name] = seconds.get(name, 0) + best
     return {name: round(frames / s, 1) for name, s in seconds.items()}
 
 
-class Blocks:
-    """An 'autoencoder' that averages blocks of 8×8 pixels: next to no work, so that reading is what is
-    measured."""
+def speed_report(folder, ext, count, rounds):
+    "Speeds on `count` files of a folder, and the ratios that matter."
+    found = sorted(folder.glob(f"*.{ext}"))
+    if not found:
+        raise SystemExit(f"no *.{ext} in {folder}")
+    files = found[:: max(1, len(found) // count)][:count]
+    pace = speeds(files, rounds)
+    ratio = dict(
+        same_clip=round(pace[SMALL] / pace[BARE_SMALL], 3),
+        clip_against_every_picture=round(pace[SMALL] / pace[BARE_EVERY], 3),
+        every_frame=round(pace[EVERY] / pace[BARE_EVERY], 3),
+    )
+    return dict(files=len(files), frames_per_cpu_second=pace, ratio=ratio)
+
+
+class BlockMeans:
+    "In an autoencoder's place: means of 8×8 pixels, next to no work, so that reading is measured."
 
     spec = None
 
     def encode(self, x):
-        b, c, t, h, w = x.shape
-        z = x.view(b, c, t, h // 8, 8, w // 8, 8).mean((4, 6))
+        z = reduce(x, "b c t (h p) (w q) -> b c t h w", "mean", p=8, q=8)
         return z, torch.zeros_like(z)
 
 
@@ -103,7 +126,8 @@ class Watched:
     "A dataset that notes after how many CPU seconds of the process each clip was read."
 
     def __init__(self, clips):
-        self.clips, self.times = clips, []
+        self.clips = clips
+        self.times = []
 
     def __len__(self):
         return len(self.clips)
@@ -114,86 +138,99 @@ class Watched:
         return clip
 
 
-def resident():
+def resident_mib():
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2**20
 
 
-def folder_to_cache(films, count, batch_size=2):
-    "`count` films of 480×640 in a folder (links to `films`), read and written as a cache."
+class MemoryWatch:
+    "While it is open: (clips read, resident MiB), ten times a second, in `seen`."
+
+    def __init__(self, clips):
+        self.clips = clips
+        self.seen = []
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+
+    def watch(self):
+        while not self.done.wait(0.1):
+            self.seen.append((len(self.clips.times), resident_mib()))
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.done.set()
+        self.thread.join()
+
+
+def write_films(films, count, batch_size):
+    "Write `count` links to films as a cache; returns the dataset, and the memory of reading it."
     with tempfile.TemporaryDirectory() as home:
-        folder = Path(home) / "films"
+        home = Path(home)
+        folder = home / "films"
         folder.mkdir()
         for k in range(count):
-            (folder / f"{k:04d} {films[k % len(films)].name}").symlink_to(films[k % len(films)])
+            film = films[k % len(films)]
+            (folder / f"{k:04d} {film.name}").symlink_to(film)
         clips = Watched(FolderClips(folder, (480, 640), 16, 8.0, check="open", keep=0))
-        memory, done, begin, start = [], threading.Event(), resident(), time.process_time()
+        begin = resident_mib()
+        start = time.process_time()
+        with MemoryWatch(clips) as memory:
+            write_cache(home / "cache", clips, BlockMeans(), batch_size=batch_size, progress=False)
+    return [t - start for t in clips.times], begin, memory.seen
 
-        def watch():
-            while not done.wait(0.1):
-                memory.append((len(clips.times), resident()))
 
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
-            write_cache(
-                Path(home) / "cache", clips, Blocks(), batch_size=batch_size, progress=False
-            )
-        finally:
-            done.set()
-            thread.join()
-    t, half = [x - start for x in clips.times], count // 2
-    tenth = lambda k: [m for n, m in memory if k * count <= 10 * n <= (k + 1) * count]
-    at = [round(max(tenth(k), default=begin) - begin) for k in range(10)]
+def folder_to_cache(films, count, batch_size=2):
+    "`count` films of 480×640 in a folder, read and written as a cache: pace and memory."
+    times, begin, memory = write_films(films, count, batch_size)
+    half = count // 2
+
+    def growth(k):
+        "The most MiB above the start, in the k-th tenth of the films."
+        tenth = [mib for n, mib in memory if k * count <= 10 * n <= (k + 1) * count]
+        return round(max(tenth, default=begin) - begin)
+
+    by_tenth = [growth(k) for k in range(10)]
     return dict(
         films=count,
         frames=16,
         height=480,
         width=640,
         batch_size=batch_size,
-        clips_per_cpu_second=round(count / t[-1], 2),
-        first_half=round(half / t[half - 1], 2),
-        second_half=round((count - half) / (t[-1] - t[half - 1]), 2),
+        clips_per_cpu_second=round(count / times[-1], 2),
+        first_half=round(half / times[half - 1], 2),
+        second_half=round((count - half) / (times[-1] - times[half - 1]), 2),
         memory_before_mib=round(begin),
-        growth_by_tenth_mib=at,
-        growth_mib=max(at),
+        growth_by_tenth_mib=by_tenth,
+        growth_mib=max(by_tenth),
         all_frames_mib=round(count * 3 * 16 * 480 * 640 / 2**20),
     )
 
 
 def main():
-    args = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = make_parser(__doc__, __file__)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("../shared/data"),
+        help="the folder that holds the videos, in signs/ and asl/ (default: %(default)s)",
     )
-    args.add_argument("--data", type=Path, default=Path("../shared/data"))
-    args.add_argument("--files", type=int, default=4)
-    args.add_argument("--rounds", type=int, default=3)
-    args.add_argument("--films", type=int, default=32)
-    args.add_argument("--out", type=Path, default=Path(__file__).with_name("decode.json"))
-    a = args.parse_args()
+    parser.add_argument("--files", type=int, default=4, help="files of each kind that are timed")
+    parser.add_argument("--rounds", type=int, default=3, help="readings of each, the best counts")
+    parser.add_argument("--films", type=int, default=32, help="films in the folder, 2 or more")
+    args = parser.parse_args()
     torch.set_num_threads(1)
     av.logging.set_level(None)
     report = dict(machine=machine(), cores_used=len(os.sched_getaffinity(0)), speed={})
     for name, ext in (("signs", "mp4"), ("asl", "mkv")):
-        found = sorted((a.data / name).glob(f"*.{ext}"))
-        if not found:
-            raise SystemExit(f"no *.{ext} in {a.data / name}")
-        used = found[:: max(1, len(found) // a.files)][: a.files]
-        got = speeds(used, a.rounds)
-        clip, every = got["minisora: 16 frames of 128×128"], got["minisora: every frame, full size"]
-        report["speed"][name] = dict(
-            files=len(used),
-            frames_per_cpu_second=got,
-            ratio=dict(
-                same_clip=round(clip / got["bare: 16 of 128×128 by Pillow"], 3),
-                clip_against_every_picture=round(clip / got["bare: every picture"], 3),
-                every_frame=round(every / got["bare: every picture"], 3),
-            ),
-        )
-        print(name, json.dumps(report["speed"][name], ensure_ascii=False, indent=1), flush=True)
-    films = [f.resolve() for f in sorted((a.data / "asl").glob("*.mkv"))]
-    report["folder_to_cache"] = folder_to_cache(films, a.films)
+        row = speed_report(args.data / name, ext, args.files, args.rounds)
+        report["speed"][name] = row
+        print(name, json.dumps(row, ensure_ascii=False, indent=1), flush=True)
+    films = [file.resolve() for file in sorted((args.data / "asl").glob("*.mkv"))]
+    report["folder_to_cache"] = folder_to_cache(films, args.films)
     print(json.dumps(report["folder_to_cache"], indent=1))
-    write_json(a.out, report)
+    write_json(args.out, report)
 
 
 if __name__ == "__main__":

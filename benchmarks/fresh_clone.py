@@ -2,25 +2,25 @@
 
     python benchmarks/fresh_clone.py [--video]
 
-Clones this repository's last commit into a temporary folder and times `make .venv/.ready` (the set-up) and
-`make test`; with --video also `make video`, whose figures benchmarks/first_video.py records in detail."""
+Clones the last commit of this repository into a temporary folder and times `make .venv/.ready` (the
+set-up) and `make test`; with --video also `make video`, whose figures recipes/first_video.py
+records in detail."""
 
-import argparse
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from machine import machine
+from machine import machine, make_parser
 
-from minisora.latent_cache import write_json
+from minisora.core.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def minutes(target, folder):
-    "Wall minutes of `make target` in `folder`; ends the script if it fails."
+    "Wall minutes of `make TARGET` in `folder`; ends the script if it fails."
     start = time.time()
     status = subprocess.run(["make", target], cwd=folder).returncode
     if status:
@@ -29,11 +29,9 @@ def minutes(target, folder):
 
 
 def main():
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    p.add_argument("--video", action="store_true")
-    args = p.parse_args()
+    parser = make_parser(__doc__, __file__)
+    parser.add_argument("--video", action="store_true", help="time `make video` too")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "minisora"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
@@ -41,7 +39,7 @@ def main():
         if args.video:
             result["video_minutes"] = minutes("video", clone)
         result["test_minutes"] = minutes("test", clone)
-    write_json(ROOT / "benchmarks" / "fresh_clone.json", result)
+    write_json(args.out, result)
     print(result)
 
 

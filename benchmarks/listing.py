@@ -1,44 +1,58 @@
-"""What it costs to ask whether a data set changed: the listing of ImageNet's 1,281,167 files, all of them empty.
+"""What it costs to ask whether a data set changed: benchmarks/listing.json.
 
-`python benchmarks/listing.py FOLDER` makes the files in FOLDER, unless they are there, and writes
-benchmarks/listing.json."""
+    python benchmarks/listing.py FOLDER [--files 1281167]
+
+Makes as many empty files as ImageNet has in FOLDER/train, unless they are there, and times finding
+and listing them."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
-from machine import machine
+from machine import machine, make_parser
 
-from minisora.clips import ImageNetClips
-from minisora.latent_cache import listing_of
+from minisora.core.files import write_json
+from minisora.data.imagenet import ImageNetClips
+from minisora.latents.cache_plan import dataset_fingerprint
 
-CLASSES, FILES = 1000, 1_281_167
-
-
-def measured(f):
-    "What f() gives, and its seconds by the wall and of the CPU."
-    wall, cpu = time.perf_counter(), time.process_time()
-    out = f()
-    return out, dict(
-        wall_s=round(time.perf_counter() - wall, 2), cpu_s=round(time.process_time() - cpu, 2)
-    )
+CLASSES = 1000
+FILES = 1_281_167
 
 
-def main(home):
+def timed(function):
+    "What function() returns, and its seconds: on the wall's clock and of the CPU."
+    wall = time.perf_counter()
+    cpu = time.process_time()
+    result = function()
+    wall = time.perf_counter() - wall
+    cpu = time.process_time() - cpu
+    return result, dict(wall_s=round(wall, 2), cpu_s=round(cpu, 2))
+
+
+def make_files(folder, count):
+    "Empty files, `count` of them in a thousand folders; a folder that has its last file is kept."
     for k in range(CLASSES):
-        folder = Path(home) / "train" / f"n{k:08}"
-        if (folder / f"{range(k, FILES, CLASSES)[-1]}.JPEG").exists():
+        numbers = range(k, count, CLASSES)
+        home = folder / "train" / f"n{k:08}"
+        if not numbers or (home / f"{numbers[-1]}.JPEG").exists():
             continue
-        folder.mkdir(parents=True, exist_ok=True)
-        for i in range(k, FILES, CLASSES):
-            open(f"{folder}/{i}.JPEG", "wb").close()
-    data, found = measured(lambda: ImageNetClips(home))
-    _, listed = measured(lambda: listing_of(data))
-    results = dict(files=len(data), find=found, listing=listed, machine=machine())
-    Path(__file__).with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    print(results)
+        home.mkdir(parents=True, exist_ok=True)
+        for i in numbers:
+            (home / f"{i}.JPEG").touch()
+
+
+def main():
+    parser = make_parser(__doc__, __file__)
+    parser.add_argument("folder", type=Path, help="the empty files are made in FOLDER/train")
+    parser.add_argument("--files", type=int, default=FILES, help="how many (default: %(default)s)")
+    args = parser.parse_args()
+    make_files(args.folder, args.files)
+    data, find = timed(lambda: ImageNetClips(args.folder))
+    _, listing = timed(lambda: dataset_fingerprint(data))
+    result = dict(files=len(data), find=find, listing=listing, machine=machine())
+    write_json(args.out, result)
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -80,7 +80,7 @@ def _clips_command(args):
     "draw a contact sheet of the clips, and list the files that cannot be read"
     run = _open_run(args)
     clips = run.clips(args.split)
-    for file, reason in getattr(clips, 'refused', ()):
+    for file, reason in getattr(clips, 'unreadable', ()):
         print(f'refused {file}: {reason}')
     few = [clips[i] for i in range(min(args.n, len(clips)))]
     save_sheet(run.out / 'clips.png', *stack_clips(few))
@@ -137,7 +137,7 @@ def _open_rows(name, split, streaming, on_error, **shape):
         return StreamClips(data, **shape, on_error=on_error)
     return HubClips(data, **shape)
 
-
+# %% ../nbs/96_cli.ipynb #8cbbde93
 def _open_clips(source, split='train', streaming=False, size=None, frames=None, fps=None,
                 on_error='warn', **folder):
     """Clips of whatever `source` is: a name in DATASETS, 'mnist', or with its path,

@@ -33,7 +33,8 @@ def root():
 
 
 def benchmark(name):
-    "The script benchmarks/NAME.py as a module, under a name of its own: minisora has modules so called."
+    """The script benchmarks/NAME.py as a module, under a name of its own: minisora has modules so
+    called."""
     folder = ROOT / "benchmarks"
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

@@ -17,7 +17,14 @@ from minisora.core.checks import config_from_dict
 from minisora.core.hub import load_strict
 from minisora.dit import DiT, DiTConfig
 from minisora.models.conditions import CaptionCondition, Unconditional, WordCondition
-from minisora.models.flat_config import FLAT, TRAINING_ONLY, flat_wrappers, flatten, is_flat, nest
+from minisora.models.flat_config import (
+    FLAT,
+    TRAINING_ONLY,
+    flat_fields,
+    flat_wrappers,
+    is_flat,
+    nest,
+)
 from minisora.models.layers import BlockConfig
 from minisora.models.layouts import Checkpointed, Factorized, Joint, Routed
 from minisora.models.positions import (
@@ -98,8 +105,8 @@ def test_every_field_is_tried():
 def test_flat_fields_become_parts_and_parts_flat_fields(old, new):
     config = VideoDiTConfig(**nest(flat(**old)))
     assert config == VideoDiTConfig(**SIZES, **new)
-    assert flatten(config) == flat(**old)  # and back, field by field
-    assert nest(flatten(config)) == nest(flat(**old))
+    assert flat_fields(config) == flat(**old)  # and back, field by field
+    assert nest(flat_fields(config)) == nest(flat(**old))
 
 
 @pytest.mark.parametrize("old, new", FIELDS, ids=label)
@@ -150,7 +157,7 @@ def test_a_config_answers_to_every_old_name(name):
     for config in VIDEO_PRESETS.values():
         value = quietly(getattr, config, name)
         if name != "positions":
-            assert value == flatten(config)[name]
+            assert value == flat_fields(config)[name]
 
 
 def test_what_is_no_field_is_no_attribute():

@@ -1,6 +1,8 @@
-"""The repository itself: modules import alone, notebooks and modules agree, links lead somewhere."""
+"""The repository itself: modules import alone, notebooks match modules, links lead somewhere."""
 
+import ast
 import configparser
+import importlib
 import json
 import os
 import re
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+
+from minisora.core.rename_tables import OLD_NAMES
 
 sys.path.insert(0, str(ROOT / "tools"))
 import docs  # noqa: E402
@@ -61,7 +65,8 @@ def tracked(*ends):
 
 
 def test_style_and_notebooks_passed():
-    "`make test` runs the linter and the notebooks before pytest and hands over which of them failed."
+    """`make test` runs the linter and the notebooks before pytest and hands over which of them
+    failed."""
     failed = os.environ.get("FAILED_BEFORE", "").split()
     assert not failed, f"failed before pytest, see above: {' and '.join(failed)}"
 
@@ -134,7 +139,8 @@ def differences(want, have):
 
 
 def test_modules_are_what_the_notebooks_export(tmp_path):
-    "Exported afresh in a copy and compared file by file, so a dirty tree is no excuse and is not touched."
+    """Exported afresh in a copy and compared file by file, so a dirty tree is no excuse and is not
+    touched."""
     (tmp_path / "nbs").mkdir()
     (tmp_path / "minisora").mkdir()
     for name in ("settings.ini", "pyproject.toml", "minisora/__init__.py"):
@@ -161,7 +167,8 @@ def test_a_module_edited_by_hand_is_found():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=page)
 def test_notebook_is_clean_and_small(path, tmp_path):
-    "nbdev_clean changes nothing; no error is kept; 300 kB hold for the home page and the appendices too."
+    """nbdev_clean changes nothing; no error is kept; 300 kB hold for the home page and the
+    appendices too."""
     shutil.copy(ROOT / "settings.ini", tmp_path)
     copy = shutil.copy(path, tmp_path)
     run = [BIN / "nbdev_clean", "--fname", copy]
@@ -229,7 +236,10 @@ def test_readme_is_made_from_the_index():
 
 
 def test_readme_links_are_moved_to_the_root():
-    text = '[a](00_clips.ipynb#x) ![b](i/b.png) <img src="i/c.gif"> [d](../LICENSE) [e](https://f.org) `](g)`'
+    text = (
+        '[a](00_clips.ipynb#x) ![b](i/b.png) <img src="i/c.gif"> '
+        "[d](../LICENSE) [e](https://f.org) `](g)`"
+    )
     want = (
         '[a](nbs/00_clips.ipynb#x) ![b](nbs/i/b.png) <img src="nbs/i/c.gif"> '
         "[d](LICENSE) [e](https://f.org) `](g)`"
@@ -249,9 +259,13 @@ def test_site_lists_every_notebook():
 
 
 def test_names_lead_to_the_pages_of_this_site(monkeypatch):
-    "From a page of the top and from one in a folder, to both kinds; what has no page keeps its address."
+    """From a page of the top and from one in a folder, to both kinds; what has no page keeps its
+    address."""
     pages = {"clips": "00_clips.ipynb", "core.files": "core/files.ipynb"}
-    text = "[a](https://h.org/m/clips.html#Clip) [b](https://h.org/m/core/files.html) [c](https://h.org/m/x.html)"
+    text = (
+        "[a](https://h.org/m/clips.html#Clip) [b](https://h.org/m/core/files.html) "
+        "[c](https://h.org/m/x.html)"
+    )
     assert docs.to_pages(text, pages, "https://h.org/m/", ".") == (
         "[a](00_clips.ipynb#Clip) [b](core/files.ipynb) [c](https://h.org/m/x.html)"
     )
@@ -261,7 +275,8 @@ def test_names_lead_to_the_pages_of_this_site(monkeypatch):
 
 
 def test_every_requirement_is_pinned():
-    "constraints.txt fixes one version of each package that settings.ini asks for, within its range."
+    """constraints.txt fixes one version of each package that settings.ini asks for, within its
+    range."""
     from packaging.requirements import Requirement
 
     lines = (ROOT / "constraints.txt").read_text().splitlines()
@@ -278,8 +293,6 @@ def test_every_requirement_is_pinned():
 
 def test_modules_import_only_what_is_required():
     "A package that happens to be installed beside ours is no dependency."
-    import ast
-
     pip = {"PIL": "pillow", "IPython": "ipython", "cycler": "matplotlib"}
     extras = [k for k in CFG["DEFAULT"] if k.endswith("requirements") and k != "dev_requirements"]
     said = " ".join(CFG["DEFAULT"][k] for k in extras)
@@ -296,11 +309,84 @@ def test_modules_import_only_what_is_required():
                 assert known, f"minisora.{name} imports {top}, which settings.ini does not require"
 
 
+def scripts(path):
+    "The code of a script, or of each cell of a notebook, without magics."
+    if path.suffix == ".py":
+        return [path.read_text(encoding="utf-8")]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    return [re.sub(r"^(\s*)[%!].*", r"\1pass", text, flags=re.M) for text in texts]
+
+
+def is_old(module, name):
+    "Does `minisora.module.name` only answer by the table of old names?"
+    table = OLD_NAMES.get(module, {})
+    return name in table and name not in vars(importlib.import_module(module))
+
+
+def imported_modules(trees):
+    "What names stand for modules of the package in these trees, {name: 'minisora.x'}."
+    found = {}
+    for node in (n for tree in trees for n in ast.walk(tree)):
+        if isinstance(node, ast.Import):
+            found |= {a.asname: a.name for a in node.names if a.asname}
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    return {name: module for name, module in found.items() if module in OLD_NAMES}
+
+
+def old_names_used(texts):
+    "Lines that say which old names of the package these texts import or use as attributes."
+    trees = [ast.parse(text) for text in texts]
+    modules = imported_modules(trees)
+    for node in (n for tree in trees for n in ast.walk(tree)):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            yield from (
+                f"{node.module}.{a.name}" for a in node.names if is_old(node.module, a.name)
+            )
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value)
+            module = modules.get(owner, owner)
+            if is_old(module, node.attr):
+                yield f"{module}.{node.attr}"
+
+
+# where the old names themselves are the subject
+ABOUT_OLD_NAMES = {"core/renames.ipynb", "core/rename_tables.ipynb", "98_single_gpu_names.ipynb"}
+IN_USE = [p for p in NOTEBOOKS if p.relative_to(ROOT / "nbs").as_posix() not in ABOUT_OLD_NAMES]
+IN_USE += sorted([*ROOT.glob("recipes/*.py"), *ROOT.glob("benchmarks/*.py")])
+
+
+@pytest.mark.parametrize("path", IN_USE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_no_old_names_are_used(path):
+    "What version 0.1 called otherwise is for users' code only: it goes with the next release."
+    assert sorted(set(old_names_used(scripts(path)))) == []
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("from minisora.metrics import Judge, psnr", ["minisora.metrics.Judge"]),
+        ("from minisora import sampling\nsampling.settle", ["minisora.sampling.settle"]),
+        ("import minisora.sampling as s\ns.settle(s.sample)", ["minisora.sampling.settle"]),
+        ("import minisora.viz\nminisora.viz.animated", ["minisora.viz.animated"]),
+        ("def f():\n    from minisora.pipeline import Run", ["minisora.pipeline.Run"]),
+        ("from minisora.sampling import sample\nsample.settle", []),
+        ("from minisora.evaluation.frechet import frechet_distance", []),
+    ],
+)
+def test_an_old_name_is_found(text, found):
+    assert list(old_names_used([text])) == found
+
+
 def test_version_stands_once():
     import minisora
 
     assert minisora.__version__ == CFG["DEFAULT"]["version"]
-    assert f"[{minisora.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = text.split("\n## ")[1]  # its heading says the version, or [Unreleased] and a sentence
+    version = re.escape(minisora.__version__)
+    assert re.match(rf"\[{version}\]|\[Unreleased\]\s+Version {version}\.\s", newest), newest[:80]
 
 
 def test_make_help_names_the_commands():

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from conftest import benchmark
 
+from minisora.core.protocols import AutoencoderSpec
 from minisora.dit import DiTConfig, dit_macs
+from minisora.latents.compression import PCACompressedVAE
 from minisora.models.conditions import LabelEmbedder
 from minisora.models.layouts import Checkpointed, Routed
 from minisora.temporal import VideoDiT, VideoDiTConfig
@@ -92,10 +94,20 @@ def test_wrappers_are_around_the_model_that_is_counted(flops):
 def test_counting_leaves_the_library_as_it_was(flops):
     """Fake tensors have no ids to check; afterwards ids are checked again, and attention is
     PyTorch's."""
-    before = LabelEmbedder.check_ids, F.scaled_dot_product_attention
+
+    def patched():
+        owners = (LabelEmbedder, "check_ids"), (F, "scaled_dot_product_attention")
+        owners += (AutoencoderSpec, "check_clips"), (AutoencoderSpec, "check_latents")
+        return [getattr(owner, name) for owner, name in owners]
+
+    before = patched()
     flops.trace(DiTConfig(size=(4, 4), width=16, depth=1, heads=2), 1, "tf32", True)
     flops.film_parts(SMALL, INNER)
-    assert (LabelEmbedder.check_ids, F.scaled_dot_product_attention) == before
+    assert patched() == before
+    with pytest.raises(RuntimeError), flops.fake_tensors(math=True):
+        assert patched() != before
+        raise RuntimeError
+    assert patched() == before
 
 
 def test_a_case_names_its_wrappers_last(flops):
@@ -161,11 +173,10 @@ def test_a_film_is_so_many_calls_and_tiles(flops):
     """FLOPs of a call and of the tiles, by PyTorch's own counter; 15 frames are two clips of 9
     that share one."""
     from torch.utils.flop_counter import FlopCounterMode
-    from minisora.single_gpu import FoldedVAE
 
     traced, weights, held = flops.film_parts(SMALL, INNER)
     once = {k: flops.Pass(ops, weights) for k, (ops, _) in traced.items()}
-    ae = FoldedVAE(INNER, 2, 8)
+    ae = PCACompressedVAE(INNER, 2, 8)
     with FlopCounterMode(display=False) as counter:
         ae.decode_tiled(torch.randn(1, 8, 3, 4, 6), 4, 3, 1)
     assert once["decode"].flops == counter.get_total_flops()

@@ -85,7 +85,7 @@ def test_another_recipe_is_told(tmp_path):
 
 
 def test_the_script_that_makes_references(root, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    monkeypatch.syspath_prepend(str(root / "recipes"))
     import reference
 
     monkeypatch.setattr(reference, "FOLDER", tmp_path / "made")

@@ -91,7 +91,7 @@ def _output(f):
     return EDMOutput() if kind == 'edm' else DataOutput(f['t_clip'])
 
 # %% ../../nbs/models/flat_config.ipynb #a30f1748
-def flatten(config):
+def flat_fields(config):
     "A `VideoDiTConfig` -> the flat fields, as version 0.1 had them."
     condition = config.condition
     output = config.output
@@ -122,7 +122,7 @@ def nest_mixed(config_class, values):
     families = dict(layout=LAYOUTS, positions=POSITIONS, condition=CONDITIONS, output=OUTPUTS)
     for name, registry in families.items():
         parts[name] = as_part(registry, parts[name], f'{config_class.__name__}.')
-    nested = nest(flatten(SimpleNamespace(**parts)) | flat)
+    nested = nest(flat_fields(SimpleNamespace(**parts)) | flat)
     return given | {k: v for k, v in nested.items() if k not in SIZES}
 
 # %% ../../nbs/models/flat_config.ipynb #7cd30d48
@@ -157,7 +157,7 @@ def accepts_flat(cls):
         if name not in FLAT or name.startswith('_'):
             raise AttributeError(f'{type(self).__name__} has no {name!r}')
         _warn(name)
-        return flatten(self)[name]
+        return flat_fields(self)[name]
 
     cls.__init__ = __init__
     cls.__getattr__ = __getattr__
