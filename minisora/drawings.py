@@ -6,7 +6,7 @@
 __all__ = ['clip_shapes', 'pipeline', 'vae', 'causal_latents', 'patches', 'dit_block', 'clock', 'tubelets', 'attends',
            'in_windows', 'attention', 'training_loop', 'run_folder', 'stages']
 
-# %% ../nbs/99_drawings.ipynb #d710deb0
+# %% ../nbs/99_drawings.ipynb #a2189f1f
 import math
 
 import torch
@@ -18,7 +18,7 @@ from .recipe import RECIPES
 from .svg import (Drawing, arrow, block, box, disk, grid, label, line, picture, polygon,
                           stack, times)
 
-# %% ../nbs/99_drawings.ipynb #e8e0ee71
+# %% ../nbs/99_drawings.ipynb #a0b4a025
 def clip_shapes(recipe):
     "Shapes of a recipe's clip (3, T, H, W), its latents (C, T, h, w), and its tokens (t, h, w)."
     side = recipe.size // 8
@@ -60,7 +60,7 @@ def pipeline(recipe=RECIPES['scenes']):
            'give latents, which the autoencoder decodes to clips. Metrics compare both kinds.')
     return Drawing(alt, 420, 518, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #f94ea470
+# %% ../nbs/99_drawings.ipynb #c72d6e17
 def vae(factors=(1, 8, 8), channels=4):
     "Clip, encoder, mean and deviation, a sampled latent, decoder, clip; and both loss terms."
     numbers = 3 * math.prod(factors)
@@ -94,7 +94,7 @@ def vae(factors=(1, 8, 8), channels=4):
            f'{numbers} numbers become {channels}.')
     return Drawing(alt, 420, 316, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #d43ed77f
+# %% ../nbs/99_drawings.ipynb #edcffa96
 def causal_latents(factor=4, latents=3, changed=2):
     """Which frames each latent of a causal video autoencoder sees; orange: what a `changed` frame
     reaches. Frame 0 has a latent of its own."""
@@ -129,13 +129,13 @@ def causal_latents(factor=4, latents=3, changed=2):
            'Frame 0 alone is latent 0.')
     return Drawing(alt, 420, 264, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #161a671e
+# %% ../nbs/99_drawings.ipynb #d7b5271a
 def disc(side=12):
     "A gray picture (side, side) of a disc, white on black, in [-1, 1]."
     at = torch.arange(side) + .5 - side / 2
     return ((.36 * side - torch.hypot(at[:, None], at)) * 2).clamp(-1, 1)
 
-# %% ../nbs/99_drawings.ipynb #58547a85
+# %% ../nbs/99_drawings.ipynb #ee16c2a3
 def patches(side=16, patch=4, width=64):
     "A gray picture, cut into patches, row by row; each becomes a token."
     image = disc(side)
@@ -167,7 +167,7 @@ def patches(side=16, patch=4, width=64):
            f'into a token of {width}.')
     return Drawing(alt, 420, round(below) + 114, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #6938f7d8
+# %% ../nbs/99_drawings.ipynb #55f3c273
 def _branch(y, n, name):
     "Half of a block from y on: norm, modulate, `name`, gate, sum; and the three arrows into it."
     x = 128
@@ -184,7 +184,7 @@ def _branch(y, n, name):
                   arrow((268, y + dy), (198, y + dy), kind='condition')]
     return parts
 
-# %% ../nbs/99_drawings.ipynb #4fba03b8
+# %% ../nbs/99_drawings.ipynb #3044344f
 def dit_block(width=144):
     "The adaLN-Zero block of DiT, figure 3 of Peebles & Xie 2023, for tokens of `width` numbers."
     parts = [box(58, 12, 140, 34, 'tokens', 'latents'), *_branch(46, 1, 'attention'),
@@ -206,7 +206,7 @@ def dit_block(width=144):
            'starts at zero, and gives six vectors: shift, scale and gate for each half.')
     return Drawing(alt, 420, 626, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #31bd92fe
+# %% ../nbs/99_drawings.ipynb #1f4a7a42
 def _curves(y, alpha, sigma):
     "The curves of α and σ, each a list of values at even times, in a panel of 340 × 80."
     parts = []
@@ -228,7 +228,7 @@ def _way(y, title, alpha, sigma):
         parts.append(picture(16 + i * 85, y + 16, 48, mixed / 1.6))
     return [*parts, line((40, y + 156), (380, y + 156)), *_curves(y + 76, alpha, sigma)]
 
-# %% ../nbs/99_drawings.ipynb #7445f725
+# %% ../nbs/99_drawings.ipynb #007c1655
 def clock(schedule=NoiseSchedule()):
     "The clock t and the steps k, and how much data and noise there is: diffusion and a line."
     t = torch.linspace(0, 1, 33)
@@ -247,7 +247,7 @@ def clock(schedule=NoiseSchedule()):
            'zero for long and rises late. Below, the straight line: α = t and σ = 1 − t.')
     return Drawing(alt, 420, 446, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #c6525b26
+# %% ../nbs/99_drawings.ipynb #c75a52d1
 def tubelets(recipe=RECIPES['scenes']):
     "Latents cut into tubelets of frames × rows × columns; each becomes one token."
     _, latents, (frames, rows, columns) = clip_shapes(recipe)
@@ -272,7 +272,7 @@ def tubelets(recipe=RECIPES['scenes']):
            f'and becomes a token of {recipe.width}; there are {count} tokens.')
     return Drawing(alt, 420, 260, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #c487f808
+# %% ../nbs/99_drawings.ipynb #96128d69
 class _Averages:
     "A stand-in for a model whose blocks give each token the mean of all that it attends to."
     rope = time_rope = None
@@ -291,7 +291,7 @@ class _Averages:
     def add_time(self, model, i, clip):
         return clip
 
-# %% ../nbs/99_drawings.ipynb #04647162
+# %% ../nbs/99_drawings.ipynb #746822cd
 def attends(layout, i, grid):
     "Which tokens of a grid (t, h, w) see which in block i of a layout: (N, N) of bool."
     count = math.prod(grid)
@@ -307,7 +307,7 @@ def in_windows(grid, window):
     which = at // torch.tensor(window)                                  # (N, 3)
     return (which[:, None] == which).all(-1)
 
-# %% ../nbs/99_drawings.ipynb #94c9e516
+# %% ../nbs/99_drawings.ipynb #9e69fceb
 def attention(tokens=(4, 2, 2), window=(2, 2, 1)):
     "Who attends to whom, as matrices: joint, both blocks of factorized, and in windows."
     frames, *space = tokens
@@ -336,7 +336,7 @@ def attention(tokens=(4, 2, 2), window=(2, 2, 1)):
            f'{said}.')
     return Drawing(alt, 420, 486, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #6a2bf21e
+# %% ../nbs/99_drawings.ipynb #372026eb
 def training_loop(save_every=1000, log_every=50):
     "One update of `fit`, what happens after some of them, and where a run resumes."
     steps = [('batch', 'pixels', 'from seed and step'),
@@ -364,7 +364,7 @@ def training_loop(save_every=1000, log_every=50):
            'checkpoint is written; a run resumes from there with the same bits.')
     return Drawing(alt, 420, 522, tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #ef16be9d
+# %% ../nbs/99_drawings.ipynb #e9608d82
 FOLDER = (
     (0, 'runs/first-video/', '', 'plain'), (1, 'recipe.json', 'every choice of the run', 'plain'),
     (1, 'captions.json', 'what it was trained on', 'condition'),
@@ -378,7 +378,7 @@ FOLDER = (
     (1, 'a-red-ring-moves-left.mp4', 'what you asked for', 'pixels'),
     (1, 'metrics.json', 'how good it is', 'measure'))
 
-# %% ../nbs/99_drawings.ipynb #612a2934
+# %% ../nbs/99_drawings.ipynb #289989a3
 def run_folder(entries=FOLDER):
     "A folder as a tree; `entries` are (depth, name, note, kind), as they follow each other."
     parts = []
@@ -396,7 +396,7 @@ def run_folder(entries=FOLDER):
     said = ', '.join(f'{name} ({note})' if note else name for _, name, note, _ in entries)
     return Drawing(f'The folder of a run: {said}.', 420, 20 + 30 * len(entries), tuple(parts))
 
-# %% ../nbs/99_drawings.ipynb #908a09db
+# %% ../nbs/99_drawings.ipynb #6ccf70f6
 def stages(recipe=RECIPES['scenes'], seconds=None):
     """The five stages of the first video, with what each leaves behind; `seconds`: {'autoencoder':
     CPU-seconds, …} of a run, drawn as bars."""
@@ -405,7 +405,8 @@ def stages(recipe=RECIPES['scenes'], seconds=None):
             ('autoencoder', 'model', f'{recipe.ae_steps:,} steps', 'autoencoder/'),
             ('latents', 'latents', f'{times(*latents)} per clip', 'latents/'),
             ('transformer', 'model', f'{recipe.steps:,} steps', 'training/'),
-            ('your clip', 'pixels', f'{recipe.num_inference_steps} steps from noise', 'an mp4 and a gif')]
+            ('your clip', 'pixels', f'{recipe.num_inference_steps} steps from noise',
+             'an mp4 and a gif')]
     used = [(seconds or {}).get(leaves.strip('/'), 0) for *_, leaves in rows]
     parts = []
     for i, (name, kind, note, leaves) in enumerate(rows):

@@ -1,4 +1,5 @@
-"""The diagrams: each draws, says what it shows, holds its labels apart, and can be read on light and dark paper."""
+"""The diagrams: each draws, says what it shows, holds its labels apart, and can be read on light
+and dark paper."""
 
 import base64
 import html
@@ -62,7 +63,7 @@ LABELS = {
 
 
 def texts(drawing):
-    "Every text of a drawing: (what it says, its box as left, top, right, bottom) in the widest common font."
+    "Every text: (what it says, its box as left, top, right, bottom), in the widest common font."
     for e in ET.fromstring(drawing.svg()).iter("{http://www.w3.org/2000/svg}text"):
         said = "".join(e.itertext()).replace("\u200b", "")
         size = float(e.get("font-size"))
@@ -100,7 +101,7 @@ def test_every_drawing_is_tested():
 
 @pytest.mark.parametrize("draw", ALL, ids=lambda f: f.__name__)
 def test_a_drawing(draw):
-    "It is well-formed, small, 420 wide, in our own colors, tells its labels and has an alternative text."
+    "Well-formed, small, 420 wide, in our own colors, with its labels and an alternative text."
     drawing = draw(seconds=SECONDS) if draw.__name__ == "stages" else draw()
     root = ET.fromstring(drawing.svg())
     said = [s for s, _ in texts(drawing)]

@@ -1,4 +1,5 @@
-"""Start page, field guide and glossary: every link leads to a heading that is there, every picture to a lesson's own."""
+"""Start page, field guide and glossary: every link leads to a heading that is there, and every
+picture is a lesson's own."""
 
 import json
 import re
