@@ -8,6 +8,7 @@ __all__ = ['GeneratedClips', 'generate_clips', 'nearest_clip']
 # %% ../../nbs/evaluation/samples.ipynb #90e13af0
 import json
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -127,8 +128,11 @@ def __getitem__(self: GeneratedClips, i):
 def _remove_leftovers(folder):
     "Remove what killed processes left unfinished; the folder must be locked."
     for pattern in ('.*.part', 'clips-*.safetensors.tmp'):
-        for file in folder.glob(pattern):
-            file.unlink(missing_ok=True)
+        for left in folder.glob(pattern):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _make_batch(path, make, index):
