@@ -2,19 +2,18 @@
 
 import errno
 import os
-import resource
 import signal
 import stat
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from conftest import ROOT
+from helpers.files import room_for
 
 from minisora.core import files
 
@@ -81,17 +80,6 @@ def test_a_new_folder_never_replaces_another(tmp_path):
 
 
 # ---------------------------------------------------------------- full disks
-
-
-@contextmanager
-def room_for(size):
-    "Files cannot grow beyond `size` bytes, as on a disk that is nearly full."
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def save_torch(path):

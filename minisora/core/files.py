@@ -112,7 +112,7 @@ def aside(path):
         name = short_hash(os.fsencode(name))
     return path.with_name(f'.{name}.{_machine()}.{os.getpid()}.{next(_writes)}.part')
 
-# %% ../../nbs/core/files.ipynb #99a0fefe
+# %% ../../nbs/core/files.ipynb #56ee232b
 _OS_ERROR = re.compile(r'\(os error (\d+)\)')            # in the messages of safetensors
 
 
@@ -136,7 +136,7 @@ def _write_error_number(error, folder):
             number = e.errno
     return number or 0
 
-# %% ../../nbs/core/files.ipynb #d0020604
+# %% ../../nbs/core/files.ipynb #5238819e
 def disk_error(path, error, what='cannot write', number=None):
     "An OSError whose one line names the file and the reason."
     number = number or getattr(error, 'errno', None) or 0
@@ -162,7 +162,7 @@ def _explain_errors(path, part):
             raise
         raise disk_error(path, e, number=_write_error_number(e, part)) from None
 
-# %% ../../nbs/core/files.ipynb #5fb0257a
+# %% ../../nbs/core/files.ipynb #c3b76172
 _PART = re.compile(r'\..+\.(?P<machine>[0-9a-f]{6})\.(?P<pid>\d+)\.\d+\.part')
 # folders, and files of few kinds, as earlier versions named them
 _EARLIER_PART = re.compile(r'\.[^.]+(?P<kind>\.(?:json|safetensors|pt|mp4|gif|webp|png))?'
@@ -197,7 +197,15 @@ def _is_abandoned(part):
         return False
     return not _is_running(int(match['pid'] or match['number']))
 
-# %% ../../nbs/core/files.ipynb #d124ac2f
+# %% ../../nbs/core/files.ipynb #ced4a76b
+def remove_path(path):
+    "Remove a file or a whole folder, if it is there."
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_abandoned(folder):
     """Remove what killed processes were writing into `folder` when they ended; returns the names.
 
@@ -212,16 +220,13 @@ def remove_abandoned(folder):
     for part in filter(_is_abandoned, parts):
         try:
             with folder_lock(part, wait=False):           # held by a writer we cannot see: it stays
-                if part.is_dir():
-                    shutil.rmtree(part)
-                else:
-                    part.unlink()
+                remove_path(part)
             removed.append(part.name)
         except OSError:
             continue
     return sorted(removed)
 
-# %% ../../nbs/core/files.ipynb #304a4cf2
+# %% ../../nbs/core/files.ipynb #8f01c085
 _looked_at = set()                                        # folders, by this process
 
 
@@ -245,7 +250,7 @@ def _folder_aside(path, parents=False):
         shutil.rmtree(part, ignore_errors=True)
         _open_parts.discard(part)
 
-# %% ../../nbs/core/files.ipynb #fd21441e
+# %% ../../nbs/core/files.ipynb #5a007574
 def _settle(part):
     "Flush what a folder aside holds, with the permissions that a new file has."
     probe = part / '.mode'
@@ -256,7 +261,6 @@ def _settle(part):
         if file.is_file():
             os.chmod(file, mode)
         fsync_path(file)
-    fsync_path(part)
 
 # %% ../../nbs/core/files.ipynb #477b7e07
 @contextmanager
@@ -284,6 +288,7 @@ def new_folder(path):
     with _folder_aside(path, parents=True) as part:
         yield part
         _settle(part)
+        fsync_path(part)
         os.rename(part, path)
         fsync_path(path.parent)
 

@@ -8,7 +8,6 @@ __all__ = ['GeneratedClips', 'generate_clips', 'nearest_clip']
 # %% ../../nbs/evaluation/samples.ipynb #90e13af0
 import json
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -18,7 +17,8 @@ from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from ..core.checks import check_int
-from ..core.files import atomic_file, folder_lock, read_json, short_hash, write_json
+from ..core.files import (
+    atomic_file, folder_lock, read_json, remove_path, short_hash, write_json)
 from ..core.protocols import Clip
 from ..data.video import to_uint8
 from .foreground import as_pixels, take_clips
@@ -129,10 +129,7 @@ def _remove_leftovers(folder):
     "Remove what killed processes left unfinished; the folder must be locked."
     for pattern in ('.*.part', 'clips-*.safetensors.tmp'):
         for left in folder.glob(pattern):
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink(missing_ok=True)
+            remove_path(left)
 
 
 def _make_batch(path, make, index):
