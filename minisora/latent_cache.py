@@ -23,6 +23,7 @@ from minisora.latents.cache_plan import (
     as_clip_dataset, autoencoder_config, autoencoder_fingerprint, latents_fingerprint, plan_cache,
     same_autoencoder)
 from .latents.cache_reader import MappedShards, TextRows, empty_batch
+from .latents.cache_resume import note_unreadable
 from .latents.cache_verified import VerifiedFiles
 from .latents.cache_writer import (encode_shards, open_work_folder, publish, rank_and_world,
                                            rewrite_shards)
@@ -55,6 +56,8 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
         plan = plan_cache(clips, autoencoder, count, batch_size, shard_size, dtype, moments,
                           sample_seed, per_channel, flips)
         plan = open_work_folder(path, part, plan, overwrite, world_size)
+        if plan and not rank:
+            note_unreadable(part, clips)
         shards = plan and encode_shards(path, part, plan, clips, autoencoder, rank, world_size,
                                         patience, progress)
     if shards:                            # None: another call, or another rank, has published them

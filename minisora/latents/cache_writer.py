@@ -343,7 +343,8 @@ def encode_shards(path, part, plan, clips, autoencoder, rank=0, world_size=1, pa
 # %% ../../nbs/latents/cache_writer.ipynb #19202838
 def remove_work_files(path):
     "Remove what only a cache in the making needs."
-    for file in [path / 'plan.json', *path.glob('*.journal'), *path.glob('.*.part')]:
+    names = ('plan.json', 'unreadable.json', '*.journal', '.*.part')
+    for file in [file for name in names for file in path.glob(name)]:
         remove_path(file)
 
 
@@ -371,6 +372,10 @@ def _begun_plan(part, plan, overwrite):
         return None
     try:
         begun = read_json(file)
+        missing = [name for name in ('id', 'shape', 'autoencoder') if name not in begun]
+        if missing:
+            raise ValueError(f'{file} is damaged: it has no {missing[0]}; overwrite=True starts '
+                             'again')
         check_same_plan(file, begun, plan)
         return begun
     except ValueError:
