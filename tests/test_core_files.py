@@ -255,3 +255,40 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
     files.write_json(tmp_path / "a.json", dict(a=1))
     with files.folder_lock(tmp_path):
         assert files.read_json(tmp_path / "a.json") == dict(a=1)
+
+
+# ---------------------------------------------------------------- Windows
+
+
+def test_flushing_as_windows_does_it(tmp_path, monkeypatch):
+    "There fsync takes no handle that was opened for reading, and no folder can be opened at all."
+    real_open = os.open
+    readable = set()
+
+    def opened(path, flags, *mode):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        descriptor = real_open(path, flags, *mode)
+        (readable.add if flags == os.O_RDONLY else readable.discard)(descriptor)
+        return descriptor
+
+    def fsync(descriptor):
+        if descriptor in readable:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    (tmp_path / "a").write_text("1")
+    with monkeypatch.context() as m:
+        m.setattr(os, "open", opened)
+        m.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            files.fsync_path(str(tmp_path / "a"))
+        m.setattr(os, "name", "nt")
+        files.fsync_path(str(tmp_path / "a"))
+        files.fsync_path(str(tmp_path))
+
+
+def test_leftovers_stay_where_nobody_can_be_asked_whether_a_process_runs(monkeypatch):
+    "os.kill(pid, 0) asks on POSIX; on Windows it would send Ctrl-C."
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("asked by a signal"))
+    monkeypatch.setattr(os, "name", "nt")
+    assert files._is_running(GONE)
