@@ -31,16 +31,22 @@ def empty_batch(shape, dtype):
     return torch.from_numpy(np.empty(shape, kind.numpy)).view(kind.torch)
 
 
-def take_rows(tensor, rows, out, places):
-    "out[places] = tensor[rows]: numpy is faster at that than torch."
-    bits = torch.int16 if tensor.dtype == torch.bfloat16 else tensor.dtype      # numpy has none
-    tensor = tensor.view(bits).numpy()
-    out = out.view(bits).numpy()
+def as_array(tensor):
+    "A tensor as the same memory in numpy, which has no bfloat16."
+    bits = torch.int16 if tensor.dtype == torch.bfloat16 else tensor.dtype
+    return tensor.view(bits).numpy()
+
+
+def take_rows(array, rows, out, places):
+    "out[places] = array[rows], in numpy, which is faster at that than torch."
+    if isinstance(array, torch.Tensor):
+        array = as_array(array)
+        out = as_array(out)
     if len(places) == len(out):
-        np.take(tensor, rows, 0, out, 'clip')
+        np.take(array, rows, 0, out, 'clip')
     else:
         for place, row in zip(places.tolist(), rows.tolist()):                  # copied only once
-            out[place] = tensor[row]
+            out[place] = array[row]
 
 # %% ../../nbs/latents/cache_reader.ipynb #e36d9ff4
 def map_file(file, size):
@@ -70,11 +76,11 @@ def check_uncut(file, size, missing=None):
 
 # %% ../../nbs/latents/cache_reader.ipynb #053e7c62
 class MappedShard(NamedTuple):
-    """One shard: its memory map, the offset of its numbers, these as a tensor (samples · views,
+    """One shard: its memory map, the offset of its numbers, these as an array (samples · views,
     C, T, h, w) and, for int8, the scales, float32 (samples · views, C), else None."""
     memory: torch.Tensor
     offset: int
-    latents: torch.Tensor
+    latents: np.ndarray
     scales: np.ndarray | None
     file: str
 
@@ -133,7 +139,7 @@ def _map(self: MappedShards, entry, file):
         raise ValueError(f'{file} {what}; it was changed after the cache was opened')
     if _madvise:
         _madvise(memory.data_ptr(), len(memory), mmap.MADV_RANDOM)
-    latents = memory[len(head):end].view(kind).view(count, *self.shape)
+    latents = as_array(memory[len(head):end].view(kind).view(count, *self.shape))
     scales = None
     if scale_size:
         scales = np.frombuffer(memory.numpy(), '<f4', count * self.shape[0], end)
@@ -148,11 +154,13 @@ def locate(self: MappedShards, index, view=0):
     index = index * self.views + view
     size = self.manifest['shard_size'] * self.views
     shards = index // size
-    order = np.argsort(shards, kind='stable')
-    ends = np.flatnonzero(np.diff(shards[order])) + 1
-    for places in np.split(order, ends) if len(order) else ():
-        k = int(shards[places[0]])
-        yield k, index[places] - k * size, places
+    rows = index - shards * size
+    order = np.argsort(shards, kind='stable')             # samples of one shard beside each other
+    shards = shards[order]
+    starts = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
+    for start, end in zip(starts, [*starts[1:], len(order)]):
+        places = order[start:end]
+        yield int(shards[start]), rows[places], places
 
 
 @patch
@@ -170,12 +178,16 @@ def read(self: MappedShards, index, view=0):
     """The latents of samples `index` (B,) int64 as they are stored, (B, C, T, h, w); `view` 1 is
     the mirror image; a view per sample (B,) works too."""
     out = empty_batch((len(index), *self.shape), self.manifest['dtype'])
+    array = as_array(out)
+    stored = index * self.views + view
+    new = ~self.seen[stored]
+    some_new = new.any()
     for k, rows, places in self.locate(index, view):
         shard = self.shard(k)
-        seen = self.seen[k * self.manifest['shard_size'] * self.views:]
-        self.will_need(shard.memory, shard.offset, rows[~seen[rows]])
-        seen[rows] = True
-        take_rows(shard.latents, rows, out, places)
+        if some_new:
+            self.will_need(shard.memory, shard.offset, rows[new[places]])
+        take_rows(shard.latents, rows, array, places)
+    self.seen[stored] = True
     return out
 
 
