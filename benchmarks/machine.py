@@ -17,7 +17,9 @@ def processor():
     name = said.get("model name") or platform.processor()
     if any(c.isdigit() for c in name) or "cpu family" not in said:
         return name
-    return f"{name} (family {said['cpu family']}, model {said['model']}, stepping {said['stepping']})"
+    return (
+        f"{name} (family {said['cpu family']}, model {said['model']}, stepping {said['stepping']})"
+    )
 
 
 def memory_gib():

@@ -68,7 +68,9 @@ HARMS = {
     "UTF-16": lambda p: p.write_text('{"a": 1}', encoding="utf-16"),
     "deep lists": text("[" * 200_000),
     "deep objects": text('{"a":' * 200_000),
-    "deep lists behind a length": lambda p: p.write_bytes(bytes([64, 13, 3]) + bytes(5) + b"[" * 200_000),
+    "deep lists behind a length": lambda p: p.write_bytes(
+        bytes([64, 13, 3]) + bytes(5) + b"[" * 200_000
+    ),
     "a list": text("[]"),
     "null": text("null"),
     "an empty object": text("{}"),

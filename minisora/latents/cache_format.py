@@ -249,15 +249,12 @@ def _diagnose_head(data, manifest, shard):
 def diagnose_shard(path, manifest, shard, check=True, verified=None):
     """What is wrong with a shard, in a line that names the file, or None.
 
-    `check='size'` skips the checksums; with a `VerifiedFiles` only what changed is read, and what
-    is well is noted there."""
+    `check='size'` skips the checksums; in a `VerifiedFiles` is noted what is well."""
     files = [(Path(path) / shard['file'], shard['sha256']),
              (Path(path) / shard['rows'], shard['rows_sha256'])]
     for file, _ in files:
         if not file.is_file():
             return f'{file} is missing'
-    if verified and all(verified.has(file, sha256) for file, sha256 in files):
-        return None
     problem = _diagnose_head(files[0][0], manifest, shard)
     if problem or check is not True:
         return problem
@@ -277,9 +274,14 @@ def _diagnose(path, manifest, shard, check, verified):
 
 
 def find_damage(path, manifest, check=True, verified=None):
-    """{file name: what is wrong with that shard}, empty if all is well; see `diagnose_shard` for
-    `check` and `verified`."""
+    """{file name: what is wrong with that shard}, empty if all is well.
+
+    `check='size'` skips the checksums; with a `VerifiedFiles` only what changed is read."""
     shards = manifest['shards']
+    if verified:
+        shards = [shard for shard in shards if not verified.has_shard(path, shard)]
+    if not shards:
+        return {}
     look = partial(_diagnose, path, manifest, check=check, verified=verified)
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(look, shards))

@@ -11,6 +11,8 @@ import os
 import time
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..core.files import short_hash, write_json
 
 # %% ../../nbs/latents/cache_verified.ipynb #10257902
@@ -79,3 +81,13 @@ class VerifiedFiles:
                 old.unlink()
         except OSError:
             return                                        # then all is read next time
+
+# %% ../../nbs/latents/cache_verified.ipynb #db6fbbaa
+@patch
+def has_shard(self: VerifiedFiles, path, shard):
+    "`has` of both files of a shard, which must be there."
+    try:
+        return all(self.has(os.path.join(path, shard[name]), shard[sha256])
+                   for name, sha256 in (('file', 'sha256'), ('rows', 'rows_sha256')))
+    except OSError:
+        return False
