@@ -28,6 +28,7 @@ from .experiment import Experiment, make_video
 from .latent_cache import import_npy_folder, repair_cache, verify_cache, write_cache
 from .latents.cache_format import read_manifest
 from .latents.cache_import import IdentityEncoder, LatentClips, NpyFolder
+from .latents.cache_resume import clips_to_encode
 from .latents.cache_writer import rank_and_world
 from .metrics import format_report
 from .pipeline_output import save_sheet
@@ -177,12 +178,22 @@ def _open_autoencoder(name):
     return load_autoencoder(name).to(gpu if torch.cuda.is_available() else 'cpu')
 
 
+def _clips_to_encode(args, size):
+    "The clips of the source; those that were looked at before an interruption are not decoded."
+    def look(check):
+        return _source_clips(argparse.Namespace(**vars(args) | dict(check=check)), size,
+                             args.frames)
+    if args.streaming or args.check != 'decode':
+        return look(args.check)
+    return clips_to_encode(args.cache, look, args.samples)
+
+
 def _encode_command(args):
     """encode clips or pictures into a latent cache with an autoencoder that is there; torchrun
     shares the work"""
     autoencoder = _open_autoencoder(args.autoencoder)
     size = args.size[0] if args.size and len(args.size) == 1 else args.size
-    clips = _source_clips(args, size, args.frames)
+    clips = _clips_to_encode(args, size)
     count = {'samples' if args.streaming else 'limit': args.samples}
     cache = write_cache(args.cache, clips, autoencoder, args.batch_size, args.dtype, args.moments,
                         flips=args.flips, overwrite=args.overwrite, **count)

@@ -17,7 +17,8 @@ from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from ..core.checks import check_int
-from ..core.files import atomic_file, folder_lock, read_json, short_hash, write_json
+from ..core.files import (
+    atomic_file, folder_lock, read_json, remove_path, short_hash, write_json)
 from ..core.protocols import Clip
 from ..data.video import to_uint8
 from .foreground import as_pixels, take_clips
@@ -127,8 +128,8 @@ def __getitem__(self: GeneratedClips, i):
 def _remove_leftovers(folder):
     "Remove what killed processes left unfinished; the folder must be locked."
     for pattern in ('.*.part', 'clips-*.safetensors.tmp'):
-        for file in folder.glob(pattern):
-            file.unlink(missing_ok=True)
+        for left in folder.glob(pattern):
+            remove_path(left)
 
 
 def _make_batch(path, make, index):

@@ -58,10 +58,19 @@ def autoencoder_fingerprint(autoencoder):
 
 
 def _comparable(fingerprint):
-    spec = fingerprint['spec']
+    spec = fingerprint.get('spec')
     if isinstance(spec, dict):
         spec = {k: v for k, v in spec.items() if k != 'name'}
-    return fingerprint | dict(name=AUTOENCODERS.current(fingerprint['name']), spec=spec)
+    return fingerprint | dict(name=AUTOENCODERS.current(fingerprint.get('name', '')), spec=spec)
+
+
+def latents_fingerprint(manifest):
+    "16 hex digits of the latents of a cache, of any version, from what its manifest says."
+    fields = ('samples', 'shape', 'dtype', 'tensors', 'seed', 'shard_size')
+    about = {name: manifest.get(name) for name in fields}
+    about['autoencoder'] = _comparable(manifest['autoencoder'])
+    about['flips'] = bool(manifest.get('flips'))
+    return short_hash([about, [shard['sums'] for shard in manifest['shards']]])
 
 
 def same_autoencoder(a, b):
