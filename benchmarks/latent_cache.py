@@ -1,21 +1,24 @@
-"""The latent cache against one .npy file a sample, one memory map, and copying from memory.
-Prints tables, writes benchmarks/latent_cache.json.
+"""The latent cache against one .npy file a sample, one memory map, and copying from memory. Prints
+tables, writes benchmarks/latent_cache.json.
 
-    python benchmarks/latent_cache.py [--rounds 40] [--samples 8192] [--out benchmarks/latent_cache.json]
+python benchmarks/latent_cache.py [--rounds 40] [--samples 8192] [--out
+benchmarks/latent_cache.json]
 
-One side is the dataset that DiT's feature extraction made popular and that many projects copied: for
-each sample one .npy file of features and one of its label, `np.load` twice in `__getitem__`, a `DataLoader`.
-All hold the same latents, freshly written, read warm (the files are in the page cache), in one process, one
-thread, through a DataLoader each. *memory* is the least that a float32 batch of float16 or int8 numbers can cost: rows of an array in
-memory, copied into a batch and converted, and neither normalized nor checked. *memmap* is that with one large
-file in the place of the array.
+One side is the dataset that DiT's feature extraction made popular and that many projects copied:
+for each sample one .npy file of features and one of its label, `np.load` twice in `__getitem__`, a
+`DataLoader`. All hold the same latents, freshly written, read warm (the files are in the page
+cache), in one process, one thread, through a DataLoader each. *memory* is the least that a float32
+batch of float16 or int8 numbers can cost: rows of an array in memory, copied into a batch and
+converted, and neither normalized nor checked. *memmap* is that with one large file in the place of
+the array.
 
-Every figure is a median over rounds, with the 10th and the 90th percentile; the ways take turns within a round, and
-a ratio is the median of the rounds' own ratios, so that what else the machine does falls on both sides.
-Rates are per second of CPU time. Writing is also timed by the clock, twice for the files: as everybody
-does it, when much is still in memory at the end, and with an fsync for each file, which is what the cache does for
-each shard and what a power cut asks for. Beside it stands the least that writing a cache can cost: sha256 and write(2)
-of the same bytes, and nothing else."""
+Every figure is a median over rounds, with the 10th and the 90th percentile; the ways take turns
+within a round, and a ratio is the median of the rounds' own ratios, so that what else the machine
+does falls on both sides. Rates are per second of CPU time. Writing is also timed by the clock,
+twice for the files: as everybody does it, when much is still in memory at the end, and with an
+fsync for each file, which is what the cache does for each shard and what a power cut asks for.
+Beside it stands the least that writing a cache can cost: sha256 and write(2) of the same bytes, and
+nothing else."""
 
 import argparse
 import hashlib
@@ -101,7 +104,8 @@ def save(file, array, fsync):
 
 
 def write_file_per_sample(folder, latents, fsync=False):
-    "As `extract_features` does it: a batch of one, float32, one file for the features and one for the label."
+    """As `extract_features` does it: a batch of one, float32, one file for the features and one for
+    the label."""
     for sub in ("features", "labels"):
         os.makedirs(f"{folder}/{sub}")
     for i, z in enumerate(latents):
@@ -114,7 +118,8 @@ def write_file_per_sample(folder, latents, fsync=False):
 
 
 class TinyClips:
-    "Clips of one pixel that only say which latent they stand for, so that writing is timed and not encoding."
+    """Clips of one pixel that only say which latent they stand for, so that writing is timed and
+    not encoding."""
 
     def __init__(self, n):
         self.n = n
@@ -143,7 +148,8 @@ class Replay:
 
 
 def least_write(folder, tmp, batch_bytes):
-    "Samples a second of CPU time if all there were to do is sha256, write(2) and fsync of the tensors' files."
+    """Samples a second of CPU time if all there were to do is sha256, write(2) and fsync of the
+    tensors' files."""
     samples = len(LatentCache(folder, check="size"))
     shards = [f.read_bytes() for f in sorted(Path(folder).glob("*.safetensors"))]
     t = time.process_time()
@@ -170,7 +176,8 @@ def timed_write(write, folder, n):
 
 
 def writing_rates(ways, z, tmp, name, repeats):
-    "Rates of writing in turns: {way: {figure: [one a repeat]}}, and {way: (dataset, folder)} of the last one."
+    """Rates of writing in turns: {way: {figure: [one a repeat]}}, and {way: (dataset, folder)} of
+    the last one."""
     rates = {kind: dict(write_cpu=[], write_wall=[], write_safe=[]) for kind in ways}
     made = {}
     few = min(len(z), 256)
@@ -205,7 +212,8 @@ def endless(loader):
 
 
 def stretch(batches, seconds):
-    "Batches a second of CPU time, over at least `seconds` of it, after one to fill the processor's caches again."
+    """Batches a second of CPU time, over at least `seconds` of it, after one to fill the
+    processor's caches again."""
     next(batches)
     n = 0
     t = time.process_time()
@@ -406,15 +414,18 @@ before, t, c = rss(), time.perf_counter(), time.process_time()
 cache = LatentCache(sys.argv[1], check='size')
 cache[torch.randint(len(cache), (256,), generator=torch.Generator().manual_seed(0))]
 end = time.perf_counter() - t, time.process_time() - c
-own = sum(int(line.split()[1]) for line in open('/proc/self/smaps_rollup') if line.startswith('Anonymous:')) / 1e3
+lines = open('/proc/self/smaps_rollup').read().splitlines()
+own = sum(int(line.split()[1]) for line in lines if line.startswith('Anonymous:')) / 1e3
 print(*end, imported, before, rss(), own)"""
 
 
 def sparse_million(tmp, n=1_000_000, shape=(4, 1, 32, 32), rows=True):
-    """Seconds to the first random batch of 256 out of a million, and resident memory, in a new process.
+    """Seconds to the first random batch of 256 out of a million, and resident memory, in a new
+    process.
 
-    Of the resident memory the part that no file backs (`own_mb`) is the process's own; the rest is code and
-    data of libraries and the cache's pages, which the system shares between processes and may drop."""
+    Of the resident memory the part that no file backs (`own_mb`) is the process's own; the rest is
+    code and data of libraries and the cache's pages, which the system shares between processes and
+    may drop."""
     sparse_cache(f"{tmp}/million", n, shape, rows)
     run = [sys.executable, "-c", OPEN, f"{tmp}/million"]
     said = subprocess.run(run, check=True, capture_output=True, text=True).stdout
@@ -470,13 +481,15 @@ def bound_rows(r):
     "What the cache costs beside the least that its work can cost."
     cost = r["ratios"]
     yield (
-        f"| {tuple(r['shape'])} | float32 batch: copying and converting the same bytes from memory | "
+        f"| {tuple(r['shape'])} | float32 batch: copying and converting the same "
+        f"bytes from memory | "
         f"{ranged(r['memory']['batches'])} | {ranged(cost['cache']['cost_of_memory'], '×')} | "
         f"{ranged(cost['int8']['cost_of_memory'], '×')} |"
     )
     least = r["cache"]["write_least_cpu"]
     yield (
-        f"| | writing: sha256 and write(2) of the same bytes, samples a CPU second | {ranged(least)} | "
+        f"| | writing: sha256 and write(2) of the same bytes, samples a CPU second | "
+        f"{ranged(least)} | "
         f"{1 / cost['cache']['write_least_cpu']['median']:.2f}× | "
         f"{1 / cost['int8']['write_least_cpu']['median']:.2f}× |"
     )
@@ -512,10 +525,14 @@ def tables(results):
         f"Medians (10th to 90th percentile) on {about['cpu']}, {about['cores']} cores, one thread; "
         f"load {about['load']}.",
         "",
-        f"A cache of {m['samples']:,} latents, opened in a new process: first random batch of 256 after "
-        f"{m['first_batch_s']:.2f} s ({m['first_batch_cpu_s']:.2f} s of CPU time). Resident memory: "
-        f"{m['import_torch_rss_mb']:.0f} MB after `import torch`, {m['import_minisora_rss_mb']:.0f} MB more "
-        f"after importing the cache, {m['added_rss_mb']:.0f} MB more with the cache open and the batch "
+        f"A cache of {m['samples']:,} latents, opened in a new process: first random batch of 256 "
+        "after "
+        f"{m['first_batch_s']:.2f} s ({m['first_batch_cpu_s']:.2f} s of CPU time). "
+        "Resident memory: "
+        f"{m['import_torch_rss_mb']:.0f} MB after `import torch`, "
+        f"{m['import_minisora_rss_mb']:.0f} MB more "
+        f"after importing the cache, {m['added_rss_mb']:.0f} MB more with the cache open "
+        "and the batch "
         f"read. Of these {m['process_rss_mb']:.0f} MB {m['own_mb']:.0f} are the process's own; "
         "libraries' files and the cache's pages are the rest.",
     ]
