@@ -6,20 +6,32 @@
 __all__ = ['SMOOTH_MOTION', 'FAST_SHAPES', 'RECIPES', 'MODERN_BLOCK', 'Recipe', 'recipe_for', 'read_recipe', 'open_recipe']
 
 # %% ../nbs/92_recipe.ipynb #adfb0e05
+import inspect
+import math
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import torch
 from fastcore.basics import patch
 
-from .clips import SIMPLE_MOTIONS
-from .core.checks import check_choice, check_fields, config_from_dict, did_you_mean
+from .clips import MOTIONS, SIMPLE_MOTIONS
+from minisora.core.checks import (
+    check_choice, check_fields, check_int, check_number, config_from_dict, did_you_mean, parse_text,
+    parse_texts)
 from .core.files import read_json, write_json
+from .core.protocols import AutoencoderSpec
 from .core.renames import renamed_attributes, renamed_fields, upgrade_fields
 from .data.vocabulary import Vocabulary
 from .interpolants import Interpolant
 from .models.conditions import WordCondition
 from .models.layers import BlockConfig
 from .temporal import VideoDiTConfig
+from .train import fit
+from .training.arguments import check_arguments
+from .training.estimate import trial_arguments
+from .training.memory import device_memory
 
 # %% ../nbs/92_recipe.ipynb #01285c49
 @dataclass(frozen=True)
@@ -29,8 +41,10 @@ class ClipFields:
     on_error: str = 'warn'         # a file that cannot be read: 'warn', 'raise' or 'collect'
     clips: int = 6200              # training clips that are rendered; a folder has what it has
     motions: tuple = SIMPLE_MOTIONS
-    size: int = 64                 # height and width in pixels
-    frames: int = 16
+    size: int = 64                 # side in pixels; of a folder also height and width, 96x160
+    frames: int = 16               # of a clip
+    fps: float = 0.                # frames per second; 0: a whole film, squeezed into the frames
+    heldout: float = 0.            # share of a folder's captions that are kept for measuring
 
 
 @dataclass(frozen=True)
@@ -47,8 +61,8 @@ class LatentFields:
 @dataclass(frozen=True)
 class ModelFields:
     width: int = 144               # of the video DiT
-    depth: int = 6
-    heads: int = 6
+    depth: int = 6                 # its blocks
+    heads: int = 6                 # of its attention
     patch: tuple = (4, 2, 2)       # tubelet, in latents
     modern: bool = False           # RMSNorm, SwiGLU, normalized queries and keys: a higher rate
     relative_bias: bool = True     # heads begin by looking at one neighbor each
@@ -69,17 +83,17 @@ class ObjectiveFields:
 @dataclass(frozen=True)
 class TrainingFields:
     steps: int = 7500              # training steps of the video DiT
-    batch_size: int = 8
-    lr: float = 2.5e-3
-    ema: float = .998
-    seed: int = 0
+    batch_size: int = 8            # clips of a step
+    lr: float = 2.5e-3             # the highest learning rate
+    ema: float = .998              # decay of the average of the weights
+    seed: int = 0                  # of clips, first weights and noise
 
 
 @dataclass(frozen=True)
 class SamplingFields:
-    num_inference_steps: int = 24
+    num_inference_steps: int = 24  # of sampling
     eta: float = 0.                # fresh noise in sampling: 0 none, 1 as much as DDPM
-    guidance_scale: float = 2.
+    guidance_scale: float = 2.     # how strongly the caption is followed
     guidance_until: float = .5     # guide while the clip takes shape, not while details settle
     renoise_times: int = 0         # predictions from fresh noise of which a sample is the mean
     judge_steps: int = 250         # training steps of the judge
@@ -94,9 +108,12 @@ class Recipe(SamplingFields, TrainingFields, ObjectiveFields, ModelFields, Laten
     "One row per kind of data: what the clips are, how latents are made, how the model trains."
 
     def __post_init__(self):
+        if not isinstance(self.motions, (tuple, list)) or not self.motions:
+            raise ValueError(f'Recipe.motions must be names of motions, not {self.motions!r}')
         object.__setattr__(self, 'motions', tuple(self.motions))
+        object.__setattr__(self, 'size', _checked_size(self.size))
         may_be_zero = ('enc_width', 'smooth', 'decoder_steps', 'renoise_times', 'seed')
-        check_fields(self, may_be_zero, skip=('motions',))
+        check_fields(self, may_be_zero, skip=('motions', 'size'))
         check_choice('Recipe.kind', self.kind, ('scenes', 'digits', 'folder'))
         check_choice('Recipe.on_error', self.on_error, ('warn', 'raise', 'collect'))
         check_choice('Recipe.prediction', self.prediction, ('data', 'velocity'))
@@ -106,13 +123,22 @@ class Recipe(SamplingFields, TrainingFields, ObjectiveFields, ModelFields, Laten
         "Fields as an earlier version wrote them -> today's."
         return upgrade_fields('Recipe', values)
 
+
+def _checked_size(size):
+    "A side in pixels, or (height, width). ValueError: neither."
+    if isinstance(size, (tuple, list)) and len(size) == 2:
+        height, width = (check_int('Recipe.size', side) for side in size)
+        return height if height == width else (height, width)
+    return check_int('Recipe.size', size)
+
 # %% ../nbs/92_recipe.ipynb #eaba4392
 SMOOTH_MOTION = dict(temporal_diff_weight=4., jerk_weight=.05, decoder_steps=600, renoise_times=3)
 FAST_SHAPES = dict(modern=True, lr=4.5e-3, eta=1.)
 RECIPES = {
     'scenes': Recipe(**SMOOTH_MOTION, **FAST_SHAPES, steps=8200, guidance_scale=2.5),
     'digits': Recipe(kind='digits', judge_steps=900, **SMOOTH_MOTION, **FAST_SHAPES),
-    'folder': Recipe(kind='folder', size=96, channels=16, ae_noise=.05, shift=3., steps=3000)}
+    'folder': Recipe(kind='folder', size=96, channels=16, ae_noise=.05, shift=3., steps=3000,
+                     heldout=.1)}
 
 # %% ../nbs/92_recipe.ipynb #ed92d876
 _MODERN = dict(norm='rms', mlp='swiglu', qk_norm=True)
@@ -155,24 +181,124 @@ def sampling(self: Recipe):
                 guidance_interval=[0., self.guidance_until], solver='ddim', eta=self.eta,
                 shift=self.shift, renoise_times=self.renoise_times)
 
+# %% ../nbs/92_recipe.ipynb #8dce9d89
+@patch
+def fit_options(self: Recipe):
+    "What `fit` is told of the training."
+    return dict(steps=self.steps, batch_size=self.batch_size, lr=self.lr, warmup=150,
+                schedule='linear', weight_decay=.01, betas=(.9, .95), ema=self.ema, seed=self.seed)
+
+# %% ../nbs/92_recipe.ipynb #692116f6
+_RANGES = dict(
+    ae_noise=dict(minimum=0), init_std=dict(minimum=0), max_weight=dict(above=0),
+    temporal_diff_weight=dict(minimum=0), jerk_weight=dict(minimum=0), shift=dict(above=0),
+    time_std=dict(above=0), lr=dict(above=0), ema=dict(minimum=0, maximum=1),
+    eta=dict(minimum=0), guidance_scale=dict(), guidance_until=dict(minimum=0, maximum=1),
+    fps=dict(minimum=0), heldout=dict(minimum=0, maximum=.5))
+
+
+def _check_ranges(r):
+    for name, bounds in _RANGES.items():
+        check_number(name, getattr(r, name), **bounds)
+    check_int('eval_clips', r.eval_clips, minimum=2)
+    check_int('channels', r.channels, maximum=192)           # an 8×8 patch has 192 numbers
+    check_int('seed', r.seed, minimum=0, maximum=2 ** 62)
+    for motion in r.motions:
+        check_choice('motions', motion, MOTIONS)
+    if r.kind != 'folder' and isinstance(r.size, tuple):
+        raise ValueError(f'size={r.size}: {r.kind} are square; only a folder of clips may be wide')
+    least = max([2 * (r.temporal_diff_weight > 0), 4 * (r.jerk_weight > 0),
+                 2 * (r.decoder_steps > 0)])
+    if r.frames < least:
+        raise ValueError(f'frames={r.frames}: temporal_diff_weight, jerk_weight and decoder_steps '
+                         f'speak of motion, and need at least {least}, or must be 0')
+
+# %% ../nbs/92_recipe.ipynb #39fdeeb4
+def _check_multiple(name, value, unit, why):
+    "ValueError unless `value` is a multiple of `unit`; it names the nearest that are."
+    if value % unit:
+        below = value // unit * unit
+        near = f'{below} or {below + unit}' if below else str(unit)
+        raise ValueError(f'{name}={value} must be a multiple of {unit} ({why}): {near}')
+
+
+def _check_shapes(r):
+    "Clip, latents, tokens and heads must fit into each other; returns the latents' shape."
+    spec = AutoencoderSpec((1, 8, 8), r.channels, not r.smooth, 'ImageVAE')
+    sides = r.size if isinstance(r.size, tuple) else (r.size, r.size)
+    for side, patch_side in zip(sides, r.patch[1:]):
+        why = f'8 pixels a latent, {patch_side} latents a token (patch={r.patch})'
+        _check_multiple('size', side, 8 * patch_side, why)
+    _check_multiple('frames', r.frames, r.patch[0], f'the frames of a token, patch={r.patch}')
+    if r.width % r.heads:
+        fitting = [n for n in range(1, r.width + 1) if r.width % n == 0]
+        near = sorted(sorted(fitting, key=lambda n: abs(n - r.heads))[:3])
+        raise ValueError(f'heads={r.heads} must divide width={r.width}: '
+                         f'{", ".join(map(str, near))} …')
+    return spec.latent_shape(r.frames, *sides)
+
+# %% ../nbs/92_recipe.ipynb #58170c59
+def check_memory(r):
+    "ValueError where weights, their gradients and averages, or one batch, exceed the memory."
+    latent_shape = _check_shapes(r)
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    memory = device_memory(device)
+    blocks = 20 * 18 * r.depth * r.width ** 2                  # bytes; fp32, Adam, average
+    autoencoder = 20 * (2000 * max(r.smooth, r.enc_width, 24) ** 2)
+    tokens = math.prod(s // p for s, p in zip(latent_shape[1:], r.patch))
+    batch = 4 * r.batch_size * tokens * r.width * 10
+    pictures = 16 * 3 * r.frames * 64 * math.prod(latent_shape[2:])      # 16 clips are encoded
+    for what, needed in (('depth, width', blocks), ('smooth, enc_width', autoencoder),
+                         ('batch_size, frames, size', batch), ('frames, size', pictures)):
+        if needed > memory:
+            raise ValueError(f'{what}: such a run needs about {needed / 1e9:,.0f} GB of memory, '
+                             f'there are {memory / 1e9:,.0f}')
+
+
+@patch
+def check(self: Recipe):
+    """Check all that can be known before the work: every field, and clip, autoencoder, model,
+    objective and training together. ValueError names the field, and what would fit."""
+    _check_ranges(self)
+    latent_shape = _check_shapes(self)
+    self.model_config(latent_shape, Vocabulary(['word'], 1))
+    self.objective()
+    options = self.fit_options()
+    steps = options.pop('steps')
+    arguments = trial_arguments(fit, steps, options)
+    arguments.steps = steps
+    check_arguments(arguments, SimpleNamespace(world=1, sharded=False))
+    return self
+
 # %% ../nbs/92_recipe.ipynb #a1028ad7
 def recipe_for(data='', **changes):
     """The recipe for `data`: '' (scenes), an `.npz` file of digits, or a folder of clips.
 
-    FileNotFoundError where there is no `data`; ValueError where it is neither, or for a field that
-    a recipe does not have."""
-    path = Path(data)
-    if data and not path.exists():
-        raise FileNotFoundError(f'DATA={data}: no such file or folder')
-    kind = 'digits'
+    FileNotFoundError where there is no `data`; ValueError where it is neither, for a field that
+    a recipe does not have, or where fields do not go together."""
+    kind = _kind_of(data)
+    changes = _known_fields(changes)
+    if changes.setdefault('kind', kind) != kind:
+        raise ValueError(f'kind={changes["kind"]!r}: DATA={data!r} makes it {kind!r}')
+    path = str(Path(data).expanduser().resolve()) if data else ''
+    recipe = replace(RECIPES[kind], data=path, **changes).check()
+    check_memory(recipe)
+    return recipe
+
+
+def _kind_of(data):
+    "What `data` is. FileNotFoundError or ValueError: nothing that a run could be made of."
     if not data:
-        kind = 'scenes'
-    elif path.is_dir():
-        kind = 'folder'
-    elif path.suffix != '.npz':
+        return 'scenes'
+    path = Path(data).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f'DATA={data}: no such file or folder')
+    if path.is_dir():
+        return 'folder'
+    if path.suffix != '.npz':
         raise ValueError(f'DATA={data}: neither a folder of clips nor an .npz of digit images and '
                          'labels')
-    return replace(RECIPES[kind], data=data and str(path.resolve()), **_known_fields(changes))
+    return 'digits'
 
 
 def _known_fields(changes):
@@ -197,19 +323,83 @@ def read_recipe(path):
 def open_recipe(out, data='', **changes):
     """The recipe that folder `out` holds, or a new one, written there. ValueError where the folder
     holds another one than is asked for."""
+    recipe = find_recipe(out, data, **changes)
+    path = Path(out) / 'recipe.json'
+    if not path.exists():
+        Path(out).mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(recipe))
+    elif data and recipe.data != str(Path(data).expanduser().resolve()):
+        raise _another_run(out, 'data', recipe.data, data)
+    return recipe
+
+
+def _another_run(out, name, there, asked):
+    return ValueError(f'{out} holds a run with {name}={there!r}, not {asked!r}: choose another '
+                      'folder (OUT=...) or remove this one')
+
+# %% ../nbs/92_recipe.ipynb #3b6e4579
+def find_recipe(out, data='', **changes):
+    """The recipe that folder `out` holds, or a new one, that is not written yet.
+
+    ValueError: the folder holds another one than is asked for (its data may have moved), is no
+    folder, or lies in the folder of clips, whose part its own clips would become."""
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f'OUT={out}: is a file; choose a folder for the run')
     path = out / 'recipe.json'
     if not path.exists():
         recipe = recipe_for(data, **changes)
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(recipe))
+        inside = recipe.kind == 'folder' and out.resolve().is_relative_to(recipe.data)
+        if inside:
+            raise ValueError(f'OUT={out} lies in DATA={data}, and its clips would become data: '
+                             'choose a folder outside')
         return recipe
     recipe = read_recipe(path)
     asked = _known_fields(changes)
-    if data:
-        asked['data'] = str(Path(data).resolve())
+    if data and _kind_of(data) != recipe.kind:
+        raise _another_run(out, 'data', recipe.data, data)
     for name, value in asked.items():
+        value = tuple(value) if isinstance(value, list) else value
         if getattr(recipe, name) != value:
-            raise ValueError(f'{out} holds a run with {name}={getattr(recipe, name)!r}, not '
-                             f'{value!r}: choose another folder (OUT=...) or remove this one')
-    return recipe
+            raise _another_run(out, name, getattr(recipe, name), value)
+    try:
+        return recipe.check()
+    except ValueError as e:
+        raise ValueError(f'{path}: {e}') from None
+
+# %% ../nbs/92_recipe.ipynb #a68f5fcb
+def parse_field(text):
+    """'steps=200' -> ('steps', 200), of the type that the recipe's field has. ValueError names the
+    field, and what it takes."""
+    name, equals, value = text.partition('=')
+    if not equals:
+        raise ValueError(f'{text!r} is no FIELD=VALUE, such as steps=2000')
+    name = next(iter(_known_fields({name.strip(): None})))
+    kinds = {field.name: field.default for field in fields(Recipe)}
+    if name in ('data', 'kind'):
+        raise ValueError(f'{name} is not set: it follows from --data')
+    if name == 'size':
+        sides = parse_texts(name, value, int)
+        return name, sides[0] if len(sides) == 1 else sides
+    default = kinds[name]
+    if isinstance(default, tuple):
+        return name, parse_texts(name, value, type(default[0]))
+    return name, parse_text(name, value, type(default))
+
+
+def _source(group):
+    "The text of a class, or '' where there are no sources."
+    try:
+        return inspect.getsource(group)
+    except OSError:
+        return ''
+
+
+def field_help():
+    "What each field of a recipe is for, one in a line."
+    lines = []
+    for group in reversed(Recipe.__mro__[1:-1]):
+        about = dict(re.findall(r'^    (\w+):.*?# *(.*)$', _source(group), re.M))
+        lines += [f'  {field.name:<22} {about.get(field.name, "")}' for field in fields(group)
+                  if field.name in vars(group) and field.name not in ('kind', 'data')]
+    return '\n'.join(lines)
