@@ -53,6 +53,8 @@ TOP = [
     "pipeline_output",
     "pipeline",
     "single_gpu",
+    "run_state",
+    "run_report",
     "experiment",
     "check",
     "cli",

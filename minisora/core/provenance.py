@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/core/provenance.ipynb #b44c996a
+# %% ../../nbs/core/provenance.ipynb #3b3914fa
 from pathlib import Path
+
+from fastcore.basics import patch
 
 from minisora.core.files import read_json, sha256_file, short_hash, write_json
 
-# %% ../../nbs/core/provenance.ipynb #14d87dac
+# %% ../../nbs/core/provenance.ipynb #f1db5e09
 def weights_fingerprint(folder):
     "16 hex digits of what a folder of `save_pretrained` holds, or None where there is none."
     folder = Path(folder)
@@ -20,7 +22,7 @@ def weights_fingerprint(folder):
         return None
     return short_hash([read_json(config), sha256_file(weights)])
 
-# %% ../../nbs/core/provenance.ipynb #e9e1e866
+# %% ../../nbs/core/provenance.ipynb #e11650b9
 def listing_rows(listing):
     "What a dataset's `listing()` says, as {name of the clip: hash}."
     rows = {}
@@ -41,47 +43,32 @@ def rows_difference(then, now, most=3):
     more = len(found) - most
     return ', '.join(found[:most]) + (f', and {more} more' if more > 0 else '')
 
-# %% ../../nbs/core/provenance.ipynb #73e6a25e
+# %% ../../nbs/core/provenance.ipynb #74f3a1f7
 class MadeFrom:
     """What each stage of a folder was made from: {stage: {input: value}}, in made_from.json.
 
-    A value is what JSON can hold. Clips are given as {name: hash} under the name 'clips'."""
+    A value is what JSON can hold. Clips are given as {name: hash} under the name 'data'."""
 
     def __init__(self, folder):
         self.path = Path(folder) / 'made_from.json'
 
     def read(self):
-        "The file, dict(stages, clips). ValueError names it."
+        "The file, dict(stages, clips, unreadable). ValueError names it."
+        empty = dict(stages={}, clips={}, unreadable={})
         if not self.path.exists():
-            return dict(stages={}, clips={})
-        found = read_json(self.path)
-        parts = [found.get(name) for name in ('stages', 'clips')]
-        tables = [table for part in parts if isinstance(part, dict) for table in part.values()]
-        if not all(isinstance(part, dict) for part in (*parts, *tables)):
-            raise ValueError(f'{self.path}: must hold the objects stages and clips')
+            return empty
+        advice = 'remove it, and what is there is taken as it is'
+        try:
+            found = empty | read_json(self.path)
+        except ValueError as e:
+            raise ValueError(f'{e}; {advice}') from None
+        tables = [found[name] for name in empty]
+        tables += [rows for part in tables[:2] if isinstance(part, dict) for rows in part.values()]
+        if not all(isinstance(table, dict) for table in tables):
+            raise ValueError(f'{self.path}: must hold objects of stages and clips; {advice}')
         return found
 
-    def record(self, stage, inputs):
-        "Note what a stage was made from."
-        found = self.read()
-        inputs = dict(inputs)
-        if isinstance(inputs.get('clips'), dict):
-            rows = inputs['clips']
-            inputs['clips'] = short_hash(rows)
-            found['clips'][inputs['clips']] = rows
-        found['stages'][stage] = inputs
-        used = {made.get('clips') for made in found['stages'].values()}
-        found['clips'] = {name: rows for name, rows in found['clips'].items() if name in used}
-        write_json(self.path, found)
-
-    def changes(self, stage, inputs):
-        "What differs between the inputs that a stage was made from and these, in words: a list."
-        found = self.read()
-        made = found['stages'].get(stage, {})
-        return [_change(name, made[name], now, found['clips'])
-                for name, now in inputs.items() if name in made and _differ(made[name], now)]
-
-# %% ../../nbs/core/provenance.ipynb #d0a93271
+# %% ../../nbs/core/provenance.ipynb #fd62eb32
 def _differ(then, now):
     now = short_hash(now) if isinstance(now, dict) else now
     return then != (list(now) if isinstance(now, tuple) else now)
@@ -89,10 +76,36 @@ def _differ(then, now):
 
 def _change(name, then, now, clips):
     "One input that is no longer what it was, in words."
-    if name == 'clips':
+    if name == 'data':
         known = clips.get(then)
         what = rows_difference(known, now) if known and isinstance(now, dict) else ''
         return f'the clips changed ({what})' if what else 'the clips changed'
     if name in ('autoencoder', 'model', 'decoder', 'judge', 'latents', 'captions'):
         return f'the {name} changed'
     return f'{name} was {then!r} and is {now!r}'
+
+# %% ../../nbs/core/provenance.ipynb #2fb3d10c
+@patch
+def record(self: MadeFrom, stage, inputs, unreadable=None):
+    "Note what a stage was made from, and which files {name: hash} could not be read."
+    found = self.read()
+    if unreadable is not None:
+        found['unreadable'] = unreadable
+    inputs = dict(inputs)
+    if isinstance(inputs.get('data'), dict):
+        rows = inputs['data']
+        inputs['data'] = short_hash(rows)
+        found['clips'][inputs['data']] = rows
+    found['stages'][stage] = inputs
+    used = {made.get('data') for made in found['stages'].values()}
+    found['clips'] = {name: rows for name, rows in found['clips'].items() if name in used}
+    write_json(self.path, found)
+
+
+@patch
+def changes(self: MadeFrom, stage, inputs):
+    "What differs between the inputs that a stage was made from and these, in words: a list."
+    found = self.read()
+    made = found['stages'].get(stage, {})
+    return [_change(name, made[name], now, found['clips'])
+            for name, now in inputs.items() if name in made and _differ(made[name], now)]

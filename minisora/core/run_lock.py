@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/core/run_lock.ipynb #91a6bf96
+# %% ../../nbs/core/run_lock.ipynb #4fc80e11
 import os
 import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from minisora.core.files import lock_file
 
-# %% ../../nbs/core/run_lock.ipynb #38a3cd31
+# %% ../../nbs/core/run_lock.ipynb #34c01793
 class RunLock:
     """The lock of one folder, as this process has it.
 
@@ -37,28 +39,30 @@ class RunLock:
                 self.file.close()
                 self.file = None
 
-    def acquire(self):
-        """Take the lock, and make the folder. BlockingIOError names the folder where another
-        process works in it."""
-        if self.file is not None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = open(self.folder / '.lock', 'a+', encoding='utf-8')
-        try:
-            lock_file(file, self.folder)
-        except BlockingIOError:
-            file.seek(0)
-            other = file.read(20).strip()
-            file.close()
-            raise BlockingIOError(_in_use(self.folder, other)) from None
-        except OSError:                                 # a file system without locks
-            pass
-        file.truncate(0)
-        file.write(f'{os.getpid()}\n')
-        file.flush()
-        self.file = file
+# %% ../../nbs/core/run_lock.ipynb #4cef3faa
+@patch
+def acquire(self: RunLock):
+    """Take the lock, and make the folder. BlockingIOError names the folder where another
+    process works in it."""
+    if self.file is not None:
+        return
+    self.folder.mkdir(parents=True, exist_ok=True)
+    file = open(self.folder / '.lock', 'a+', encoding='utf-8')
+    try:
+        lock_file(file, self.folder)
+    except BlockingIOError:
+        file.seek(0)
+        other = file.read(20).strip()
+        file.close()
+        raise BlockingIOError(_in_use(self.folder, other)) from None
+    except OSError:                                 # a file system without locks
+        pass
+    file.truncate(0)
+    file.write(f'{os.getpid()}\n')
+    file.flush()
+    self.file = file
 
-# %% ../../nbs/core/run_lock.ipynb #726b7eec
+# %% ../../nbs/core/run_lock.ipynb #5dcb5df9
 def _in_use(folder, process):
     who = f'another process ({process})' if process.isdigit() else 'another process'
     return f'{folder}: {who} is working in this folder; wait for it to end, or choose another one'
@@ -71,7 +75,7 @@ def run_lock(folder):
     "The `RunLock` of a folder: the same one for each call in this process."
     return _LOCKS.setdefault(Path(folder).absolute(), RunLock(folder))
 
-# %% ../../nbs/core/run_lock.ipynb #ca9455e9
+# %% ../../nbs/core/run_lock.ipynb #3d87c2d0
 _PART = re.compile(r'\..+\.(\d+)\.part|\..+\.part-(\d+)')
 
 
