@@ -75,7 +75,7 @@ def _clips_command(args):
     "draw a contact sheet of the clips, and list the files that cannot be read"
     run = _open_run(args)
     clips = run.clips(args.split)
-    for file, reason in getattr(clips, 'refused', ()):
+    for file, reason in getattr(clips, 'unreadable', ()):
         print(f'refused {file}: {reason}')
     few = [clips[i] for i in range(min(args.n, len(clips)))]
     save_sheet(run.out / 'clips.png', *stack_clips(few))

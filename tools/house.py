@@ -51,6 +51,7 @@ TOP = [
     "viz",
     "recipe",
     "pipeline_output",
+    "pipeline_checks",
     "pipeline",
     "single_gpu",
     "run_state",
