@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/core/boundary.ipynb #e92e94c4
+# %% ../../nbs/core/boundary.ipynb #fb18f669
 import os
 import signal
 import sys
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from minisora.core.errors import one_line, printable
 
-# %% ../../nbs/core/boundary.ipynb #c1a0bdd1
+# %% ../../nbs/core/boundary.ipynb #03c1a594
 class Stopped(KeyboardInterrupt):
     "A signal came; `args[0]` is its number."
 
@@ -40,7 +40,7 @@ def stop_signals():
         for number, handler in before.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/core/boundary.ipynb #d96b1f24
+# %% ../../nbs/core/boundary.ipynb #99674e7c
 def stop_status(error):
     "The exit status of a stop: 128 and the signal's number."
     if isinstance(error, Stopped):
@@ -49,8 +49,8 @@ def stop_status(error):
     return 128 + getattr(signal, name, signal.SIGINT) if name.startswith('SIG') else 130
 
 
-def _show_warning(message, category, *where, **rest):
-    print(f'warning: {printable(message)}', file=sys.stderr)
+def _warning_line(message, *where, **rest):
+    return f'warning: {printable(message)}\n'
 
 
 @contextmanager
@@ -59,11 +59,14 @@ def plain_output():
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+    before = warnings.formatwarning
+    warnings.formatwarning = _warning_line
+    try:
         yield
+    finally:
+        warnings.formatwarning = before
 
-# %% ../../nbs/core/boundary.ipynb #0d94f6f4
+# %% ../../nbs/core/boundary.ipynb #bb4734a8
 def guarded(run, name, debug=False):
     "Call `run()` as the command `name`; returns the exit status. `debug`: show tracebacks."
     with plain_output(), stop_signals():
