@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from .autoencoder import ImageVAE, finetune_decoder, train_autoencoder
 from .core.checks import check_choice, check_int, check_number
-from .core.errors import printable
+from .core.errors import naming, printable
 from .core.files import read_json, sha256_file, write_json
 from .core.renames import renamed_attributes
 from .data.video import stack_clips
@@ -51,7 +51,8 @@ def load_or_make(self: Experiment, stage, load, make):
     "What the folder of a stage holds, or else what `make()` returns, saved there."
     folder = self.out / stage
     if self.is_current(stage):
-        return load(folder)
+        with naming(folder / 'config.json'):
+            return load(folder)
     self.check_trained()
     inputs = self.inputs(stage)
     with self.lock.scope():
@@ -63,7 +64,8 @@ def load_or_make(self: Experiment, stage, load, make):
 
 @patch
 def load_autoencoder(self: Experiment, folder):
-    return ImageVAE.from_pretrained(folder).to(self.device)
+    with naming(folder / 'config.json'):
+        return ImageVAE.from_pretrained(folder).to(self.device)
 
 
 @_stage
@@ -81,7 +83,7 @@ def autoencoder(self):
         return ae
     return self.load_or_make('autoencoder', self.load_autoencoder, make)
 
-# %% ../nbs/95_experiment.ipynb #fdd4ee0b
+# %% ../nbs/95_experiment.ipynb #e051eccd
 @_stage
 def cache(self):
     "The latent cache of the training clips, with its vocabulary."
@@ -141,7 +143,8 @@ def model(self):
         with self.lock.scope():
             self.trained.ema.save_pretrained(path)
             write_json(path / 'latents.json', self.statistics() | dict(fps=self.fps))
-    return VideoDiT.from_pretrained(path).to(self.device)
+    with naming(path / 'config.json'):
+        return VideoDiT.from_pretrained(path).to(self.device)
 
 # %% ../nbs/95_experiment.ipynb #ddee1ef3
 @_stage
@@ -269,7 +272,7 @@ def video(self: Experiment, prompt, seed=0, n=1, fps=None, **options):
     made.save(path.with_suffix('.png'), scale=2)
     return made.save(path, scale=4)
 
-# %% ../nbs/95_experiment.ipynb #e9b098ce
+# %% ../nbs/95_experiment.ipynb #7c0333f0
 def checked_options(eta=None, guidance_scale=None, num_inference_steps=None):
     "Those that are given. ValueError names one that cannot be meant."
     if eta is not None:
@@ -287,6 +290,8 @@ def not_finished(self: Experiment):
     "Why the run cannot sample before more is trained, or ''."
     if not (self.out / 'model' / 'latents.json').exists():
         return 'its model is not trained yet'
+    self.model                                             # or says what is wrong with it
+    self.check_trained(data=False)
     if self.recipe.decoder_steps and not self.has('decoder'):
         return 'its decoder is not tuned yet'
     if self.has('decoder') and self.changed('decoder', data=False):
@@ -318,7 +323,7 @@ def check_prompts(self: Experiment, prompts):
     if len(prompts) > common or not there:
         self.record('samples', dict(prompts=prompts))
 
-# %% ../nbs/95_experiment.ipynb #cde01b1e
+# %% ../nbs/95_experiment.ipynb #92b9d257
 # what a sample depends on beside the weights, as about.json calls it since version 0.1
 SAMPLING_FIELDS = dict(
     motions='motions', prediction='prediction', sample_steps='num_inference_steps', eta='eta',

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/core/provenance.ipynb #3b3914fa
+# %% ../../nbs/core/provenance.ipynb #46ef8e91
 from pathlib import Path
 
 from fastcore.basics import patch
 
 from minisora.core.files import read_json, sha256_file, short_hash, write_json
 
-# %% ../../nbs/core/provenance.ipynb #f1db5e09
+# %% ../../nbs/core/provenance.ipynb #49b91719
 def weights_fingerprint(folder):
     "16 hex digits of what a folder of `save_pretrained` holds, or None where there is none."
     folder = Path(folder)
@@ -22,7 +22,7 @@ def weights_fingerprint(folder):
         return None
     return short_hash([read_json(config), sha256_file(weights)])
 
-# %% ../../nbs/core/provenance.ipynb #e11650b9
+# %% ../../nbs/core/provenance.ipynb #b473772d
 def listing_rows(listing):
     "What a dataset's `listing()` says, as {name of the clip: hash}."
     rows = {}
@@ -43,7 +43,7 @@ def rows_difference(then, now, most=3):
     more = len(found) - most
     return ', '.join(found[:most]) + (f', and {more} more' if more > 0 else '')
 
-# %% ../../nbs/core/provenance.ipynb #74f3a1f7
+# %% ../../nbs/core/provenance.ipynb #60fc06b7
 class MadeFrom:
     """What each stage of a folder was made from: {stage: {input: value}}, in made_from.json.
 
@@ -64,11 +64,13 @@ class MadeFrom:
             raise ValueError(f'{e}; {advice}') from None
         tables = [found[name] for name in empty]
         tables += [rows for part in tables[:2] if isinstance(part, dict) for rows in part.values()]
-        if not all(isinstance(table, dict) for table in tables):
+        right = all(isinstance(table, dict) for table in tables)
+        if not right or not all(isinstance(stage.get('data', ''), str)
+                                for stage in found['stages'].values()):
             raise ValueError(f'{self.path}: must hold objects of stages and clips; {advice}')
         return found
 
-# %% ../../nbs/core/provenance.ipynb #fd62eb32
+# %% ../../nbs/core/provenance.ipynb #ef36f01f
 def _differ(then, now):
     now = short_hash(now) if isinstance(now, dict) else now
     return then != (list(now) if isinstance(now, tuple) else now)
@@ -84,7 +86,7 @@ def _change(name, then, now, clips):
         return f'the {name} changed'
     return f'{name} was {then!r} and is {now!r}'
 
-# %% ../../nbs/core/provenance.ipynb #2fb3d10c
+# %% ../../nbs/core/provenance.ipynb #d54359e5
 @patch
 def record(self: MadeFrom, stage, inputs, unreadable=None):
     "Note what a stage was made from, and which files {name: hash} could not be read."
