@@ -27,7 +27,7 @@ from .latent_cache import LatentCache, write_cache
 from .pipeline import VideoPipeline
 from .pipeline_output import save_sheet
 from .recipe import read_statistics
-from .run_report import measure_run
+from .run_report import measure_run, reconstruct
 from .run_state import RunState, stage_of
 from .temporal import VideoDiT
 from .train import fit
@@ -83,7 +83,7 @@ def autoencoder(self):
         return ae
     return self.load_or_make('autoencoder', self.load_autoencoder, make)
 
-# %% ../nbs/95_experiment.ipynb #e051eccd
+# %% ../nbs/95_experiment.ipynb #912011e8
 @_stage
 def cache(self):
     "The latent cache of the training clips, with its vocabulary."
@@ -272,7 +272,7 @@ def video(self: Experiment, prompt, seed=0, n=1, fps=None, **options):
     made.save(path.with_suffix('.png'), scale=2)
     return made.save(path, scale=4)
 
-# %% ../nbs/95_experiment.ipynb #7c0333f0
+# %% ../nbs/95_experiment.ipynb #63a96cf3
 def checked_options(eta=None, guidance_scale=None, num_inference_steps=None):
     "Those that are given. ValueError names one that cannot be meant."
     if eta is not None:
@@ -313,6 +313,12 @@ def judge(self):
 
 
 @patch
+def reconstruct(self: Experiment, frames):
+    "Clips (B, 3, T, H, W), uint8, through the autoencoder and back; float on the CPU."
+    return reconstruct(self, frames)
+
+
+@patch
 def check_prompts(self: Experiment, prompts):
     "Note what samples/ are asked for; ValueError if it holds clips of other captions."
     made = self.made_from.read()['stages'].get('samples', {}).get('prompts', [])
@@ -323,7 +329,7 @@ def check_prompts(self: Experiment, prompts):
     if len(prompts) > common or not there:
         self.record('samples', dict(prompts=prompts))
 
-# %% ../nbs/95_experiment.ipynb #92b9d257
+# %% ../nbs/95_experiment.ipynb #6afccf8b
 # what a sample depends on beside the weights, as about.json calls it since version 0.1
 SAMPLING_FIELDS = dict(
     motions='motions', prediction='prediction', sample_steps='num_inference_steps', eta='eta',
