@@ -183,14 +183,14 @@ def sampling(self: Recipe):
                 guidance_interval=[0., self.guidance_until], solver='ddim', eta=self.eta,
                 shift=self.shift, renoise_times=self.renoise_times)
 
-# %% ../nbs/92_recipe.ipynb #7e89d89e
+# %% ../nbs/92_recipe.ipynb #2f6e1e0c
 @patch
 def fit_options(self: Recipe):
     "What `fit` is told of the training."
     return dict(steps=self.steps, batch_size=self.batch_size, lr=self.lr, warmup=150,
                 schedule='linear', weight_decay=.01, betas=(.9, .95), ema=self.ema, seed=self.seed)
 
-# %% ../nbs/92_recipe.ipynb #5706ce12
+# %% ../nbs/92_recipe.ipynb #2918e242
 _RANGES = dict(
     ae_noise=dict(minimum=0), init_std=dict(minimum=0), max_weight=dict(above=0),
     temporal_diff_weight=dict(minimum=0), jerk_weight=dict(minimum=0), shift=dict(above=0),
@@ -215,7 +215,7 @@ def _check_ranges(r):
         raise ValueError(f'frames={r.frames}: temporal_diff_weight, jerk_weight and decoder_steps '
                          f'speak of motion, and need at least {least}, or must be 0')
 
-# %% ../nbs/92_recipe.ipynb #66403912
+# %% ../nbs/92_recipe.ipynb #7fa1e51d
 def _check_multiple(name, value, unit, why):
     "ValueError unless `value` is a multiple of `unit`; it names the nearest that are."
     if value % unit:
@@ -239,7 +239,7 @@ def _check_shapes(r):
                          f'{", ".join(map(str, near))} …')
     return spec.latent_shape(r.frames, *sides)
 
-# %% ../nbs/92_recipe.ipynb #e34a6eeb
+# %% ../nbs/92_recipe.ipynb #9487ef44
 def check_memory(r):
     "ValueError where weights, their gradients and averages, or one batch, exceed the memory."
     latent_shape = _check_shapes(r)
@@ -318,8 +318,8 @@ def read_recipe(path):
     "The `Recipe` in a file; ValueError names the file, and the field that is wrong."
     try:
         values = read_json(path)
-        if 'kind' not in values:
-            raise ValueError(f'{path}: has no kind of clips')
+        if not values:
+            raise ValueError(f'{path}: has no fields')
         return config_from_dict(Recipe, values, path)
     except ValueError as e:
         raise ValueError(f'{e}; not a recipe of this version') from None
@@ -343,7 +343,7 @@ def another_run(out, name, there, asked):
     return ValueError(f'{out} holds a run with {name}={there!r}, not {asked!r}: choose another '
                       'folder (OUT=...) or remove this one')
 
-# %% ../nbs/92_recipe.ipynb #748e4cdd
+# %% ../nbs/92_recipe.ipynb #adc5be1b
 def read_captions(path):
     "The captions in a run's captions.json. ValueError names the file."
     found = read_json(path, list)
@@ -363,7 +363,7 @@ def read_statistics(path):
     fps = check_number(f'{path}: fps', found.get('fps', 8.), above=0)
     return dict(mean=found['mean'], std=found['std'], fps=fps)
 
-# %% ../nbs/92_recipe.ipynb #8d1af030
+# %% ../nbs/92_recipe.ipynb #0f8b5057
 def find_recipe(out, data='', **changes):
     """The recipe that folder `out` holds, or a new one, that is not written yet.
 
@@ -393,7 +393,7 @@ def find_recipe(out, data='', **changes):
     except ValueError as e:
         raise ValueError(f'{path}: {e}') from None
 
-# %% ../nbs/92_recipe.ipynb #e2385851
+# %% ../nbs/92_recipe.ipynb #6c5964fe
 def parse_field(text):
     """'steps=200' -> ('steps', 200), of the type that the recipe's field has. ValueError names the
     field, and what it takes."""

@@ -146,9 +146,9 @@ def test_statistics_are_numbers(tmp_path, values, field):
     assert read_statistics(tmp_path / "latents.json") == dict(old, fps=8.0)
 
 
-def test_a_recipe_has_a_kind(tmp_path):
+def test_a_recipe_has_fields(tmp_path):
     (tmp_path / "recipe.json").write_text("{}")
-    with pytest.raises(ValueError, match="recipe.json: has no kind"):
+    with pytest.raises(ValueError, match="recipe.json: has no fields"):
         read_recipe(tmp_path / "recipe.json")
 
 
