@@ -83,7 +83,7 @@ def autoencoder(self):
         return ae
     return self.load_or_make('autoencoder', self.load_autoencoder, make)
 
-# %% ../nbs/95_experiment.ipynb #912011e8
+# %% ../nbs/95_experiment.ipynb #b77d3507
 @_stage
 def cache(self):
     "The latent cache of the training clips, with its vocabulary."
@@ -272,7 +272,7 @@ def video(self: Experiment, prompt, seed=0, n=1, fps=None, **options):
     made.save(path.with_suffix('.png'), scale=2)
     return made.save(path, scale=4)
 
-# %% ../nbs/95_experiment.ipynb #63a96cf3
+# %% ../nbs/95_experiment.ipynb #ddb876a3
 def checked_options(eta=None, guidance_scale=None, num_inference_steps=None):
     "Those that are given. ValueError names one that cannot be meant."
     if eta is not None:
@@ -329,7 +329,7 @@ def check_prompts(self: Experiment, prompts):
     if len(prompts) > common or not there:
         self.record('samples', dict(prompts=prompts))
 
-# %% ../nbs/95_experiment.ipynb #6afccf8b
+# %% ../nbs/95_experiment.ipynb #11d03097
 # what a sample depends on beside the weights, as about.json calls it since version 0.1
 SAMPLING_FIELDS = dict(
     motions='motions', prediction='prediction', sample_steps='num_inference_steps', eta='eta',
