@@ -56,9 +56,13 @@ TOP = [
     "pipeline_checks",
     "pipeline",
     "single_gpu",
+    "run_state",
+    "run_report",
+    "run_budget",
     "experiment",
     "check",
     "cli",
+    "__main__",
 ]
 ABOVE_CHECKERS = ["check", "cli"]
 BELOW_VIZ = {"core", "data"}
