@@ -27,6 +27,7 @@ from .data.video import stack_clips
 from .evaluation.features import FEATURE_EXTRACTORS
 from .experiment import Experiment, make_video
 from .latent_cache import import_npy_folder, repair_cache, verify_cache, write_cache
+from .latents.cache_resume import clips_to_encode
 from .latents.cache_format import read_manifest
 from .latents.cache_import import IdentityEncoder, LatentClips, NpyFolder
 from .latents.cache_writer import rank_and_world
@@ -179,19 +180,20 @@ def _first_readable(clips, count, on_error):
     return found
 
 
-def _clips_to_encode(args, size, spec):
-    "The clips of `encode`, as many as are wanted. ValueError: the autoencoder cannot take them."
+def _looked_at(args, size, spec, check):
+    """The clips of `encode`, as many as are wanted, each looked at as `check` says. ValueError: the
+    autoencoder cannot take them."""
     if args.streaming:
         return _source_clips(args, size, args.frames)
     clips = _source_clips(args, size, args.frames, check='no')
     first = _first_readable(clips, 1, args.on_error)[0]
     spec.latent_shape(*clips[first].frames.shape[1:])
-    if args.check != 'decode':
-        return clips if args.check == 'no' else _source_clips(args, size, args.frames)
+    if check != 'decode':
+        return clips if check == 'no' else _source_clips(args, size, args.frames, check)
     if not args.samples:
         rank = rank_and_world()[0]
         folder = isinstance(clips, FolderClips)
-        return (_source_clips(args, size, args.frames) if folder else
+        return (_source_clips(args, size, args.frames, check) if folder else
                 ReadableSubset(clips, args.on_error, not rank))
     few = _first_readable(clips, args.samples, args.on_error)
     if isinstance(clips, FolderClips):
@@ -199,6 +201,15 @@ def _clips_to_encode(args, size, spec):
         clips.bucket_of = [clips.bucket_of[i] for i in few]
         return clips
     return torch.utils.data.Subset(clips, few)
+
+# %% ../nbs/96_cli.ipynb #8f50cd57
+def _clips_to_encode(args, size, spec):
+    "The clips of `encode`; those that were looked at before an interruption are not decoded."
+    def look(check):
+        return _looked_at(args, size, spec, check)
+    if args.streaming or args.check != 'decode':
+        return look(args.check)
+    return clips_to_encode(args.cache, look, args.samples)
 
 # %% ../nbs/96_cli.ipynb #97d0cf4b
 def _encode_command(args):
