@@ -327,6 +327,11 @@ def middle(file):
     touch(file, bytes(raw))
 
 
+def inside(tar):
+    "The same tar with one letter of its second caption changed."
+    touch(tar, tar.read_bytes().replace(b"number 3", b"number 7"))
+
+
 def caption(path):
     touch(
         path / "metadata.csv",
@@ -344,7 +349,7 @@ CHANGES = dict(
     caption=(folder, caption),
     picture=(imagenet, lambda p: middle(p / "train/n00000000/3.JPEG")),
     name=(imagenet, lambda p: (p / "synset_words.txt").write_text("n00000001 goldfish\n")),
-    tar=(tars, lambda p: middle(p / "1.tar")),
+    tar=(tars, lambda p: inside(p / "1.tar")),
     data_set=(saved, another_set),
     npy=(npy, lambda p: middle(p / "x_features/3.npy")),
     label=(npy, lambda p: middle(p / "x_labels/3.npy")),
@@ -396,7 +401,7 @@ def test_a_change_in_the_middle_is_seen(tmp_path, kind, half):
     change(path)
     with pytest.raises(ValueError, match="exists with (listing|data)=") as e:
         write_cache(cache, reopened(make, path), ae(), **options)
-    assert "(a file, its size, date or caption changed)" in str(e.value)
+    assert "(the bytes of a file, or a caption changed; a cache of version 0.1 also" in str(e.value)
     assert content(tmp_path / ("c.part" if half and ae is Tiny else "c")) == before
     write_cache(cache, reopened(make, path), ae(), overwrite=True, **options)
     assert not verify_cache(cache)
@@ -417,7 +422,7 @@ def test_unchanged_data_are_taken_up_again(tmp_path):
         shutil.rmtree(tmp_path / "c")
 
 
-def test_a_listing_opens_no_file(tmp_path, monkeypatch):
+def test_a_listing_reads_each_file_once(tmp_path, monkeypatch):
     data = (
         folder(tmp_path / "data"),
         imagenet(tmp_path / "imagenet"),
@@ -446,6 +451,8 @@ def test_videos_beside_a_data_set_are_listed(tmp_path):
     before = mark()
     assert before == mark()
     touch(tmp_path / "Dance/v_1.avi")
+    assert before == mark(), "another date is not another film"
+    middle(tmp_path / "Dance/v_1.avi")
     assert before != mark()
 
 

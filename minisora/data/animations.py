@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/data/animations.ipynb #afd03d24
+# %% ../../nbs/data/animations.ipynb #f56a15d3
 import bisect
 import io
 from pathlib import Path
@@ -17,7 +17,7 @@ from minisora.data.cuts import clip_times
 from minisora.data.depth import to_eight_bits
 from minisora.data.pictures import lazy_image, open_image, parse_size, resize_crop
 
-# %% ../../nbs/data/animations.ipynb #6ba9bbb6
+# %% ../../nbs/data/animations.ipynb #b8ca1abe
 class PictureFilm:
     "Pictures one after the other: `stamps` (s) says when each appears, `seconds` how long all are."
 
@@ -45,7 +45,7 @@ class PictureFilm:
             out[:, t] = shown[k].transpose(2, 0, 1)
         return out, rate
 
-# %% ../../nbs/data/animations.ipynb #40c645f9
+# %% ../../nbs/data/animations.ipynb #513d5333
 class Animation(PictureFilm):
     "The film in a picture file that moves."
 
@@ -67,21 +67,24 @@ class Animation(PictureFilm):
         self.image.seek(k + self.first)
         return ImageOps.exif_transpose(self.image.copy())
 
-
+# %% ../../nbs/data/animations.ipynb #d59cc94a
 def moves(image):
     "Is a PIL image a film? Other formats have several pictures too: pages, or a small copy."
     return image.format in ('WEBP', 'PNG', 'GIF') and getattr(image, 'n_frames', 1) > 1
 
 
-def open_shown(source):
-    "A picture file, or its bytes: a PIL image, or an `Animation` where it moves."
+def open_shown(source, upright=True):
+    """A picture file, or its bytes: a PIL image, or an `Animation` where it moves; turned as the
+    camera's note asks for, unless `upright` is False."""
     if isinstance(source, bytes):
         source = io.BytesIO(source)
     image = lazy_image(source)
     if moves(image):
         return Animation(image)
-    image.close() if isinstance(source, (str, Path)) else source.seek(0)
-    return open_image(source)
+    with image:
+        if not upright:
+            return image.copy()
+        return ImageOps.exif_transpose(image)
 
 
 def is_animated(path):
@@ -94,7 +97,7 @@ def is_animated(path):
     except (OSError, ValueError, SyntaxError):
         return False
 
-# %% ../../nbs/data/animations.ipynb #6c6a7d10
+# %% ../../nbs/data/animations.ipynb #6629faa3
 class FrameFolder(PictureFilm):
     "The film whose frames are these picture files, at `rate` a second."
 

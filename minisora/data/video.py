@@ -187,7 +187,7 @@ def _stamped_frames(container, stream, rate=None, held=()):
             stamp = float(frame.pts * stream.time_base)
         yield stamp, frame
 
-
+# %% ../../nbs/data/video.ipynb #a5505f26
 def _shown_at(stamped, times):
     """For each of the rising `times` (s), the frame on screen at that moment; one frame is held at
     a time."""
@@ -314,7 +314,7 @@ def _decode_video(path, frames, size, fps, start=None, anchor=(.5, .5), end=None
     with container:
         return _decode_frames_at(container, stream, times, size, anchor, rate), shown_rate
 
-
+# %% ../../nbs/data/video.ipynb #55d2a0f0
 def _decode_pictures(shown, frames, size, fps, start, anchor, end):
     "An opened picture file as a film: an `Animation`, or a still that stays."
     if isinstance(shown, Animation):
@@ -322,7 +322,7 @@ def _decode_pictures(shown, frames, size, fps, start, anchor, end):
     clip = still_clip([shown], '', frames, size, fps, anchor=anchor)
     return clip.frames.numpy(), clip.fps
 
-# %% ../../nbs/data/video.ipynb #196225e7
+# %% ../../nbs/data/video.ipynb #13a7c215
 _INDEXED = ('mov', 'matroska')
 
 
@@ -347,7 +347,7 @@ def _decode_part(path, frames, size, fps, start, anchor, end):
                 continue
     return None
 
-
+# %% ../../nbs/data/video.ipynb #f72acc88
 def _from_key_frame(container, stream, times):
     """Frames with their moments from the first key frame on. LookupError: it comes too late for the
     first of `times`, or the file ends before the last."""
@@ -362,8 +362,7 @@ def _from_key_frame(container, stream, times):
                 raise LookupError
             begun = True
         yield stamp, frame
-    stays = (frame.duration or 0) * float(stream.time_base) if begun else 0
-    if times[-1] > stamp + stays:
+    if not begun or times[-1] > stamp + (frame.duration or 0) * float(stream.time_base):
         raise LookupError
 
 # %% ../../nbs/data/video.ipynb #44364c5a

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/data/walk.ipynb #86f68a07
+# %% ../../nbs/data/walk.ipynb #8538768e
 import os
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../../nbs/data/walk.ipynb #22067197
+# %% ../../nbs/data/walk.ipynb #9f6831e3
 #: folders that systems and programs make beside one's own
 _NOT_DATA = ('__MACOSX', '__pycache__', '$RECYCLE.BIN', 'System Volume Information', 'lost+found',
              '@eaDir', '#recycle')
@@ -30,7 +30,7 @@ def _reason_to_skip(folder):
         return 'it is a run (it has a recipe.json)'
     return None
 
-# %% ../../nbs/data/walk.ipynb #4f182120
+# %% ../../nbs/data/walk.ipynb #3552e530
 class Walked(NamedTuple):
     "What `walk_files` found: files (paths below the folder, sorted), and (path, reason) left out."
     files: list
@@ -59,7 +59,7 @@ def walk_files(root):
             found.left_out.append((str(folder.relative_to(root)), e.strerror or str(e)))
     return Walked(sorted(found.files), sorted(found.left_out))
 
-
+# %% ../../nbs/data/walk.ipynb #0968a3cd
 def _look_into(folder, root, found, folders, links):
     "Sort the entries of one folder into files, folders, links to folders and what is left out."
     for path in sorted(folder.iterdir()):
@@ -77,7 +77,7 @@ def _look_into(folder, root, found, folders, links):
         elif path.is_symlink():
             found.left_out.append((str(name), 'a link to nothing'))
 
-# %% ../../nbs/data/walk.ipynb #f2ed88ce
+# %% ../../nbs/data/walk.ipynb #7130f3f5
 def class_folders(root):
     "The names of the folders in a folder, sorted: hidden ones and runs are no classes."
     folders = [p for p in Path(root).iterdir() if p.is_dir()]
