@@ -31,6 +31,7 @@ class ClipFields:
     motions: tuple = SIMPLE_MOTIONS
     size: int = 64                 # height and width in pixels
     frames: int = 16
+    tokenizer: int = 2             # how captions become words; 1: as version 0.1 did
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def model_config(self: Recipe, latent_shape, vocabulary):
 @patch
 def vocabulary(self: Recipe, captions):
     "The `Vocabulary` of all captions."
-    return Vocabulary.from_captions(captions, drop=('a', 'moves'))
+    split = 1 if self.tokenizer == 1 else None
+    return Vocabulary.from_captions(captions, drop=('a', 'moves'), split=split)
 
 
 @patch
@@ -189,7 +191,8 @@ def _known_fields(changes):
 def read_recipe(path):
     "The `Recipe` in a file; ValueError names the file, and the field that is wrong."
     try:
-        return config_from_dict(Recipe, read_json(path), path)
+        # version 0.1 wrote no tokenizer
+        return config_from_dict(Recipe, dict(tokenizer=1) | read_json(path), path)
     except ValueError as e:
         raise ValueError(f'{e}; not a recipe of this version') from None
 
