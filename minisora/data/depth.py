@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/data/depth.ipynb #05d84104
+# %% ../../nbs/data/depth.ipynb #58c81c1d
 import numpy as np
 from PIL import Image
 
-# %% ../../nbs/data/depth.ipynb #0765f33e
+# %% ../../nbs/data/depth.ipynb #a1caa92a
 def _image_values(image):
     "A PIL image as an array: uint8 (H, W, 3 or 4), or (H, W) of the type that its mode has."
     if image.mode.startswith('I;16'):
@@ -39,9 +39,9 @@ def _picture_values(picture):
                          f'not {values.shape}')
     if not values.size:
         raise ValueError(f'a picture of {values.shape} has no pixels')
-    return values
+    return values.astype(values.dtype.newbyteorder('='), copy=False)
 
-# %% ../../nbs/data/depth.ipynb #7f47023b
+# %% ../../nbs/data/depth.ipynb #5120345a
 def _range_of(pictures):
     "The least and the greatest number in pictures; a ValueError where one is not finite."
     low = float(min(p.min() for p in pictures))
@@ -74,7 +74,7 @@ def _divisor(pictures):
     raise ValueError(f'its pixels are {shown}: give uint8 from 0 to 255, uint16 from 0 to 65535, '
                      'or floats from 0 to 1')
 
-# %% ../../nbs/data/depth.ipynb #735a5b31
+# %% ../../nbs/data/depth.ipynb #d81fac5d
 def to_eight_bits(pictures):
     """Pictures (PIL images of any mode, or arrays) to uint8 arrays (H, W), (H, W, 3) or (H, W, 4).
 

@@ -68,13 +68,14 @@ class _RowReader(ClipReader):
         self.rule = rule or str
         self._set_undecoded(dataset, kinds[self.column])
 
-# %% ../../nbs/data/hub.ipynb #56ee020d
+# %% ../../nbs/data/hub.ipynb #6f8e8abd
 @patch
 def _set_undecoded(self: _RowReader, dataset, kind):
     "`data`: the dataset with its clips as bytes or paths; `mark`: what version 0.1 knew it by."
     import datasets
     inner = getattr(kind, 'feature', kind)
     self.image = replace(inner, decode=True) if isinstance(inner, datasets.Image) else None
+    self.numbers = kind.dtype if isinstance(kind, datasets.Array4D) else None
     self.mark = getattr(dataset, '_fingerprint', None)
     if isinstance(kind, datasets.Video):
         dataset = dataset.cast_column(self.column, datasets.Video(decode=False))
@@ -149,6 +150,8 @@ def _texts(self: _RowReader, value):
 @patch
 def _opened(self: _RowReader, value):
     """What a column holds: a picture is opened, an undecoded video becomes its bytes or path."""
+    if self.numbers:
+        return np.asarray(value, self.numbers)
     if isinstance(value, list):
         return [self._opened(v) for v in value]
     if not isinstance(value, dict):
@@ -187,7 +190,7 @@ class HubClips(_RowReader, torch.utils.data.Dataset):
             about = {k: v for k, v in row.items() if k != self.column}
             yield [about, _cell_digest(row[self.column])]
 
-# %% ../../nbs/data/hub.ipynb #7868744e
+# %% ../../nbs/data/hub.ipynb #b6d7492c
 @patch
 def stamp_listing(self: HubClips):
     "What version 0.1 compared: the dataset's fingerprint, the size and date of video files."
@@ -209,7 +212,7 @@ def every_caption(self: HubClips):
             continue
     return found
 
-# %% ../../nbs/data/hub.ipynb #57eb4695
+# %% ../../nbs/data/hub.ipynb #3edac897
 def _cell_digest(value):
     "16 hex digits of a cell's content: of the bytes in it, or of the file that it names."
     if isinstance(value, list):
