@@ -46,6 +46,7 @@ class ClipFields:
     frames: int = 16               # of a clip
     fps: float = 0.                # frames per second; 0: a whole film, squeezed into the frames
     heldout: float = 0.            # share of a folder's captions that are kept for measuring
+    tokenizer: int = 2             # how captions become words; 1: as version 0.1 did
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ def model_config(self: Recipe, latent_shape, vocabulary):
 @patch
 def vocabulary(self: Recipe, captions):
     "The `Vocabulary` of all captions."
-    return Vocabulary.from_captions(captions, drop=DROPPED_WORDS)
+    split = 1 if self.tokenizer == 1 else None
+    return Vocabulary.from_captions(captions, drop=DROPPED_WORDS, split=split)
 
 
 @patch
@@ -320,7 +322,8 @@ def read_recipe(path):
         values = read_json(path)
         if not values:
             raise ValueError(f'{path}: has no fields')
-        return config_from_dict(Recipe, values, path)
+        # version 0.1 wrote no tokenizer
+        return config_from_dict(Recipe, dict(tokenizer=1) | values, path)
     except ValueError as e:
         raise ValueError(f'{e}; not a recipe of this version') from None
 

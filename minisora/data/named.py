@@ -16,6 +16,7 @@ from ..core.checks import check_choice
 from .hub import HubClips, StreamClips, open_dataset
 from .imagenet import ImageNetClips
 from .pictures import encode_png
+from .walk import walk_files
 
 # %% ../../nbs/data/named.ipynb #6494c24e
 def load_digits(path='hub', split='train'):
@@ -46,7 +47,7 @@ def _ucf101_dataset(path, split='train', fold=1):
     below `path`, split by the official lists (trainlist01.txt …, somewhere below `path`; without
     them all is 'train')."""
     import datasets
-    videos = {f'{f.parent.name}/{f.name}': str(f) for f in sorted(Path(path).rglob('*.avi'))}
+    videos = {f'{f.parent.name}/{f.name}': str(f) for f in _avi_files(path)}
     if not videos:
         raise FileNotFoundError(f'no <class>/*.avi below {path}')
     chosen = _listed_videos(path, f'{split}list{fold:02d}.txt', videos, split != 'train')
@@ -57,12 +58,16 @@ def _ucf101_dataset(path, split='train', fold=1):
     return datasets.Dataset.from_list(rows, features=kinds)
 
 
+def _avi_files(path):
+    return [Path(path) / f for f in walk_files(path).files if f.suffix.lower() == '.avi']
+
+
 def _listed_videos(path, name, videos, required):
     "The videos that the list `name`, somewhere below `path`, names; all where there is no list."
     lists = sorted(Path(path).rglob(name))
     if not lists and required:
         raise FileNotFoundError(f'no {name} below {path}')
-    lines = lists[0].read_text().splitlines() if lists else []
+    lines = lists[0].read_text(encoding='utf-8').splitlines() if lists else []
     chosen = [line.split()[0] for line in lines if line.strip()] or [*videos]
     for f in chosen:
         if f not in videos:

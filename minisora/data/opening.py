@@ -6,6 +6,7 @@
 __all__ = ['open_clips']
 
 # %% ../../nbs/data/opening.ipynb #0bcd85c1
+import re
 from pathlib import Path
 
 from ..core.checks import check_choice
@@ -13,8 +14,12 @@ from .folders import FolderClips
 from .hub import HubClips, StreamClips, open_dataset
 from .imagenet import ImageNetClips
 from .named import DATASETS, open_named_dataset
+from .tables import TABLES
 from .tars import TarClips
+from .text import printable
 from .unreadable import ReadableSubset
+from .video import VIDEO_EXTENSIONS
+from .walk import is_hidden, walk_files
 
 # %% ../../nbs/data/opening.ipynb #6e08059a
 def _holds_imagenet(at):
@@ -22,15 +27,23 @@ def _holds_imagenet(at):
 
 
 def _holds_tars(at):
-    return at.suffix == '.tar' or any(at.glob('*.tar'))
+    tars = at.glob('*.tar') if at.is_dir() else ()
+    return at.suffix == '.tar' or any(not is_hidden(p.name) for p in tars)
 
 
 def _holds_rows(at):
-    "Is it what `datasets` opens: parquet files, a folder that it wrote, or a name on the hub?"
-    files = at.rglob('*')
-    return not at.exists() or any(f.name == 'state.json' or f.suffix == '.parquet' for f in files)
+    "Does a folder hold what `datasets` opens: parquet files, or what `save_to_disk` wrote?"
+    if not at.is_dir():
+        return False
+    return any(f.name == 'state.json' or f.suffix == '.parquet' for f in walk_files(at).files)
 
 
+def _is_hub_name(source):
+    "May it be a name on the hub, 'name' or 'owner/name', and not a path with a slip in it?"
+    return re.fullmatch(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', str(source)) is not None \
+        and Path(source).suffix.lower() not in (*TABLES, *VIDEO_EXTENSIONS, '.zip', '.npz')
+
+# %% ../../nbs/data/opening.ipynb #407763f9
 def _open_rows(name, split, streaming, on_error, **shape):
     "Clips of what `open_dataset` opens; its class labels become `attributes['label']`."
     data = open_dataset(name, split, streaming)
@@ -43,20 +56,31 @@ def _open_rows(name, split, streaming, on_error, **shape):
 # %% ../../nbs/data/opening.ipynb #9b33e034
 def _open_source(source, split, streaming, shape, on_error, folder):
     "The clips of a source, each looked at as its reader does it; see `open_clips`."
-    at = Path(source)
+    at = Path(source).expanduser()
     name, _, path = str(source).partition('=')
     if name in DATASETS and not at.exists():
         return open_named_dataset(name, path or None, split, streaming, **shape)
     if _holds_imagenet(at):
         return ImageNetClips(at, split, **{k: v for k, v in shape.items() if k == 'size'})
-    if not _holds_tars(at) and _holds_rows(at):
+    if not at.exists() and not _holds_tars(at):
+        if not _is_hub_name(source):
+            raise FileNotFoundError(f'no clips at {printable(source)}: no such file or folder')
         return _open_rows(source, split, streaming, on_error, **shape)
+    if not _holds_tars(at) and _holds_rows(at):
+        return _open_rows(at, split, streaming, on_error, **shape)
     if streaming or split != 'train':
         raise ValueError(f'{source} holds files of clips: these have no split {split!r} and are '
                          'not streamed')
     if _holds_tars(at):
         return TarClips(at, **shape, on_error=on_error)
     return FolderClips(at, **shape, on_error=on_error, **folder)
+
+# %% ../../nbs/data/opening.ipynb #d47f31a8
+def _check_used(clips, source, options):
+    "ValueError where options of `FolderClips` were given for a source that is no folder of clips."
+    if options and not isinstance(clips, FolderClips):
+        raise ValueError(f'{", ".join(sorted(options))}: only for a folder of clips, and '
+                         f'{printable(source)} is opened as {type(clips).__name__}')
 
 # %% ../../nbs/data/opening.ipynb #6e289480
 def open_clips(source, split='train', streaming=False, size=None, frames=None, fps=None,
@@ -65,14 +89,17 @@ def open_clips(source, split='train', streaming=False, size=None, frames=None, f
     'ucf101=/data/ucf101'; ImageNet's folders; tars; a data set of `datasets`; a folder of clips, or
     its manifest.
 
-    `size`, `frames` and `fps` are those of `read_video` (None: the source's own); `folder` is what
-    else `FolderClips` takes. With `check='decode'` every clip is decoded once, and those that
+    A folder may have captions beside its clips, a manifest with cuts (`start`, `end`), or, with
+    `frame_folders`, folders of frames; with `stride` its long films are cut into windows. `size`,
+    `frames` and `fps` are those of `read_video` (None: the source's own); `folder` is what else
+    `FolderClips` takes, which no other source does. With `check='decode'` every clip is decoded once, and those that
     cannot be read are left out and reported as `on_error` says; with 'open' or 'no' fewer are
     looked at, and none of a stream, which reports at its end."""
     check_choice('check', check, ('decode', 'open', 'no'))
     shape = dict(size=size, frames=frames, fps=fps)
     shape = {name: value for name, value in shape.items() if value is not None}
-    folder |= dict(check=check, progress=progress)
-    clips = _open_source(source, split, streaming, shape, on_error, folder)
+    options = dict(check=check, progress=progress)
+    clips = _open_source(source, split, streaming, shape, on_error, folder | options)
+    _check_used(clips, source, folder)
     looked_at = streaming or isinstance(clips, FolderClips) or check != 'decode'
     return clips if looked_at else ReadableSubset(clips, on_error, progress)
