@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core.checks import check_choice
+from .core.checks import check_choice, check_sizes
 from .core.hub import AUTOENCODERS
 from .core.noise import fork_seed
 from .core.optim import lr_factor, optimizer_step, set_lr, training_steps, zero_init
@@ -70,6 +70,8 @@ class ImageVAE(AutoencoderBase):
     def __init__(self, channels: int = 4, width: int = 24, enc_width: int = 16, smooth: int = 0,
                  seed: int = 0):
         super().__init__()
+        channels, width = check_sizes('ImageVAE', channels=channels, width=width)
+        enc_width, smooth = check_sizes('ImageVAE', 0, enc_width=enc_width, smooth=smooth)
         self.spec = AutoencoderSpec((1, 8, 8), channels, not smooth, 'ImageVAE')
         with fork_seed(seed):
             self.skip_in = nn.Conv2d(3, channels, 8, 8)

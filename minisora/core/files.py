@@ -10,13 +10,12 @@ import hashlib
 import json
 import os
 import shutil
-from argparse import Namespace
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 # %% ../../nbs/core/files.ipynb #1af4ccb7
 def fsync_path(path):
@@ -151,30 +150,42 @@ def plain_tensors(tensors):
         seen.add(t.data_ptr())
     return out
 
+# %% ../../nbs/core/files.ipynb #a751901a
+# the name, among the notes of a safetensors file, of the checksum of its numbers
+DIGEST = 'minisora.sha256'
+
+
+def tensors_digest(tensors):
+    "The sha256 of {name: tensor}: of names, types, shapes and bytes, in the order of the names."
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        if tensor.numel():
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            whole.update(flat.numpy().data)
+    return whole.hexdigest()
+
+
+def sort_notes(file):
+    "Put the notes of a safetensors file in order, in place: safetensors writes them in any."
+    with open(file, 'r+b') as f:
+        size = int.from_bytes(f.read(8), 'little')
+        header = json.loads(f.read(size))
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode().ljust(size)
+        if len(text) == size:
+            f.seek(8)
+            f.write(text)
+
 
 def write_tensors(path, tensors, metadata=None):
-    "Write {name: tensor} as a safetensors file, whole or not at all. OSError names the file."
+    """Write {name: tensor} as a safetensors file with their checksum, whole or not at all: the
+    same tensors, the same bytes. OSError names the file. See `load_tensors`."""
+    tensors = plain_tensors(tensors)
+    notes = dict(metadata or {}) | {DIGEST: tensors_digest(tensors)}
     with atomic_file(path) as part:
-        save_file(plain_tensors(tensors), part, metadata)
-
-
-def load_tensors(file, device='cpu'):
-    """The tensors {name: tensor} of a .safetensors file, or of a pickle (.pt, .bin) that is never
-    unpickled.
-
-    FileNotFoundError or ValueError names the file."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(f'{file}: no such file')
-    try:
-        if str(file).endswith('.safetensors'):
-            return load_file(file, device=str(device))
-        with torch.serialization.safe_globals([Namespace]):
-            state = torch.load(file, map_location=device, weights_only=True)
-    except Exception as e:
-        raise ValueError(f'{file}: holds no plain tensors: {str(e).splitlines()[0]}') from None
-    if not isinstance(state, dict):
-        raise ValueError(f'{file}: holds a {type(state).__name__}, no state dict')
-    return state
+        save_file(tensors, part, notes)
+        sort_notes(part)
 
 # %% ../../nbs/core/files.ipynb #d387646e
 def sha256_file(path):
