@@ -16,12 +16,7 @@ import torch
 
 from .autoencoder import load_autoencoder
 from .core.renames import OLD_FIELDS, old_names
-from .data.folders import FolderClips
-from .data.hub import HubClips, StreamClips, open_dataset
-from .data.imagenet import ImageNetClips
-from .data.named import DATASETS, open_named_dataset
-from .data.tars import TarClips
-from .data.unreadable import ReadableSubset
+from .data.opening import open_clips
 from .data.video import stack_clips
 from .evaluation.features import FEATURE_EXTRACTORS
 from .experiment import Experiment, make_video
@@ -80,7 +75,7 @@ def _clips_command(args):
     "draw a contact sheet of the clips, and list the files that cannot be read"
     run = _open_run(args)
     clips = run.clips(args.split)
-    for file, reason in getattr(clips, 'refused', ()):
+    for file, reason in getattr(clips, 'unreadable', ()):
         print(f'refused {file}: {reason}')
     few = [clips[i] for i in range(min(args.n, len(clips)))]
     save_sheet(run.out / 'clips.png', *stack_clips(few))
@@ -113,62 +108,12 @@ def _evaluate_command(args):
                         for name, value in row.items()))
     print(f'all of it is in {run.out / "metrics.json"}')
 
-# %% ../nbs/96_cli.ipynb #5d1c0a7f
-def _holds_imagenet(at):
-    return any(at.glob('train/n[0-9]*')) or any(at.glob('val/n[0-9]*'))
-
-
-def _holds_tars(at):
-    return at.suffix == '.tar' or any(at.glob('*.tar'))
-
-
-def _holds_rows(at):
-    "Is it what `datasets` opens: parquet files, a folder that it wrote, or a name on the hub?"
-    files = at.rglob('*')
-    return not at.exists() or any(f.name == 'state.json' or f.suffix == '.parquet' for f in files)
-
-
-def _open_rows(name, split, streaming, on_error, **shape):
-    "Clips of what `open_dataset` opens; its class labels become `attributes['label']`."
-    data = open_dataset(name, split, streaming)
-    label = (data.features or {}).get('label')
-    shape['label'] = 'label' if type(label).__name__ == 'ClassLabel' else None
-    if streaming:
-        return StreamClips(data, **shape, on_error=on_error)
-    return HubClips(data, **shape)
-
-
-def _open_clips(source, split='train', streaming=False, size=None, frames=None, fps=None,
-                on_error='warn', **folder):
-    """Clips of whatever `source` is: a name in DATASETS, 'mnist', or with its path,
-    'ucf101=/data/ucf101'; ImageNet's folders; tars; a data set of `datasets`; a folder of clips, or
-    its manifest. `size`, `frames`, `fps` are those of `read_video`; `folder`: what `FolderClips`
-    takes."""
-    shape = dict(size=size, frames=frames, fps=fps)
-    shape = {name: value for name, value in shape.items() if value is not None}
-    at = Path(source)
-    name, _, path = str(source).partition('=')
-    if name in DATASETS and not at.exists():
-        return open_named_dataset(name, path or None, split, streaming, **shape)
-    if _holds_imagenet(at):
-        return ImageNetClips(at, split, **{k: v for k, v in shape.items() if k == 'size'})
-    if not _holds_tars(at) and _holds_rows(at):
-        return _open_rows(source, split, streaming, on_error, **shape)
-    if streaming or split != 'train':
-        raise ValueError(f'{source} holds files of clips: these have no split {split!r} and are '
-                         'not streamed')
-    if _holds_tars(at):
-        return TarClips(at, **shape, on_error=on_error)
-    return FolderClips(at, **shape, on_error=on_error, **folder)
-
 # %% ../nbs/96_cli.ipynb #7b2e44a1
 def _source_clips(args, size, frames):
     "The clips that the command names, those that can be read; progress on the first rank only."
     first = not rank_and_world()[0]
-    clips = _open_clips(args.source, args.split, args.streaming, size, frames, args.fps,
-                        args.on_error, check=args.check, progress=first)
-    looked_at = args.streaming or isinstance(clips, FolderClips) or args.check != 'decode'
-    return clips if looked_at else ReadableSubset(clips, args.on_error, first)
+    return open_clips(args.source, args.split, args.streaming, size, frames, args.fps, args.check,
+                      args.on_error, progress=first)
 
 
 def _open_autoencoder(name):

@@ -149,8 +149,8 @@ def sample_continuation(model, objective, condition=None, known=None, n=None, ba
 @torch.no_grad()
 def generate_long(model, objective, ae, conditions, overlap=1, mean=0., std=1., start=None,
                   decode=None, seed=0, **options):
-    """One film (3, T, H, W), float in [-1, 1], of several conditions (S, slots), one clip each, in
-    turn.
+    """One film (3, T, H, W), float in [-1, 1], of several conditions (S, slots), or a list with
+    None for each clip of an unconditional model, one clip each, in turn.
 
     From the second clip on (or from the first, after `start` (3, T, H, W)), the last frames of
     the film, as many as `overlap` latent frames represent, are encoded again, and the clip
@@ -165,7 +165,8 @@ def generate_long(model, objective, ae, conditions, overlap=1, mean=0., std=1., 
         known = None
         if film is not None:
             known = (ae.encode(film[:, :, -tail:]).mode - mean) / std
-        z = sample_continuation(model, objective, y[None], known, seed=seed + i, **options)
+        y = None if y is None else y[None]                                  # (1, slots)
+        z = sample_continuation(model, objective, y, known, n=1, seed=seed + i, **options)
         clip = (decode or ae.decode)(z * std + mean).clamp(-1, 1)           # (1, 3, T, H, W)
         film = clip if film is None else torch.cat([film, clip[:, :, tail:]], 2)
     return film[0]

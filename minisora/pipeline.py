@@ -6,8 +6,7 @@
 __all__ = ['PIPELINE', 'VideoPipeline']
 
 # %% ../nbs/94_pipeline.ipynb #120180a1
-import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -20,87 +19,20 @@ from .autoencoder import load_autoencoder
 from .core.checks import check_choice, check_int, check_number, did_you_mean
 from .core.files import atomic_folder, read_json, write_json
 from .core.hub import MODELS
-from .core.protocols import device_of, model_latent_shape
+from .core.protocols import device_of
 from .core.renames import old_names
 from .data.pictures import resize_crop
 from .data.video import to_float
 from .data.vocabulary import Vocabulary
-from .diffusion import ddpm_sample_iter
 from .frames import FrameConditionedModel, generate_long, sample_continuation
 from .interpolants import objective_from_dict
 from .latents.cache_plan import autoencoder_fingerprint, same_autoencoder
+from minisora.pipeline_checks import (
+    TO_PIPELINE, as_statistic, check_sampling, latent_shape_of, options_of_call, output_problem,
+    word_problem)
 from .pipeline_output import VideoPipelineOutput, convert_frames
 from .recipe import read_recipe
-from .sampling import ddim_iter, ode_iter, renoise_average, sample, sample_iter, sde_iter
-
-# %% ../nbs/94_pipeline.ipynb #c1fc9a20
-def latent_shape_of(model, objective):
-    "(C, T, h, w) of the latents that a model makes: one of its channels may be a mask."
-    if hasattr(objective, 'known_frames'):
-        return FrameConditionedModel(model).latent_shape
-    return model_latent_shape(model)
-
-
-def output_problem(model, objective):
-    "Why a model's answer is not what the objective asks for, or ''."
-    output = getattr(getattr(model, 'config', None), 'output', None)
-    kind = getattr(output, 'kind', 'direct')
-    asked = getattr(objective, 'prediction', 'velocity')
-    if kind != 'direct' and asked != 'velocity':
-        return f'a model with output={kind!r} gives a velocity, the objective wants {asked!r}'
-    variance = getattr(output, 'learn_sigma', False)
-    wanted = getattr(objective, 'variance', '') == 'learned-range'
-    if variance and not wanted:
-        return 'the model predicts a variance, and the objective does not use one'
-    if wanted and not variance:
-        return 'the objective needs a variance, and the model does not predict one'
-    return ''
-
-
-def word_problem(model, vocabulary):
-    "Why a vocabulary is not that of a model, or ''."
-    condition = getattr(getattr(model, 'config', None), 'condition', None)
-    vocab = getattr(condition, 'vocab', None)
-    if vocabulary is None:
-        return f'the model knows {vocab} word ids: vocabulary=… is missing' if vocab else ''
-    if vocab is None:
-        return f'{vocabulary} is given, and the model takes no words'
-    if (vocab, condition.slots) != (len(vocabulary), vocabulary.slots):
-        return (f'the model has {vocab} word ids in {condition.slots} slots, the vocabulary '
-                f'{len(vocabulary)} in {vocabulary.slots}')
-    return ''
-
-# %% ../nbs/94_pipeline.ipynb #5ca28fe8
-def as_statistic(name, value, channels):
-    "One number, or one per latent channel, as a tensor (1,) or (C,). ValueError names it."
-    value = torch.as_tensor(value, dtype=torch.float32).flatten().cpu()
-    if len(value) not in (1, channels):
-        raise ValueError(f'VideoPipeline: {name} has {len(value)} numbers for {channels} channels')
-    if not value.isfinite().all() or name == 'std' and not (value > 0).all():
-        raise ValueError(f'VideoPipeline: {name} must be finite, and std above 0, '
-                         f'not {value.tolist()}')
-    return value
-
-
-# what `sample` calls steps and guidance has the names of diffusers here
-TO_PIPELINE = dict(steps='num_inference_steps', guidance='guidance_scale')
-TO_SAMPLE = {name: short for short, name in TO_PIPELINE.items()}
-OWN_OPTIONS = {'num_inference_steps', 'guidance_scale', 'renoise_times', 'seed', 'batch_size',
-               'progress'}
-NO_OPTIONS = {'model', 'objective', 'x', 'condition', 'n', 'shape', 'noise', 'device', 'index',
-              'steps', 'guidance', 'options', 'reverse'}
-
-
-def check_sampling(options):
-    "Options of sampling by today's names. ValueError for one that there is not."
-    options = {TO_PIPELINE.get(name, name): value for name, value in options.items()}
-    solvers = (sample, sample_iter, ode_iter, sde_iter, ddim_iter, ddpm_sample_iter)
-    known = {name for solver in solvers for name in inspect.signature(solver).parameters}
-    known = known - NO_OPTIONS | OWN_OPTIONS
-    for name in options:
-        if name not in known:
-            raise ValueError(f'VideoPipeline has no option {name!r}{did_you_mean(name, known)}')
-    return options
+from .sampling import renoise_average, sample
 
 # %% ../nbs/94_pipeline.ipynb #a9b255b2
 @dataclass(repr=False, eq=False)
@@ -120,6 +52,8 @@ class VideoPipeline:
     sampling: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        if self.objective is None:
+            raise ValueError('VideoPipeline: objective=… is missing')
         channels, *size = latent_shape_of(self.model, self.objective)
         spec = self.autoencoder.spec
         if spec.channels != channels:
@@ -132,7 +66,7 @@ class VideoPipeline:
         self.mean = as_statistic('mean', self.mean, channels)
         self.std = as_statistic('std', self.std, channels)
         self.fps = check_number('fps', self.fps, above=0)
-        self.sampling = check_sampling(self.sampling)
+        self.sampling = options_of_call({}, check_sampling(self.sampling))
         self.clip_shape = spec.clip_shape(*size)                            # (3, T, H, W)
 
     def __repr__(self):
@@ -156,6 +90,7 @@ def to(self: VideoPipeline, device):
 
 
 @patch
+@torch.no_grad()
 def encode(self: VideoPipeline, clips):
     "Clips (B, 3, T, H, W) in [-1, 1] -> normalized latents (B, C, t, h, w), on the device."
     mean, std = self.statistics()
@@ -183,14 +118,22 @@ def statistics(self: VideoPipeline):
 
 # %% ../nbs/94_pipeline.ipynb #d0ee50ef
 @patch
-def known_latents(self: VideoPipeline, frames, count):
-    """First frames of `count` clips, (3, k, H, W) or (B, 3, k, H, W), uint8 or in [-1, 1], or a PIL
-    image -> latents. ValueError says what does not fit."""
+def check_continues(self: VideoPipeline):
+    "ValueError where the model cannot be given frames."
     if not hasattr(self.objective, 'known_frames'):
         raise ValueError('this model was not trained to continue frames (FramePrediction)')
+
+
+@patch
+def first_frames(self: VideoPipeline, frames, count):
+    """What `count` clips begin with, (3, k, H, W) or (B, 3, k, H, W), uint8 or in [-1, 1], or a PIL
+    image -> float (1 or B, 3, k, H, W) on the device. ValueError says what does not fit."""
+    self.check_continues()
     if isinstance(frames, Image.Image):
         picture = resize_crop(frames.convert('RGB'), self.clip_shape[2:])   # (H, W, 3)
         frames = rearrange(torch.from_numpy(picture.copy()), 'h w c -> c 1 h w')
+    if not torch.is_tensor(frames):
+        raise ValueError(f'frames must be a tensor or a PIL image, not {type(frames).__name__}')
     frames = frames[None] if frames.ndim == 4 else frames
     if frames.dtype == torch.uint8:
         frames = to_float(frames)
@@ -199,8 +142,29 @@ def known_latents(self: VideoPipeline, frames, count):
         raise ValueError(f'frames must be (B, 3, k, {height}, {width}), not {tuple(frames.shape)}')
     if len(frames) not in (1, count):
         raise ValueError(f'frames holds {len(frames)} beginnings for {count} clips')
-    latents = self.encode(frames)                                           # (1 or B, C, k, h, w)
+    return frames.to(self.device)
+
+# %% ../nbs/94_pipeline.ipynb #1c96b088
+@patch
+def known_latents(self: VideoPipeline, frames, count):
+    "Latents (B, C, k, h, w) of what `count` clips begin with."
+    latents = self.encode(self.first_frames(frames, count))                 # (1 or B, C, k, h, w)
     return latents.expand(count, -1, -1, -1, -1)
+
+# %% ../nbs/94_pipeline.ipynb #a36985ab
+@patch
+def prompt_list(self: VideoPipeline, prompt):
+    "A prompt or several -> a list. ValueError where it is no text, or the model knows no words."
+    prompts = [prompt] if prompt is None or isinstance(prompt, str) else prompt
+    prompts = list(prompts) if hasattr(prompts, '__iter__') else []
+    if not prompts:
+        raise ValueError(f'prompt must be a text or a list of texts, not {prompt!r}')
+    for text in prompts:
+        if self.vocabulary is None and text is not None:
+            raise ValueError(f'prompt {text!r}: this model knows no words')
+        if self.vocabulary is not None and not isinstance(text, str):
+            raise ValueError(f'prompt must be a text or a list of texts, not {text!r}')
+    return prompts
 
 
 @patch
@@ -231,6 +195,21 @@ def sample_latents(self: VideoPipeline, condition, known, index, options):
         z[:, :, :known.shape[2]] = known
     return z
 
+# %% ../nbs/94_pipeline.ipynb #27011b6c
+def index_list(index, count):
+    "The numbers of `count` clips as a list. ValueError where they are not as many."
+    if index is None:
+        return list(range(count))
+    index = index.tolist() if torch.is_tensor(index) else index
+    index = [check_int('index', i, minimum=0) for i in index]
+    if len(index) != count:
+        raise ValueError(f'index has {len(index)} numbers for {count} clips')
+    return index
+
+
+# diffusers' names -> those of `sample`
+TO_SAMPLE = {name: short for short, name in TO_PIPELINE.items()}
+
 
 def seed_of(generator, seed):
     "The seed of a call: drawn from the generator, which moves on, or `seed`."
@@ -245,7 +224,7 @@ def seed_of(generator, seed):
 def call_options(self: VideoPipeline, given, generator, seed, options):
     "What `sample` is told in one call: the pipeline's options, the call's, and the seed."
     given = {name: value for name, value in given.items() if value is not None}
-    options = self.sampling | check_sampling(options) | given
+    options = options_of_call(self.sampling, check_sampling(options) | given)
     options['seed'] = seed_of(generator, seed)
     return {TO_SAMPLE.get(name, name): value for name, value in options.items()}
 
@@ -263,14 +242,13 @@ def __call__(self: VideoPipeline, prompt=None, frames=None, num_inference_steps=
     ValueError, before anything is sampled: an unknown word or option, frames that do not fit."""
     check_choice('output_type', output_type, ('pt', 'np', 'pil'))
     check_int('batch_size', batch_size)
-    prompts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
     count = check_int('num_videos_per_prompt', num_videos_per_prompt)
-    prompts = [p for p in prompts for _ in range(count)]
+    prompts = [p for p in self.prompt_list(prompt) for _ in range(count)]
     given = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     options = self.call_options(given, generator, seed, options)
     condition = self.word_ids(prompts)
     known = None if frames is None else self.known_latents(frames, len(prompts))
-    index = list(range(len(prompts)) if index is None else index)
+    index = index_list(index, len(prompts))
     clips = []
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
@@ -286,20 +264,23 @@ def film(self: VideoPipeline, prompts, frames=None, overlap=1, num_inference_ste
     """One long clip of several prompts in turn, each beginning with the last frames of the one
     before: a `VideoPipelineOutput` of one clip (1, 3, T, H, W).
 
-    `frames` (3, k, H, W) in [-1, 1]: how the first begins. `overlap`: latent frames that two
+    `frames` (3, k, H, W), or a PIL image: how the first begins. `overlap`: latent frames that two
     clips share. For the rest see the call; ValueError as there."""
-    if not hasattr(self.objective, 'known_frames'):
-        raise ValueError('this model was not trained to continue frames (FramePrediction)')
+    self.check_continues()
     given = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     options = self.call_options(given, generator, seed, options)
     if options.pop('renoise_times', 0):
         raise ValueError('film: renoise_times would change the frames that clips share')
-    prompts = list(prompts)
-    mean, std = self.statistics()
+    check_int('overlap', overlap, maximum=latent_shape_of(self.model, self.objective)[1] - 1)
+    prompts = self.prompt_list(prompts)
+    condition = self.word_ids(prompts)
+    condition = [None] * len(prompts) if condition is None else condition
+    start = None if frames is None else self.first_frames(frames, 1)[0]
     decode = getattr(self.autoencoder, 'decode_tiled', None)
-    film = generate_long(self.model, self.objective, self.autoencoder, self.word_ids(prompts),
-                         overlap, mean, std, frames, decode, **options)
-    return VideoPipelineOutput(film.cpu()[None], [' · '.join(prompts)], self.fps)
+    film = generate_long(self.model, self.objective, self.autoencoder, condition, overlap,
+                         *self.statistics(), start, decode, **options)
+    title = None if self.vocabulary is None else ' · '.join(prompts)
+    return VideoPipelineOutput(film.cpu()[None], [title], self.fps)
 
 # %% ../nbs/94_pipeline.ipynb #1e767e1e
 PIPELINE = 'video-pipeline'
@@ -320,8 +301,13 @@ def save_pretrained(self: VideoPipeline, folder):
 # %% ../nbs/94_pipeline.ipynb #a4c3abaa
 def load_model(folder):
     "The model in a folder, of whatever kind it is."
-    kind = read_json(Path(folder) / 'config.json').get('kind', 'video-dit')
-    return MODELS[kind].from_pretrained(folder)
+    file = Path(folder) / 'config.json'
+    kind = read_json(file).get('kind', 'video-dit')
+    try:
+        model_class = MODELS[kind]
+    except ValueError as e:
+        raise ValueError(f'{file}: {e}') from None
+    return model_class.from_pretrained(folder)
 
 
 def saved_parts(file):
@@ -342,11 +328,28 @@ def run_parts(file):
     latents = read_json(file.with_name('model') / 'latents.json')
     captions = read_json(file.with_name('captions.json'), list)
     tuned = file.with_name('decoder')
-    autoencoder = tuned if tuned.is_dir() else file.with_name('autoencoder')
+    is_tuned = recipe.decoder_steps or tuned.is_dir()
+    autoencoder = tuned if is_tuned else file.with_name('autoencoder')
     return dict(
         autoencoder=load_autoencoder(autoencoder), vocabulary=recipe.vocabulary(captions),
         objective=recipe.objective(), mean=latents['mean'], std=latents['std'],
         sampling=recipe.sampling())
+
+# %% ../nbs/94_pipeline.ipynb #1453a1fa
+def local_folder(name):
+    "The folder of that name, or that of the repository 'user/name' on the hub, fetched."
+    folder = Path(name).expanduser()
+    on_hub = len(folder.parts) == 2 and not folder.is_absolute() and '..' not in folder.parts
+    if folder.is_dir() or not on_hub:
+        return folder
+    try:
+        return Path(snapshot_download(str(name)))
+    except (OSError, ValueError) as e:
+        said = str(e).strip().partition('\n')[0]
+        raise FileNotFoundError(f'{name}: no such folder, nor found on the hub: {said}') from None
+
+
+READERS = {'pipeline.json': saved_parts, 'recipe.json': run_parts, 'avatar.json': saved_parts}
 
 # %% ../nbs/94_pipeline.ipynb #5ba476dc
 @patch(cls_method=True)
@@ -355,18 +358,23 @@ def from_pretrained(cls: VideoPipeline, folder, device='cpu', **changes):
 
     `changes` replace fields, such as sampling=dict(…). FileNotFoundError or ValueError names the
     file that is missing or wrong."""
-    folder = Path(folder).expanduser()
-    if not folder.is_dir() and len(folder.parts) == 2:
-        folder = Path(snapshot_download(str(folder)))
-    readers = {'pipeline.json': saved_parts, 'recipe.json': run_parts, 'avatar.json': saved_parts}
-    name = next((name for name in readers if (folder / name).is_file()), None)
-    if name is None:
-        raise FileNotFoundError(f'{folder}: no such folder, or none of {", ".join(readers)} in it')
+    known = [f.name for f in fields(cls)]
+    for name in changes:
+        if name not in known:
+            raise ValueError(f'VideoPipeline has no field {name!r}{did_you_mean(name, known)}')
+    folder = local_folder(folder)
+    file = next((folder / name for name in READERS if (folder / name).is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f'{folder}: no such folder, or none of {", ".join(READERS)} in it')
     try:
-        parts = readers[name](folder / name) | changes
-        return cls(load_model(folder / 'model'), **parts).to(device)
-    except (KeyError, TypeError) as e:
-        raise ValueError(f'{folder / name}: not a pipeline of this version: {e!r}') from None
+        parts = READERS[file.name](file) | dict(model=load_model(folder / 'model')) | changes
+        return cls(**parts).to(device)
+    except (AttributeError, KeyError, TypeError) as e:
+        raise ValueError(f'{file}: not a pipeline of this version: {e!r}') from None
+    except ValueError as e:
+        if str(folder) in str(e):
+            raise
+        raise ValueError(f'{file}: {e}') from None
 
 # %% ../nbs/94_pipeline.ipynb #c588361a
 @patch(cls_method=True)

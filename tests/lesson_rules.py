@@ -1,7 +1,8 @@
 """What a lesson must have, as functions from a notebook to a list of problems.
 
-Each problem is one line that names the file, the cell and what is wrong. `test_lessons.py` runs the rules on
-every lesson, and on small notebooks broken on purpose, so that no rule can pass by looking at nothing."""
+Each problem is one line that names the file, the cell and what is wrong. `test_lessons.py` runs the
+rules on every lesson, and on small notebooks broken on purpose, so that no rule can pass by looking
+at nothing."""
 
 import ast
 import io
@@ -22,7 +23,8 @@ PICTURE = re.compile(r"<(img|video|svg)\b", re.I)
 
 @dataclass
 class Cell:
-    "One cell: its number in the notebook (from 1), kind, source, directives such as `export`, and outputs."
+    """One cell: its number in the notebook (from 1), kind, source, directives such as `export`, and
+    outputs."""
 
     n: int
     kind: str
@@ -61,7 +63,8 @@ class Lesson:
         return int(self.path.name[:2])
 
     def section(self, title):
-        "The cells under the heading `## title`, its own cell first (cut to what stands below the heading)."
+        """The cells under the heading `## title`, its own cell first (cut to what stands below the
+        heading)."""
         out, inside = [], False
         for c in self.cells:
             if c.kind != "markdown":
@@ -114,7 +117,8 @@ def has_rich(cell, pattern=VISIBLE):
 
 
 def title(lesson):
-    "Cell 1 holds the title and the subtitle and nothing else: nbdev turns it into the page's header."
+    """Cell 1 holds the title and the subtitle and nothing else: nbdev turns it into the page's
+    header."""
     c = lesson.cells[0]
     lines = [s for s in c.src.split("\n") if s.strip()]
     if c.kind != "markdown" or not re.match(r"# \S", c.src):
@@ -140,7 +144,8 @@ def goals(lesson):
 
 
 def cost(lesson):
-    "Time and memory, measured: a number of seconds or minutes, one of MB or GB, and a word on the GPU."
+    """Time and memory, measured: a number of seconds or minutes, one of MB or GB, and a word on the
+    GPU."""
     text = "\n\n".join(c.src for c in lesson.markdown)
     m = re.search(r"time and memory", text, re.I)
     if not m:
@@ -323,7 +328,8 @@ def parse_exercise(cell):
 
 
 def exercises(lesson):
-    "At least three, each with a task, a checker, a folded solution, a wrong answer and a cell to work in."
+    """At least three, each with a task, a checker, a folded solution, a wrong answer and a cell to
+    work in."""
     found = exercise_cells(lesson)
     if not lesson.section("Exercises"):
         yield lesson.say(None, "has no section '## Exercises'")

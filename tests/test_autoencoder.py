@@ -305,7 +305,8 @@ def test_kinds_are_found_before_their_modules_are_imported():
     "The registry imports what it needs: nothing but core was asked for."
     code = """
 from minisora.core.hub import AUTOENCODERS
-print(*(AUTOENCODERS[k].__name__ for k in ("AutoencoderKL", "FoldedVAE", "causal-video-vae", "image-vae")))"""
+kinds = "AutoencoderKL", "FoldedVAE", "causal-video-vae", "image-vae"
+print(*(AUTOENCODERS[k].__name__ for k in kinds))"""
     env = dict(os.environ, PYTHONPATH=str(ROOT))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert run.stdout.split() == ["DiffusersVAE", "PCACompressedVAE", "CausalVideoVAE", "ImageVAE"]
@@ -430,14 +431,17 @@ def test_seconds_end_the_training(monkeypatch):
 
 # ---------------------------------------------------------------- names of version 0.1
 
-OLD = """FAMILIES KINDS Moments Spec check_clips check_latents load_strict Pretrained Autoencoder to_frames
-to_clips patches pca set_pca seeded zero ImageVAE Smoother hold likely_place random_window window_length
-reconstruction_weight noisy_sample vae_loss descend train_step countdown warm_and_decay train_autoencoder
-lit_windows tune_decoder image_family tiny_family wan_family cogvideox_family ltx_family hunyuan_family
-per_channel find_config read_config load_diffusers DiffusersVAE CausalConv3d FrameNorm CausalBlock Unfold3d
-CausalVideoVAE Past encode_pieces decode_pieces tile_ramp tile_starts tiled_decode spoilt Eyes train_eyes
-Critic VideoLoss busy_window save_state load_state recoloured mixed Windows train_video_vae mean_terms
-video_step autoencoder_by_name""".split()
+OLD = """
+FAMILIES KINDS Moments Spec check_clips check_latents load_strict Pretrained Autoencoder to_frames
+to_clips patches pca set_pca seeded zero ImageVAE Smoother hold likely_place random_window
+window_length reconstruction_weight noisy_sample vae_loss descend train_step countdown
+warm_and_decay train_autoencoder lit_windows tune_decoder image_family tiny_family wan_family
+cogvideox_family ltx_family hunyuan_family per_channel find_config read_config load_diffusers
+DiffusersVAE CausalConv3d FrameNorm CausalBlock Unfold3d CausalVideoVAE Past encode_pieces
+decode_pieces tile_ramp tile_starts tiled_decode spoilt Eyes train_eyes Critic VideoLoss busy_window
+save_state load_state recoloured mixed Windows train_video_vae mean_terms video_step
+autoencoder_by_name
+""".split()
 
 
 @pytest.mark.parametrize("name", OLD)

@@ -28,7 +28,7 @@ from helpers.latent_cache import (
 from safetensors import safe_open
 
 import minisora
-from minisora.autoencoder import autoencoder_by_name as load_autoencoder
+from minisora.autoencoder import load_autoencoder
 from minisora.clips import SceneClips
 from minisora.core.files import sha256_file, short_hash, write_json
 from minisora.latent_cache import (
@@ -176,7 +176,8 @@ OPTIONS = dict(
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_same_call_gives_the_same_bytes_as_version_01(tmp_path, name):
-    "Heads and text always; the numbers too with MINISORA_EXACT=1, on a processor that rounds alike."
+    """Heads and text always; the numbers too with MINISORA_EXACT=1, on a processor that rounds
+    alike."""
     flat = load_autoencoder(OLD / "autoencoders" / "flat")
     clips = SceneClips(10, frames=4, size=16)
     options = dict(OPTIONS[name], batch_size=4, shard_size=8, progress=False)

@@ -1,4 +1,4 @@
-"""What a cache is made of: streams, data that change behind its back, autoencoders that move house."""
+"""What a cache is made of: streams, data that change behind its back, moved autoencoders."""
 
 import gc
 import json
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from helpers.clips import grey, packed, write_tar
 from helpers.autoencoder import SIZES, tiny, tiny_kl
+from helpers.clips import grey, packed, write_tar
 from helpers.latent_cache import (
     SHARD,
     SMALL,
@@ -25,10 +25,15 @@ from helpers.latent_cache import (
     write,
 )
 
-from minisora import clips as C
-from minisora.autoencoder import DiffusersVAE
+from minisora.clips import SceneClips
 from minisora.core.files import short_hash, write_json
 from minisora.core.hub import AUTOENCODERS
+from minisora.data.folders import FolderClips
+from minisora.data.hub import HubClips, StreamClips
+from minisora.data.imagenet import ImageNetClips
+from minisora.data.named import open_named_dataset
+from minisora.data.tars import TarClips
+from minisora.data.video import Clip, write_video
 from minisora.latent_cache import (
     LatentCache,
     import_npy_folder,
@@ -43,12 +48,14 @@ from minisora.latents.cache_plan import (
     autoencoder_fingerprint,
     dataset_fingerprint,
 )
+from minisora.latents.diffusers_vae import DiffusersVAE
 
 # ---------------------------------------------------------------- streams
 
 
 class Stream:
-    "The same clips as `Clips`, one after the other; fails at number `at`, once. `read` are those given out."
+    """The same clips as `Clips`, one after the other; fails at number `at`, once. `read` are those
+    given out."""
 
     def __init__(self, n=20, at=None):
         self.clips, self.at, self.read = Clips(n), at, []
@@ -145,7 +152,8 @@ sys.path[:0] = [{root!r}, {tests!r}]
 from helpers.latent_cache import Clips, Tiny, write_cache
 class Stream:
     def __iter__(self): return map(Clips().__getitem__, range(20))
-write_cache({path!r}, Stream(), Tiny(slow=.02), 4, shard_size=8, samples=20, rank={rank}, world_size=2, progress=False)
+options = dict(shard_size=8, samples=20, rank={rank}, world_size=2, progress=False)
+write_cache({path!r}, Stream(), Tiny(slow=.02), 4, **options)
 """
 
 
@@ -233,7 +241,7 @@ def test_a_streamed_data_set_resumes_undecoded(tmp_path, datasets):
     rows(datasets).to_parquet(tmp_path / "rows.parquet")
     read = []
 
-    class Spied(C.StreamClips):
+    class Spied(StreamClips):
         "Notes which rows are decoded, and dies at the seventh of them."
 
         def __iter__(self):
@@ -243,7 +251,7 @@ def test_a_streamed_data_set_resumes_undecoded(tmp_path, datasets):
                     raise Stop()
                 yield clip
 
-    def stream(kind=C.StreamClips):
+    def stream(kind=StreamClips):
         files = str(tmp_path / "rows.parquet")
         data = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
         return kind(data, size=16, label="label")
@@ -272,7 +280,7 @@ def folder(path, n=6):
     (path / "metadata.csv").write_text(
         "file,caption\n" + "".join(f"{k}.gif,number {k}\n" for k in range(n))
     )
-    return C.FolderClips(path, size=16, frames=2, keep=0)
+    return FolderClips(path, size=16, frames=2, keep=0)
 
 
 def imagenet(path, n=6):
@@ -280,7 +288,7 @@ def imagenet(path, n=6):
         d = path / "train" / f"n0000000{k % 3}"
         d.mkdir(parents=True, exist_ok=True)
         (d / f"{k}.JPEG").write_bytes(packed(grey(20 * k), "JPEG"))
-    return C.ImageNetClips(path, size=16)
+    return ImageNetClips(path, size=16)
 
 
 def tars(path, n=6):
@@ -292,14 +300,14 @@ def tars(path, n=6):
             for e, d in (("png", packed(grey(20 * k))), ("txt", f"number {k}".encode()))
         }
         write_tar(path / f"{t}.tar", parts)
-    return C.TarClips(path, size=16, frames=1)
+    return TarClips(path, size=16, frames=1)
 
 
 def saved(path, other=None):
     import datasets
 
     rows(datasets, 6, other).save_to_disk(path)
-    return C.HubClips(str(path), size=16, label="label")
+    return HubClips(str(path), size=16, label="label")
 
 
 def npy(path):
@@ -321,7 +329,8 @@ def touch(file, data=None):
 
 
 def middle(file):
-    "The same file with one byte changed, the middle one or, behind the header of a .npy file, the last."
+    """The same file with one byte changed, the middle one or, behind the header of a .npy file, the
+    last."""
     raw = bytearray(file.read_bytes())
     raw[-1 if file.suffix == ".npy" else len(raw) // 2] ^= 1
     touch(file, bytes(raw))
@@ -354,11 +363,11 @@ CHANGES = dict(
 def reopened(make, path):
     "The data as a new call would find them: opened, not made again."
     opened = {
-        folder: lambda: C.FolderClips(path, size=16, frames=2, keep=0),
+        folder: lambda: FolderClips(path, size=16, frames=2, keep=0),
         npy: lambda: LatentClips(NpyFolder(path)),
-        imagenet: lambda: C.ImageNetClips(path, size=16),
-        tars: lambda: C.TarClips(path, size=16, frames=1),
-        saved: lambda: C.HubClips(str(path), size=16, label="label"),
+        imagenet: lambda: ImageNetClips(path, size=16),
+        tars: lambda: TarClips(path, size=16, frames=1),
+        saved: lambda: HubClips(str(path), size=16, label="label"),
     }
     return opened[make]()
 
@@ -405,7 +414,7 @@ def test_a_change_in_the_middle_is_seen(tmp_path, kind, half):
 def test_unchanged_data_are_taken_up_again(tmp_path):
     folder(tmp_path / "data")
     options = dict(batch_size=2, shard_size=2, progress=False)
-    for make in (folder, lambda p: C.FolderClips(p, size=16, frames=2, check="no")):
+    for make in (folder, lambda p: FolderClips(p, size=16, frames=2, check="no")):
         make(tmp_path / "data")
         for file in (tmp_path / "data").iterdir():
             touch(file)
@@ -439,10 +448,10 @@ def test_videos_beside_a_data_set_are_listed(tmp_path):
     for name in ("Dance", "YoYo"):
         (tmp_path / name).mkdir()
         shutil.copy(
-            C.write_video(tmp_path / "x.mp4", C.SceneClips(2, size=16)[0]),
+            write_video(tmp_path / "x.mp4", SceneClips(2, size=16)[0]),
             tmp_path / name / "v_1.avi",
         )
-    mark = lambda: dataset_fingerprint(C.open_source("ucf101", tmp_path))
+    mark = lambda: dataset_fingerprint(open_named_dataset("ucf101", tmp_path))
     before = mark()
     assert before == mark()
     touch(tmp_path / "Dance/v_1.avi")
@@ -456,7 +465,7 @@ def test_only_what_is_encoded_counts(tmp_path):
     write_cache(tmp_path / "c", data, Tiny(), limit=3, **options)
     write_cache(tmp_path / "s", part, Tiny(), **options)
     middle(tmp_path / "data/3.gif")
-    data = C.FolderClips(tmp_path / "data", size=16, frames=2)
+    data = FolderClips(tmp_path / "data", size=16, frames=2)
     assert len(write_cache(tmp_path / "c", data, Tiny(), limit=3, **options)) == 3
     with pytest.raises(ValueError, match="exists with listing="):
         write_cache(tmp_path / "s", torch.utils.data.Subset(data, [0, 2, 4]), Tiny(), **options)
@@ -508,7 +517,8 @@ def test_a_converted_folder_goes_on(tmp_path):
     )
 
 
-# ---------------------------------------------------------------- autoencoders that move, and their types
+# ---------------------------------------------------------------- autoencoders that move, and their
+# types
 
 
 def moved(tmp_path):
@@ -594,7 +604,7 @@ def test_the_manifest_has_the_config_of_every_family(tmp_path, kind):
 
     class Right(Clips):
         def __getitem__(self, i):
-            return C.Clip(
+            return Clip(
                 torch.randint(256, (3, frames, side, side), dtype=torch.uint8), "x", 8.0, "x"
             )
 
@@ -636,7 +646,8 @@ def test_a_cache_of_a_bfloat16_autoencoder(tmp_path):
 
 @pytest.fixture
 def renamed(monkeypatch):
-    "An autoencoder whose class an earlier version called `FoldedTiny`, and today's registry `tiny`."
+    """An autoencoder whose class an earlier version called `FoldedTiny`, and today's registry
+    `tiny`."""
     monkeypatch.setattr(AUTOENCODERS, "classes", dict(AUTOENCODERS.classes))
 
     @AUTOENCODERS.register("tiny", "FoldedTiny")
@@ -680,7 +691,8 @@ def test_a_users_subclass_of_a_known_kind_is_another_one(renamed):
 
 
 def test_work_begun_with_the_encoder_in_another_folder_is_resumed(tmp_path):
-    "Its plan says another `spec.name`, so its shards bear another id: they are continued as they are."
+    """Its plan says another `spec.name`, so its shards bear another id: they are continued as they
+    are."""
 
     class Moved(Tiny):
         def __init__(self, folder, life=99):

@@ -34,7 +34,8 @@ def test_rows_that_do_not_fit_are_named(tmp_path):
 
 @pytest.mark.parametrize("options", [{}, dict(flips=True)], ids=["", "flips"])
 def test_the_system_is_asked_for_a_row_once(tmp_path, monkeypatch, options):
-    "Rows of a shard are fetched together at their first reading; later they are in memory, or one page fault away."
+    """Rows of a shard are fetched together at their first reading; later they are in memory, or one
+    page fault away."""
     cache, asked = write(tmp_path / "c", **options), []
     monkeypatch.setattr(
         cache_reader.MappedShards,

@@ -1,4 +1,4 @@
-"""Kills, full disks, several processes; reading, encoding and writing overlap; memory is bounded."""
+"""Kills, full disks, several processes; overlap of reading, encoding and writing; memory."""
 
 import errno
 import fcntl
@@ -165,7 +165,8 @@ def test_a_damaged_part_is_encoded_again(tmp_path, harm):
 
 
 def test_kill_9(tmp_path):
-    "Killed again and again at moments of its own choosing, then finished: the bytes of an unbroken run."
+    """Killed again and again at moments of its own choosing, then finished: the bytes of an
+    unbroken run."""
     write(tmp_path / "whole", n=120, shard_size=40)
     sizes, part = [], tmp_path / "c.part"
     for delay in (0.12, 0.31, 0.2):
@@ -201,7 +202,8 @@ def test_kill_9_while_overwriting_leaves_the_old_cache(tmp_path):
 
 @pytest.mark.parametrize("kill_at", range(8))
 def test_killed_while_publishing(tmp_path, monkeypatch, kill_at):
-    "Stop before each rename or removal of the last act: what is at the path is the old cache or the new one."
+    """Stop before each rename or removal of the last act: what is at the path is the old cache or
+    the new one."""
     old = write_cache(tmp_path / "c", Clips(), Tiny(1), progress=False)
     calls = []
 
@@ -304,7 +306,8 @@ def test_a_read_only_folder(tmp_path, monkeypatch, error):
 
 @pytest.mark.parametrize("where", ["data", "journal", "manifest"])
 def test_a_full_disk(tmp_path, monkeypatch, where):
-    "The disk fills up while a batch, a journal line or the manifest is written; later there is space again."
+    """The disk fills up while a batch, a journal line or the manifest is written; later there is
+    space again."""
 
     def full(*a, **k):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -355,7 +358,8 @@ import sys, torch
 sys.path[:0] = [{tests!r}, {root!r}]
 torch.set_num_threads(1)
 from helpers.latent_cache import Clips, Tiny, write_cache
-print(len(write_cache({path!r}, Clips(60), Tiny(slow={slow}), batch_size=4, shard_size=8, progress=False)))
+options = dict(batch_size=4, shard_size=8, progress=False)
+print(len(write_cache({path!r}, Clips(60), Tiny(slow={slow}), **options)))
 """
 
 
@@ -490,7 +494,8 @@ def test_a_rank_that_another_overtakes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("alive", [0, 20])
 def test_a_rank_that_hangs(tmp_path, monkeypatch, alive):
-    "A shard that is locked and does not grow is an error after `patience`; as long as it grows it is waited for."
+    """A shard that is locked and does not grow is an error after `patience`; as long as it grows it
+    is waited for."""
     with pytest.raises(Stop):
         write_cache(
             tmp_path / "c", Stopping(9, 60), Tiny(), batch_size=4, shard_size=8, progress=False
@@ -542,7 +547,8 @@ def test_ranks_of_the_environment(monkeypatch):
 
 
 def test_writing_overlaps_encoding(tmp_path, monkeypatch):
-    "Batch 1 is not written before batch 2 is encoded: if one waited for the other this would time out."
+    """Batch 1 is not written before batch 2 is encoded: if one waited for the other this would time
+    out."""
     encoded, real, order = threading.Event(), cache_writer.ShardWriter.append, []
 
     def append(self, *a):
@@ -593,7 +599,8 @@ def test_a_batch_that_cannot_be_written_ends_the_call(tmp_path, monkeypatch, at)
 
 
 class Large(Tiny):
-    "Latents so large, (2, 1, 256, 256), that a batch of them is rounded and summed up in several parts."
+    """Latents so large, (2, 1, 256, 256), that a batch of them is rounded and summed up in several
+    parts."""
 
     def __init__(self, bad=None):
         super().__init__()
@@ -616,7 +623,8 @@ def test_large_latents_are_counted_one_by_one(tmp_path, dtype):
 
 
 def test_reading_overlaps_encoding(tmp_path):
-    "Encoding batch 1 cannot end before reading of batch 2 has begun: without overlap this would time out."
+    """Encoding batch 1 cannot end before reading of batch 2 has begun: without overlap this would
+    time out."""
     begun = threading.Event()
 
     class Watched(Clips):

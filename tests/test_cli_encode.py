@@ -1,4 +1,4 @@
-"""`minisora encode` and `repair`: any clips, any autoencoder, one process or the ranks of torchrun."""
+"""`minisora encode` and `repair`: any clips, any autoencoder, one process or several."""
 
 import json
 import os
@@ -10,14 +10,20 @@ import warnings
 import numpy as np
 import pytest
 from conftest import ROOT
-from helpers.clips import grey, packed, write_tar
 from helpers.autoencoder import tiny_kl
+from helpers.clips import grey, packed, write_tar
 from helpers.latent_cache import content, flip
 
 from minisora import cli
-from minisora import clips as C
-from minisora.autoencoder import DiffusersVAE, ImageVAE
+from minisora.autoencoder import ImageVAE
+from minisora.experiment import Experiment
+from minisora.clips import SceneClips
+from minisora.data.folders import FolderClips
+from minisora.data.imagenet import ImageNetClips
+from minisora.data.unreadable import ReadableSubset
+from minisora.data.video import write_video
 from minisora.latent_cache import LatentCache, verify_cache, write_cache
+from minisora.latents.diffusers_vae import DiffusersVAE
 
 SHARD = "latents-00000.safetensors"
 
@@ -31,9 +37,9 @@ def vae(tmp_path_factory):
 
 def films(path, n=3):
     path.mkdir()
-    scenes = C.SceneClips(n, size=32)
+    scenes = SceneClips(n, size=32)
     for k in range(n):
-        C.write_video(path / f"{scenes[k].caption}.mp4", scenes[k])
+        write_video(path / f"{scenes[k].caption}.mp4", scenes[k])
     return path
 
 
@@ -131,7 +137,7 @@ def test_any_source_becomes_a_cache_and_is_repaired(tmp_path, vae, name, capsys,
 def test_a_folder_of_pictures(tmp_path, vae):
     source, cache = pictures(tmp_path / "data"), tmp_path / "c"
     try:
-        C.FolderClips(source)
+        FolderClips(source)
     except ValueError as e:
         if "its name is not that of a video" in str(e):
             pytest.skip("folders of pictures are not read here")
@@ -142,14 +148,15 @@ def test_a_folder_of_pictures(tmp_path, vae):
 
 def test_what_is_asked_for_is_what_python_writes(tmp_path, vae):
     films(tmp_path / "data")
-    options = "--size 32 --frames 5 --fps 4 --moments --flips --dtype float32 --batch-size 2 --samples 2".split()
+    options = "--size 32 --frames 5 --fps 4 --moments --flips --dtype float32".split()
+    options += "--batch-size 2 --samples 2".split()
     assert (
         cli.main(
             ["encode", str(tmp_path / "data"), str(tmp_path / "c"), "--autoencoder", vae, *options]
         )
         == 0
     )
-    clips = C.FolderClips(tmp_path / "data", size=32, frames=5, fps=4.0)
+    clips = FolderClips(tmp_path / "data", size=32, frames=5, fps=4.0)
     write_cache(
         tmp_path / "d",
         clips,
@@ -291,7 +298,7 @@ def test_torchrun_shares_the_work(tmp_path, vae):
     assert done.stdout.count("LatentCache") == 1, "one of them says so"
     write_cache(
         tmp_path / "alone",
-        C.Readable(C.ImageNetClips(tmp_path / "data", size=32)),
+        ReadableSubset(ImageNetClips(tmp_path / "data", size=32)),
         ImageVAE(),
         progress=False,
     )
@@ -336,7 +343,7 @@ def test_a_mistaken_repair_begins_nothing(tmp_path, vae, capsys, monkeypatch):
         assert cli.main(call) == 2 and "no finished latent cache" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
     imagenet(tmp_path / "data")
-    write_cache("c", C.ImageNetClips("data", size=32), ImageVAE(), progress=False)
+    write_cache("c", ImageNetClips("data", size=32), ImageVAE(), progress=False)
     assert cli.main(["repair", "c"]) == 0 and "it was whole" in capsys.readouterr().out
     flip(tmp_path / "c" / SHARD, -5)
     assert cli.main(["repair", "c"]) == 2
@@ -358,7 +365,7 @@ def test_the_cache_of_a_run_is_repaired_by_its_path(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "run/autoencoder")
     flip(cache / SHARD, -5)
     monkeypatch.setattr(
-        "minisora.pipeline.train_autoencoder", lambda *a, **k: pytest.fail("it trains")
+        "minisora.experiment.train_autoencoder", lambda *a, **k: pytest.fail("it trains")
     )
     assert cli.main(["repair", str(cache)]) == 2, (
         "without its autoencoder there is nothing to repair with"
@@ -402,8 +409,8 @@ def test_a_run_says_which_files_it_leaves_out(tmp_path, capsys):
 
 
 def test_recipes_from_before_on_error_are_read(tmp_path):
-    run = cli.Run(tmp_path / "run")
+    run = Experiment(tmp_path / "run")
     old = json.loads((tmp_path / "run/recipe.json").read_text())
     assert old.pop("on_error") == "warn"
     (tmp_path / "run/recipe.json").write_text(json.dumps(old))
-    assert cli.Run(tmp_path / "run").recipe == run.recipe
+    assert Experiment(tmp_path / "run").recipe == run.recipe

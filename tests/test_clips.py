@@ -125,15 +125,16 @@ def test_digits_move_keep_their_label_and_colour():
 # ---------------------------------------------------------------- names of version 0.1
 
 OLD_NAMES = """
-OBJECTS COLOURS MOTIONS SIMPLE_MOTIONS VERBS DIGITS PICTURES HOLD_BYTES UNREADABLE VIDEOS MANIFESTS KEEP_BYTES
-first_name SOURCES Clip to_float to_uint8 stack scene_caption polygon_distance ngon signed_distance trajectory
-periodic render_scene combinations scene_combinations SceneClips load_digits render_image DigitClips resize_crop
-square rgb is_picture open_picture shape_of crop_place time_span decoder shown_at pixels upright caption_of spaced
-read_video name_of reason named_errors open_video decode_video pictures_at VideoInfo probe write_video encode
-read_manifest stamp refusals report_refused sift one_of still_clip ClipReader FolderClips Bucket bucket_table
-nearest_bucket BucketSampler braces tar_index TarClips read_part png caption_parts open_dataset RowReader HubClips
-StreamClips Readable imagenet_names imagenet_labels ImageNetClips words_of ucf101_dataset moving_mnist_dataset
-Source open_source Vocabulary content_words known_form
+OBJECTS COLOURS MOTIONS SIMPLE_MOTIONS VERBS DIGITS PICTURES HOLD_BYTES UNREADABLE VIDEOS MANIFESTS
+KEEP_BYTES first_name SOURCES Clip to_float to_uint8 stack scene_caption polygon_distance ngon
+signed_distance trajectory periodic render_scene combinations scene_combinations SceneClips
+load_digits render_image DigitClips resize_crop square rgb is_picture open_picture shape_of
+crop_place time_span decoder shown_at pixels upright caption_of spaced read_video name_of reason
+named_errors open_video decode_video pictures_at VideoInfo probe write_video encode read_manifest
+stamp refusals report_refused sift one_of still_clip ClipReader FolderClips Bucket bucket_table
+nearest_bucket BucketSampler braces tar_index TarClips read_part png caption_parts open_dataset
+RowReader HubClips StreamClips Readable imagenet_names imagenet_labels ImageNetClips words_of
+ucf101_dataset moving_mnist_dataset Source open_source Vocabulary content_words known_form
 """.split()
 
 

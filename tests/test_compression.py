@@ -1,4 +1,5 @@
-"""The second stage: nothing lost with all channels, the best with fewer, and a refiner for what is left."""
+"""The second stage: nothing lost with all channels, the best with fewer, and a refiner for what is
+left."""
 
 import importlib
 import json
@@ -90,7 +91,8 @@ def test_second_stage_names_what_does_not_fit(inner):
 
 @pytest.fixture
 def refined(inner):
-    "A second stage that keeps 4 of 24 numbers, with a refiner; and the inner latents it was made from."
+    """A second stage that keeps 4 of 24 numbers, with a refiner; and the inner latents it was made
+    from."""
     ae = PCACompressedVAE.from_autoencoder(inner, 2, 4, refine=32)
     with torch.no_grad():
         latents = inner.encode(wide_clips(1)).mode

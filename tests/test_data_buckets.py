@@ -10,7 +10,7 @@ from minisora.data.buckets import Bucket, BucketSampler, make_buckets, nearest_b
 from minisora.data.folders import FolderClips
 from minisora.data.video import VideoInfo, stack_clips, to_float
 from minisora.latent_cache import LatentCache, write_caches
-from minisora.train import Buckets
+from minisora.training.batches import BucketDataset
 
 # fixtures that several files share
 video = fixtures.video
@@ -120,11 +120,11 @@ def test_a_cache_for_each_bucket(tmp_path, video, pictures):
             i for i, b in enumerate(clips.bucket_of) if f"{b.frames}x{b.height}x{b.width}" == name
         ]
         for k, i in enumerate(ids):
-            latents = cache.denormalise(cache[k]["latents"])
+            latents = cache.denormalize(cache[k]["latents"])
             assert torch.allclose(latents, to_float(clips[i].frames)[..., ::2, ::2], atol=1e-5), (
                 name
             )
-    data = Buckets(caches)
+    data = BucketDataset(caches)
     assert len(data) == 3 and data.bucket_of == ["1x24x40"] * 2 + ["8x32x32"]
     again = write_caches(tmp_path / "caches", clips, Halves(), progress=False, dtype="float32")
     opened = {p.name: LatentCache(p) for p in sorted((tmp_path / "caches").iterdir())}

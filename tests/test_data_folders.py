@@ -1,4 +1,5 @@
-"""Folders of films and pictures: captions from names, manifests and classes; what cannot be read is listed."""
+"""Folders of films and pictures: captions from names, manifests and classes; what cannot be read is
+listed."""
 
 import csv
 import warnings
@@ -263,7 +264,8 @@ def test_files_missing_from_a_folder_are_refused_like_others(pictures, check):
         FolderClips(pictures / "m.csv", check=check, on_error="raise")
 
 
-# ---------------------------------------------------------------- what cannot be read, and what is kept
+# ---------------------------------------------------------------- what cannot be read, and what is
+# kept
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ def test_imagenet_val_in_folders_or_with_kaggles_labels(imagenet):
         ImageNetClips(imagenet, "val")
     (imagenet / "LOC_val_solution.csv").write_text(
         "ImageId,PredictionString\n"
-        "ILSVRC2012_val_00000000,n02012849 1 2 3 4\nILSVRC2012_val_00000001,n01440764 1 2 3 4 n01440764 5 6 "
-        "7 8\n"
+        "ILSVRC2012_val_00000000,n02012849 1 2 3 4\n"
+        "ILSVRC2012_val_00000001,n01440764 1 2 3 4 n01440764 5 6 7 8\n"
     )
     assert ImageNetClips(imagenet, "val").labels == [2, 0]
     for n, w in enumerate(("n02012849", "n01440764")):

@@ -14,7 +14,8 @@ from minisora.data.video import read_video, write_video
 
 @pytest.fixture
 def made(tmp_path, datasets):
-    "The same three pictures as a folder, a tar, rows, a stream and ImageNet: {name: make(**options)}."
+    """The same three pictures as a folder, a tar, rows, a stream and ImageNet: {name:
+    make(**options)}."""
     home = tmp_path / "pics"
     (home / "train/n01440764").mkdir(parents=True)
     for k in range(3):

@@ -93,7 +93,8 @@ def test_wrong_arguments_are_named(call, words):
 
 
 def test_frames_are_sampled_by_time_not_by_count(tmp_path):
-    "12 quick frames in the first second, 4 slow ones in the second: half the clip shows the slow ones."
+    """12 quick frames in the first second, 4 slow ones in the second: half the clip shows the slow
+    ones."""
     stamps = [*range(0, 1000, 84), *range(1008, 2000, 250)]
     path = encode(tmp_path / "vfr.mkv", ramp(len(stamps)), "matroska", stamps=stamps)
     grey = read_video(path, frames=8, size=32).frames[0].float().mean((1, 2))
@@ -284,7 +285,8 @@ def test_probe_sees_films_upright():
 
 @needs("awkward")
 def test_each_awkward_file_decodes_right_or_is_refused_by_name():
-    "Every picture of every file, against a plain PyAV loop sorted by its time-stamps and turned upright."
+    """Every picture of every file, against a plain PyAV loop sorted by its time-stamps and turned
+    upright."""
     refused, compared = [], 0
     for path in sorted((SHARED / "awkward").iterdir()):
         try:

@@ -1,4 +1,5 @@
-"""diffusers' autoencoders behind our three calls: scaled as their pipelines scale, causal where the spec says so."""
+"""diffusers' autoencoders behind our three calls: scaled as their pipelines scale, causal where the
+spec says so."""
 
 import json
 
@@ -24,7 +25,8 @@ PIPELINES = dict(
         lambda v, z: v.config.scaling_factor * z,
         lambda v, z: 1 / v.config.scaling_factor * z,
     ),
-    AutoencoderKLLTXVideo=(  # pipelines/ltx/pipeline_ltx.py: _normalize_latents, _denormalize_latents
+    # pipelines/ltx/pipeline_ltx.py: _normalize_latents, _denormalize_latents
+    AutoencoderKLLTXVideo=(
         lambda v, z: (
             (z - v.latents_mean.view(1, -1, 1, 1, 1))
             * v.config.scaling_factor
@@ -248,7 +250,8 @@ def test_a_family_that_is_not_known(tmp_path):
 
 
 def test_a_pipeline_on_the_hub(tmp_path, monkeypatch):
-    "A pipeline has no config.json at its top: its vae is looked for there too, and loaded from there."
+    """A pipeline has no config.json at its top: its vae is looked for there too, and loaded from
+    there."""
     import diffusers
 
     vae, asked = tiny_kl(), []

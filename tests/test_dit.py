@@ -1,4 +1,5 @@
-"""The DiT: its numbers agree with the paper, its function with diffusers', and it refuses what it cannot be."""
+"""The DiT: its numbers agree with the paper, its function with diffusers', and it refuses what it
+cannot be."""
 
 import dataclasses
 

@@ -1,4 +1,5 @@
-"""Options of the DiT that are not in its paper, and latents of another size: each does what it says, and nothing else."""
+"""Options of the DiT that are not in its paper, and latents of another size: each does what it
+says, and nothing else."""
 
 import dataclasses
 import inspect
@@ -134,7 +135,8 @@ def test_options_in_bfloat16(option):
     close(model.bfloat16()(x.bfloat16(), t, y).float(), want, rel=0.05)
 
 
-# ---------------------------------------------------------------- unconditional, non-square, another size
+# ---------------------------------------------------------------- unconditional, non-square,
+# another size
 
 
 @pytest.mark.parametrize("size, patch", [((4, 12), 2), ((12, 4), 4), ((6, 8), 1)])

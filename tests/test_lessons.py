@@ -34,7 +34,8 @@ def test_exercise(path, exercise, tmp_path, monkeypatch):
     assert not problems, "\n" + "\n".join(problems)
 
 
-# ------------------------------------------------- the rules themselves, on notebooks broken on purpose
+# ------------------------------------------------- the rules themselves, on notebooks broken on
+# purpose
 
 FIGURE = [{"output_type": "display_data", "metadata": {}, "data": {"image/png": "iVBORw0KGgo="}}]
 PRINTED = [{"output_type": "stream", "name": "stdout", "text": "2\n"}]

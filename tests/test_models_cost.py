@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minisora.models.cost import training_flops
 from minisora.models.layouts import Checkpointed, Routed, wrapped
-from minisora.temporal import VideoDiT
+from minisora.temporal import VideoDiT, VideoDiTConfig
 
 
 def test_a_forward_pass_counts_as_torch_counts_it():
@@ -54,3 +54,19 @@ def test_any_size_will_do():
     with torch.device("meta"):
         model = VideoDiT(dataclasses.replace(FRAMES, size=(16, 256, 256), layout="factorized"))
     assert training_flops(model) > 1e12
+
+
+def test_flops_are_those_of_the_matrices():
+    config = VideoDiTConfig(channels=3, size=(2, 4, 4), patch=(1, 2, 2), width=32, depth=2, heads=2)
+    model = VideoDiT(config)
+    width = 32
+    tokens = 8
+    numbers = 12  # of a patch
+    # qkv, projection, MLP; attention; adaLN
+    block = tokens * 12 * width**2 + 2 * tokens**2 * width + 6 * width**2
+    # in and out; final adaLN; time
+    ends = tokens * 2 * numbers * width + 2 * width**2 + 256 * width + width**2
+    forward = training_flops(model, backward=False)
+    assert forward == 2 * (2 * block + ends)
+    assert training_flops(model, batch=3, backward=False) == 3 * forward
+    assert 2.8 < training_flops(model) / forward <= 3

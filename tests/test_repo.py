@@ -1,4 +1,4 @@
-"""The repository itself: modules import alone, notebooks and modules agree, links lead somewhere."""
+"""The repository itself: modules import alone, notebooks match modules, links lead somewhere."""
 
 import configparser
 import json
@@ -61,7 +61,8 @@ def tracked(*ends):
 
 
 def test_style_and_notebooks_passed():
-    "`make test` runs the linter and the notebooks before pytest and hands over which of them failed."
+    """`make test` runs the linter and the notebooks before pytest and hands over which of them
+    failed."""
     failed = os.environ.get("FAILED_BEFORE", "").split()
     assert not failed, f"failed before pytest, see above: {' and '.join(failed)}"
 
@@ -134,7 +135,8 @@ def differences(want, have):
 
 
 def test_modules_are_what_the_notebooks_export(tmp_path):
-    "Exported afresh in a copy and compared file by file, so a dirty tree is no excuse and is not touched."
+    """Exported afresh in a copy and compared file by file, so a dirty tree is no excuse and is not
+    touched."""
     (tmp_path / "nbs").mkdir()
     (tmp_path / "minisora").mkdir()
     for name in ("settings.ini", "pyproject.toml", "minisora/__init__.py"):
@@ -161,7 +163,8 @@ def test_a_module_edited_by_hand_is_found():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=page)
 def test_notebook_is_clean_and_small(path, tmp_path):
-    "nbdev_clean changes nothing; no error is kept; 300 kB hold for the home page and the appendices too."
+    """nbdev_clean changes nothing; no error is kept; 300 kB hold for the home page and the
+    appendices too."""
     shutil.copy(ROOT / "settings.ini", tmp_path)
     copy = shutil.copy(path, tmp_path)
     run = [BIN / "nbdev_clean", "--fname", copy]
@@ -229,7 +232,10 @@ def test_readme_is_made_from_the_index():
 
 
 def test_readme_links_are_moved_to_the_root():
-    text = '[a](00_clips.ipynb#x) ![b](i/b.png) <img src="i/c.gif"> [d](../LICENSE) [e](https://f.org) `](g)`'
+    text = (
+        '[a](00_clips.ipynb#x) ![b](i/b.png) <img src="i/c.gif"> '
+        "[d](../LICENSE) [e](https://f.org) `](g)`"
+    )
     want = (
         '[a](nbs/00_clips.ipynb#x) ![b](nbs/i/b.png) <img src="nbs/i/c.gif"> '
         "[d](LICENSE) [e](https://f.org) `](g)`"
@@ -249,9 +255,13 @@ def test_site_lists_every_notebook():
 
 
 def test_names_lead_to_the_pages_of_this_site(monkeypatch):
-    "From a page of the top and from one in a folder, to both kinds; what has no page keeps its address."
+    """From a page of the top and from one in a folder, to both kinds; what has no page keeps its
+    address."""
     pages = {"clips": "00_clips.ipynb", "core.files": "core/files.ipynb"}
-    text = "[a](https://h.org/m/clips.html#Clip) [b](https://h.org/m/core/files.html) [c](https://h.org/m/x.html)"
+    text = (
+        "[a](https://h.org/m/clips.html#Clip) [b](https://h.org/m/core/files.html) "
+        "[c](https://h.org/m/x.html)"
+    )
     assert docs.to_pages(text, pages, "https://h.org/m/", ".") == (
         "[a](00_clips.ipynb#Clip) [b](core/files.ipynb) [c](https://h.org/m/x.html)"
     )
@@ -261,7 +271,8 @@ def test_names_lead_to_the_pages_of_this_site(monkeypatch):
 
 
 def test_every_requirement_is_pinned():
-    "constraints.txt fixes one version of each package that settings.ini asks for, within its range."
+    """constraints.txt fixes one version of each package that settings.ini asks for, within its
+    range."""
     from packaging.requirements import Requirement
 
     lines = (ROOT / "constraints.txt").read_text().splitlines()

@@ -95,7 +95,8 @@ from minisora.latent_cache import LatentCache
 from minisora.latents.sharded_sampler import ShardedSampler
 acc, cache = Accelerator(cpu=True), LatentCache(sys.argv[1])
 model = torch.nn.Linear(8, 8)
-loader = torch.utils.data.DataLoader(cache, 4, sampler=ShardedSampler(cache, seed=1), collate_fn=LatentCache.collate)
+sampler = ShardedSampler(cache, seed=1)
+loader = torch.utils.data.DataLoader(cache, 4, sampler=sampler, collate_fn=LatentCache.collate)
 model, optimizer, loader = acc.prepare(model, torch.optim.SGD(model.parameters(), 0.1), loader)
 seen = []
 for batch in loader:

@@ -161,11 +161,11 @@ def test_a_film_is_so_many_calls_and_tiles(flops):
     """FLOPs of a call and of the tiles, by PyTorch's own counter; 15 frames are two clips of 9
     that share one."""
     from torch.utils.flop_counter import FlopCounterMode
-    from minisora.single_gpu import FoldedVAE
+    from minisora.latents.compression import PCACompressedVAE
 
     traced, weights, held = flops.film_parts(SMALL, INNER)
     once = {k: flops.Pass(ops, weights) for k, (ops, _) in traced.items()}
-    ae = FoldedVAE(INNER, 2, 8)
+    ae = PCACompressedVAE(INNER, 2, 8)
     with FlopCounterMode(display=False) as counter:
         ae.decode_tiled(torch.randn(1, 8, 3, 4, 6), 4, 3, 1)
     assert once["decode"].flops == counter.get_total_flops()

@@ -9,7 +9,8 @@ from minisora.latents.tiling import _tile_offsets, _tile_weights, tiled_decode
 
 
 def test_tiles_with_a_wide_margin_are_the_whole():
-    "The decoder of depth 1 sees less than 6 latents to each side: with that margin no tile lacks anything."
+    """The decoder of depth 1 sees less than 6 latents to each side: with that margin no tile lacks
+    anything."""
     ae = small_vae()
     z = random_latents(ae, 2, 22, 19)
     with torch.no_grad():

@@ -184,9 +184,9 @@ def test_with_other_options(tmp_path, options):
 
 
 def test_muon_sees_whole_matrices(tmp_path):
-    """It orthogonalizes in bfloat16, which blows up what a sum's order leaves in directions without a
-    gradient: so not each weight is compared, but the way that all of them have gone. Orthogonalized
-    by halves they go elsewhere."""
+    """It orthogonalizes in bfloat16, which blows up what a sum's order leaves in directions without
+    a gradient: so not each weight is compared, but the way that all of them have gone.
+    Orthogonalized by halves they go elsewhere."""
     run(tmp_path / "one", optimizer="muon")
     assert together(lambda rank: run(tmp_path / "two", shard=True, optimizer="muon"), tmp_path) == [
         "",

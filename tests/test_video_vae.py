@@ -1,4 +1,4 @@
-"""The causal video autoencoder: no latent sees the future, and a stream gives what the whole gives."""
+"""The causal video autoencoder: no latent sees the future; a stream gives what the whole gives."""
 
 import pytest
 import torch
@@ -61,7 +61,8 @@ def test_a_frame_sees_no_later_latent(first_alone):
 
 
 def test_the_causality_test_can_fail():
-    "A decoder that looks at neighbours is not causal, says so, and is caught by the same comparison."
+    """A decoder that looks at neighbours is not causal, says so, and is caught by the same
+    comparison."""
     ae = awake(ImageVAE(width=4, enc_width=4, smooth=8))
     assert not ae.spec.causal and ImageVAE(width=4).spec.causal
     z = torch.randn(1, 4, 4, 2, 2, generator=generator())
@@ -141,7 +142,8 @@ def test_streams_leave_no_memory_and_may_be_interleaved():
 
 
 def test_memory_of_the_past_is_small():
-    "Two frames a layer with a past, whatever the length of the chunks, and nothing that holds on to a chunk."
+    """Two frames a layer with a past, whatever the length of the chunks, and nothing that holds on
+    to a chunk."""
     ae = small_vae()
     cache = CausalCache(ae.dec)
     with torch.no_grad(), cache:

@@ -1,4 +1,5 @@
-"""Training of the video autoencoder: every term, data from several sources, runs that resume to the bit."""
+"""Training of the video autoencoder: every term, data from several sources, runs that resume to the
+bit."""
 
 import pytest
 import torch
@@ -218,7 +219,8 @@ def test_crops_refuse_by_name():
 
 
 def test_a_state_holds_no_more_than_tensors(tmp_path):
-    "Nothing is pickled; the file opens as safetensors, and holds weights, moments and the generator."
+    """Nothing is pickled; the file opens as safetensors, and holds weights, moments and the
+    generator."""
     run(steps=2, state=tmp_path / "s.safetensors")
     held = load_file(tmp_path / "s.safetensors")
     assert (

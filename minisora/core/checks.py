@@ -59,7 +59,42 @@ def did_you_mean(word, known, most=3):
     """'; did you mean 'x' or 'y'?' for the names in `known` that are near `word`, or '' where
     none is."""
     near = difflib.get_close_matches(word, list(known), most, .6)
+    near = [name for name in near if _is_slip(word, name)]
     return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
+
+
+def _is_slip(word, name):
+    "Could `word` be a slip for `name`, not merely a word with some of its letters?"
+    if sorted(word) == sorted(name):                 # letters that changed places
+        return True
+    return difflib.SequenceMatcher(None, word, name).ratio() >= .7
+
+# %% ../../nbs/core/checks.ipynb #87853e76
+_SAID = dict.fromkeys(('true', 'yes', 'on', '1'), True)
+_SAID |= dict.fromkeys(('false', 'no', 'off', '0'), False)
+_WANTED = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a text'}
+
+
+def parse_text(name, text, kind):
+    "`text` as a bool, int, float or str; ValueError names the field and what it takes."
+    text = text.strip()
+    try:
+        if kind is bool:
+            return _SAID[text.lower()]
+        value = kind(text)
+        if kind is float and not math.isfinite(value):
+            raise ValueError
+        return value
+    except (ValueError, KeyError):
+        raise ValueError(f'{name} takes {_WANTED[kind]}, not {text!r}') from None
+
+
+def parse_texts(name, text, kind):
+    "'4,2,2', or (4, 2, 2), or 4x2x2 -> a tuple of values of one kind."
+    text = text.strip().strip('()[]')
+    parts = text.replace('x', ',').split(',') if kind is not str else text.split(',')
+    parts = [part.strip().strip('\'"') for part in parts]
+    return tuple(parse_text(name, part, kind) for part in parts if part)
 
 # %% ../../nbs/core/checks.ipynb #b83db01e
 # no picture, clip or model has so many of anything

@@ -307,7 +307,7 @@ OLD_FIELDS |= {
         steady='jerk_weight', tune_steps='decoder_steps', sample_steps='num_inference_steps',
         guidance='guidance_scale', guide_until='guidance_until', settle='renoise_times')}
 OLD_ATTRIBUTES |= {
-    'FramePrediction': dict(counts='num_known'),
+    'FramePrediction': dict(counts='num_known', given='known_frames'),
     'Recipe': dict(OLD_FIELDS['Recipe']),
     'Experiment': dict(metrics='evaluate', measure='evaluate')}
 

@@ -1,4 +1,4 @@
-"""What tests of the autoencoders share: small models, clips, and diffusers' families in miniature."""
+"""What tests of the autoencoders share: small models, clips, diffusers' families in miniature."""
 
 import torch
 
@@ -57,7 +57,8 @@ SIZES = dict(
 
 
 def tiny(kind, **options):
-    "A randomly initialised autoencoder of a family, small enough for a test, with statistics that are not trivial."
+    """A randomly initialised autoencoder of a family, small enough for a test, with statistics that
+    are not trivial."""
     import diffusers
 
     make = getattr(diffusers, kind)

@@ -97,7 +97,8 @@ def imagenet_rows(datasets):
 
 @pytest.fixture
 def imagenet(tmp_path):
-    "OpenXLab's layout: train/<wnid>/*.JPEG, a flat val/, and meta/ with val.txt and synset_words.txt."
+    """OpenXLab's layout: train/<wnid>/*.JPEG, a flat val/, and meta/ with val.txt and
+    synset_words.txt."""
     home, wnids = tmp_path / "ImageNet-1K", ("n01440764", "n01443537", "n02012849")
     for k, w in enumerate(wnids):
         (home / "train" / w).mkdir(parents=True)

@@ -1,4 +1,5 @@
-"""Plausible mistakes in the exercises, by checker: a wrong answer, and words of the hint that it must get.
+"""Plausible mistakes in the exercises, by checker: a wrong answer, and words of the hint that it
+must get.
 
 The first of each is the lesson's own wrong answer, or near it."""
 
@@ -10,8 +11,8 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from minisora import dit
 from minisora.clips import scene_combinations
+from minisora.models.positions import apply_rope, rope_cos_sin
 
 
 def checked(right, size, patch):
@@ -28,7 +29,7 @@ def asserted(size, patch):
 
 
 def turned(q, place):
-    return dit.rotate(q, dit.rotary(place, q.shape[-1]))
+    return apply_rope(q, rope_cos_sin(place, q.shape[-1]))
 
 
 def rootless(bar, data, noise, a, s):
