@@ -162,7 +162,7 @@ def check_types(cls, values):
             raise ValueError(f'{cls.__name__}: field {name!r} is missing')
 
 # %% ../../nbs/core/checks.ipynb #f4a49c9f
-def one_line(error):
+def first_line(error):
     "What an exception says, in one line; its kind, where it says nothing."
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
@@ -187,7 +187,7 @@ def config_from_dict(config_class, values, where='config'):
             raise ValueError(f'{config_class.__name__} has no field {unknown[0]!r}{hint}')
         return config_class(**values)
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as e:
-        raise ValueError(f'{where}: {one_line(e)}') from None
+        raise ValueError(f'{where}: {first_line(e)}') from None
 
 
 def config_to_dict(config):

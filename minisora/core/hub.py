@@ -17,7 +17,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from .checks import (
-    check_types, check_choice, config_from_dict, config_to_dict, did_you_mean, one_line)
+    check_types, check_choice, config_from_dict, config_to_dict, did_you_mean, first_line)
 from .files import atomic_folder, read_json, write_json, write_tensors
 from .sizes import check_size
 from .tensors import count_numbers, load_tensors, named_like, read_index
@@ -173,7 +173,7 @@ def from_config(cls: PretrainedMixin, values, where='config.json', held=None):
         check_size(build, values, held)
         return build()
     except Exception as e:
-        raise ValueError(f'{where}: {one_line(e)}') from None
+        raise ValueError(f'{where}: {first_line(e)}') from None
 
 
 @patch(cls_method=True)
@@ -207,7 +207,7 @@ def pretrained_file(folder, name, **hub):
         raise FileNotFoundError(f'{folder}: no such folder')
     return Path(hf_hub_download(str(folder), name, **hub))
 
-# %% ../../nbs/core/hub.ipynb #cf44376d
+# %% ../../nbs/core/hub.ipynb #43fa5324
 def weight_names(stem, variant=None):
     "The names that a file of weights, or the index of its shards, may have in a folder."
     if variant is None:

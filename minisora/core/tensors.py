@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/core/tensors.ipynb #f18977a4
+# %% ../../nbs/core/tensors.ipynb #eff775d1
 import codecs
 import re
 import struct
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from .checks import one_line
+from .checks import first_line
 from .files import DIGEST, read_json, sha256_file, tensors_digest
 
-# %% ../../nbs/core/tensors.ipynb #d30e1294
+# %% ../../nbs/core/tensors.ipynb #a254e249
 FOREIGN = {
     b'version https://git-lfs': 'is the pointer of Git LFS, not the file itself: run git lfs pull',
     b'GGUF': 'is a GGUF file, which is not read here',
@@ -34,7 +34,7 @@ FOREIGN = {
     b'7z\xbc\xaf': 'is an archive (7z): unpack it first'}
 PICKLES = [bytes([0x80, protocol]) for protocol in range(6)]
 
-# %% ../../nbs/core/tensors.ipynb #f1b7c457
+# %% ../../nbs/core/tensors.ipynb #69c211aa
 def first_bytes(file, count=512):
     "How a file begins."
     with open(file, 'rb') as f:
@@ -48,7 +48,7 @@ def looks_like_safetensors(start, size):
     length, = struct.unpack('<Q', start[:8])
     return start[8:9] == b'{' and 2 <= length <= size - 8
 
-# %% ../../nbs/core/tensors.ipynb #c23afbc5
+# %% ../../nbs/core/tensors.ipynb #6178487f
 def is_text(start):
     "Do bytes begin a text in UTF-8, without control characters?"
     try:
@@ -77,7 +77,7 @@ def file_problem(file):
         return 'is text, not tensors'
     return 'is no file of tensors, or cut short or damaged'
 
-# %% ../../nbs/core/tensors.ipynb #5060a452
+# %% ../../nbs/core/tensors.ipynb #90297bdf
 # in this order: averages first
 NESTED = ('ema', 'ema_state_dict', 'model_ema', 'ema_model', 'params_ema', 'shadow', 'state_dict',
           'model_state_dict', 'model', 'module', 'params', 'net', 'weights')
@@ -105,7 +105,7 @@ def plain_name(name):
         name = name.removeprefix('module.')
     return name
 
-# %% ../../nbs/core/tensors.ipynb #fb714938
+# %% ../../nbs/core/tensors.ipynb #f584a85d
 def without_prefix(names, own):
     "{name: name without a first part that all of them share and a model does not have}."
     firsts = {name.partition('.')[0] for name in names}
@@ -139,7 +139,7 @@ def named_like(state, own):
         plain = {shorter[name]: value for name, value in plain.items()}
     return {ours.get(name, name): value for name, value in plain.items()}
 
-# %% ../../nbs/core/tensors.ipynb #aca6c77c
+# %% ../../nbs/core/tensors.ipynb #a5de6f26
 DAMAGED = 'cut short or damaged'
 
 
@@ -170,7 +170,7 @@ def check_archive(file):
         raise ValueError(f'{file}: holds no plain tensors: torch writes no archive that unpacks '
                          f'to {whole} bytes')
 
-# %% ../../nbs/core/tensors.ipynb #d0741596
+# %% ../../nbs/core/tensors.ipynb #1ed53e90
 def read_pickle(file, device='cpu'):
     "What torch.save wrote, without unpickling: a dict. ValueError names the file."
     if first_bytes(file, 2) == b'PK':
@@ -195,14 +195,14 @@ def read_safetensors(file, device='cpu'):
             tensors = {name: f.get_tensor(name) for name in f.keys()}
             digest = (f.metadata() or {}).get(DIGEST)
     except Exception as e:
-        reason = f'{DAMAGED} ({one_line(e)})'
+        reason = f'{DAMAGED} ({first_line(e)})'
         raise ValueError(f'{file}: holds no plain tensors: {reason}') from None
     if digest is not None and tensors_digest(tensors) != digest:
         raise ValueError(f'{file}: was changed after it was written: its numbers do not have the '
                          'sha256 that it says; get it again')
     return tensors
 
-# %% ../../nbs/core/tensors.ipynb #5d15e01f
+# %% ../../nbs/core/tensors.ipynb #7efaf356
 def check_beside(file):
     "ValueError where `file`.sha256, as sha256sum writes it, says another checksum."
     beside = Path(f'{file}.sha256')
@@ -224,7 +224,7 @@ def read_index(file):
                              f'not {name!r}')
     return [Path(file).with_name(name) for name in dict.fromkeys(names)]
 
-# %% ../../nbs/core/tensors.ipynb #48679b85
+# %% ../../nbs/core/tensors.ipynb #2e19d415
 def load_tensors(file, device='cpu'):
     """The tensors {name: tensor} of a .safetensors file, of the shards that an index names, or of
     a pickle (.pt, .bin) that is never unpickled: see `plain_state`.
@@ -244,7 +244,7 @@ def load_tensors(file, device='cpu'):
         return read_safetensors(file, device)
     return plain_state(read_pickle(file, device), file)
 
-# %% ../../nbs/core/tensors.ipynb #887846fb
+# %% ../../nbs/core/tensors.ipynb #435a5ecf
 def count_numbers(file):
     "How many tensors and numbers a .safetensors file or an index of shards holds, unread."
     file = Path(file)
@@ -260,11 +260,11 @@ def count_numbers(file):
             with safe_open(part, 'pt') as f:
                 shapes += [f.get_slice(name).get_shape() for name in f.keys()]
         except Exception as e:
-            reason = f'{DAMAGED} ({one_line(e)})'
+            reason = f'{DAMAGED} ({first_line(e)})'
             raise ValueError(f'{part}: holds no plain tensors: {reason}') from None
     return len(shapes), sum(int(np.prod(shape, dtype=object)) for shape in shapes)
 
-# %% ../../nbs/core/tensors.ipynb #1d992143
+# %% ../../nbs/core/tensors.ipynb #469eb330
 @contextmanager
 def open_arrays(file):
     """`with open_arrays(file) as arrays:` the arrays of an .npz file, {name: read()}; nothing is
@@ -291,7 +291,7 @@ def open_arrays(file):
 class ArrayError(ValueError):
     "An array of an archive that cannot be read."
 
-# %% ../../nbs/core/tensors.ipynb #0524503e
+# %% ../../nbs/core/tensors.ipynb #68d26a4c
 def read_array(archive, name):
     "One array of an open .npz archive. ArrayError names it."
     short = name.removesuffix('.npy')

@@ -155,7 +155,8 @@ def _decode(self: PCACompressedVAE, z):
 def decode_tiled(self: PCACompressedVAE, z, tile=64, overlap=10, margin=4):
     """As `decode`, in tiles of the *inner* latents (see `tiled_decode`): a large clip in little
     memory."""
-    return tiled_decode(self.inner, self.decompress(z), tile, overlap, margin)
+    latents = self.decompress(z.to(self.basis.dtype))
+    return tiled_decode(self.inner, latents, tile, overlap, margin).to(z.dtype)
 
 # %% ../../nbs/latents/compression.ipynb #e79a768d
 @torch.no_grad()

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from huggingface_hub import hf_hub_download
 from torch import nn
 
-from ..core.checks import check_choice, check_int, one_line
+from ..core.checks import check_choice, check_int, first_line
 from ..core.files import read_json
 from ..core.hub import AUTOENCODERS, weight_names
 from ..core.protocols import AutoencoderSpec, DiagonalGaussian
@@ -129,7 +129,7 @@ def _load_diffusers_vae(name, subfolder=None, **options):
     try:
         return cls.from_pretrained(name, subfolder=subfolder, use_safetensors=True, **options)
     except Exception as e:
-        raise ValueError(f'{folder}: no {family} that diffusers can read: {one_line(e)}') from None
+        raise ValueError(f'{folder}: no {family} that diffusers can read: {first_line(e)}') from None
 
 
 def find_weights(folder, variant=None, stem='diffusion_pytorch_model'):
