@@ -166,7 +166,8 @@ def from_config(cls: PretrainedMixin, values, where='config.json', held=None):
     for it, where that is known. ValueError names the field, or says that it is too large."""
     values = dict(values)
     kind = values.pop('kind', None)
-    if kind is not None and kind not in cls.known_kinds():
+    known = cls.known_kinds()
+    if kind is not None and (not isinstance(kind, str) or kind not in known):
         raise ValueError(f'{where}: kind is {kind!r}, not {kind_of(cls)!r}')
     build = cls.builder(values, where)
     try:
@@ -207,7 +208,7 @@ def pretrained_file(folder, name, **hub):
         raise FileNotFoundError(f'{folder}: no such folder')
     return Path(hf_hub_download(str(folder), name, **hub))
 
-# %% ../../nbs/core/hub.ipynb #43fa5324
+# %% ../../nbs/core/hub.ipynb #e2593f23
 def weight_names(stem, variant=None):
     "The names that a file of weights, or the index of its shards, may have in a folder."
     if variant is None:
