@@ -81,7 +81,7 @@ def autoencoder(self):
         return ae
     return self.load_or_make('autoencoder', self.load_autoencoder, make)
 
-# %% ../nbs/95_experiment.ipynb #f660d03f
+# %% ../nbs/95_experiment.ipynb #fdd4ee0b
 @_stage
 def cache(self):
     "The latent cache of the training clips, with its vocabulary."
@@ -260,6 +260,8 @@ def video(self: Experiment, prompt, seed=0, n=1, fps=None, **options):
     options = checked_options(**options)
     self.vocabulary.encode(prompt, strict=True)
     made = self.pipeline(prompt, seed=seed, num_videos_per_prompt=check_int('n', n), **options)
+    with self.lock.scope():
+        self.tidy()
     if fps is not None:
         made.fps = check_number('fps', fps, above=0)
     path = self.out / f'{clip_name(prompt, seed, **options, fps=fps)}.mp4'
@@ -267,7 +269,7 @@ def video(self: Experiment, prompt, seed=0, n=1, fps=None, **options):
     made.save(path.with_suffix('.png'), scale=2)
     return made.save(path, scale=4)
 
-# %% ../nbs/95_experiment.ipynb #6a91adba
+# %% ../nbs/95_experiment.ipynb #e9b098ce
 def checked_options(eta=None, guidance_scale=None, num_inference_steps=None):
     "Those that are given. ValueError names one that cannot be meant."
     if eta is not None:
@@ -316,7 +318,7 @@ def check_prompts(self: Experiment, prompts):
     if len(prompts) > common or not there:
         self.record('samples', dict(prompts=prompts))
 
-# %% ../nbs/95_experiment.ipynb #c5fcf968
+# %% ../nbs/95_experiment.ipynb #cde01b1e
 # what a sample depends on beside the weights, as about.json calls it since version 0.1
 SAMPLING_FIELDS = dict(
     motions='motions', prediction='prediction', sample_steps='num_inference_steps', eta='eta',

@@ -20,6 +20,7 @@ from .core.checks import check_choice, check_int, check_number, did_you_mean
 from .core.files import atomic_folder, read_json, write_json
 from .core.hub import MODELS
 from .core.protocols import device_of
+from .core.provenance import MadeFrom, weights_fingerprint
 from .core.renames import old_names
 from .data.pictures import resize_crop
 from .data.video import to_float
@@ -31,7 +32,7 @@ from .pipeline_checks import (
     TO_PIPELINE, as_statistic, check_kinds, check_sampling, latent_shape_of, options_of_call,
     output_problem, word_problem)
 from .pipeline_output import VideoPipelineOutput, convert_frames
-from .recipe import read_recipe
+from .recipe import read_captions, read_recipe, read_statistics
 from .sampling import renoise_average, sample
 
 # %% ../nbs/94_pipeline.ipynb #a9b255b2
@@ -324,19 +325,31 @@ def saved_parts(file):
         objective=objective_from_dict(about['objective']), mean=about['mean'], std=about['std'],
         fps=about['fps'], sampling=about.get('sampling', about.get('options', {})))
 
-
+# %% ../nbs/94_pipeline.ipynb #04846980
 def run_parts(file):
     "The parts in the folder of a run, by its recipe.json."
     recipe = read_recipe(file)
-    latents = read_json(file.with_name('model') / 'latents.json')
-    captions = read_json(file.with_name('captions.json'), list)
+    statistics = read_statistics(file.with_name('model') / 'latents.json')
+    captions = read_captions(file.with_name('captions.json'))
+    check_parts(file.parent)
     tuned = file.with_name('decoder')
     is_tuned = recipe.decoder_steps or tuned.is_dir()
     autoencoder = tuned if is_tuned else file.with_name('autoencoder')
     return dict(
         autoencoder=load_autoencoder(autoencoder), vocabulary=recipe.vocabulary(captions),
-        objective=recipe.objective(), mean=latents['mean'], std=latents['std'],
-        sampling=recipe.sampling())
+        objective=recipe.objective(), sampling=recipe.sampling(), **statistics)
+
+
+def check_parts(folder):
+    "ValueError where a run's model or decoder was trained beside other weights than are there."
+    made_from = MadeFrom(folder)
+    for stage, parts in dict(model=['autoencoder'], decoder=['autoencoder', 'model']).items():
+        now = {part: weights_fingerprint(folder / part) for part in parts}
+        now = {part: value for part, value in now.items() if value is not None}
+        reasons = made_from.changes(stage, now) if (folder / stage).is_dir() else ()
+        if reasons:
+            raise ValueError(f'{folder / stage} was made from something else: '
+                             f'{"; ".join(reasons)}')
 
 # %% ../nbs/94_pipeline.ipynb #1453a1fa
 def local_folder(name):

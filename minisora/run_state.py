@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/95_run_state.ipynb #c68367b7
+# %% ../nbs/95_run_state.ipynb #62f9a03a
 import json
 import os
 import time
@@ -29,7 +29,7 @@ from minisora.evaluation.heldout import hold_out
 from minisora.latents.cache_format import read_manifest
 from minisora.recipe import DROPPED_WORDS, another_run, find_recipe, read_captions
 
-# %% ../nbs/95_run_state.ipynb #f83e762a
+# %% ../nbs/95_run_state.ipynb #0999513b
 class RunState:
     "The folder of a run, its recipe and clips; the arguments are those of `Experiment`."
 
@@ -56,7 +56,7 @@ def stage_of(owner):
 
 stage = stage_of(RunState)
 
-# %% ../nbs/95_run_state.ipynb #78def46b
+# %% ../nbs/95_run_state.ipynb #5d160e93
 @patch
 def begin(self: RunState):
     """Take the folder, inside `lock.scope()`, and write recipe.json and captions.json if they are
@@ -77,6 +77,17 @@ def begin(self: RunState):
         write_json(path, captions)
         self.record('captions')
 
+# %% ../nbs/95_run_state.ipynb #86736c8a
+@patch
+def tidy(self: RunState):
+    "Inside `lock.scope()`: remove what killed calls left, unless another process works here."
+    try:
+        if self.out.is_dir() and not self.begun:
+            self.lock.acquire()
+            remove_leftovers(self.out, ('autoencoder', 'decoder', 'model', 'judge'))
+    except OSError:                                        # in use, or read-only
+        pass
+
 
 @patch
 def timed(self: RunState, stage, make):
@@ -94,7 +105,7 @@ def timed(self: RunState, stage, make):
                                 wall=round(before['wall'] + time.perf_counter() - wall, 2))
             write_json(self.out / 'times.json', times)
 
-# %% ../nbs/95_run_state.ipynb #2fcfaf87
+# %% ../nbs/95_run_state.ipynb #035c28ef
 def _are_seconds(found):
     numbers = [found.get(name) if isinstance(found, dict) else None for name in ('cpu', 'wall')]
     return all(type(n) in (int, float) and 0 <= n < float('inf') for n in numbers)
@@ -117,7 +128,7 @@ def times(self: RunState):
     os.replace(path, path.with_name('times.json.bad'))
     return {}
 
-# %% ../nbs/95_run_state.ipynb #1c6f5cec
+# %% ../nbs/95_run_state.ipynb #63bb6af7
 @patch
 def clips(self: RunState, split='train', n=None, seed=None):
     "Clips of a split ('train', 'heldout', 'all'); few captions of a folder: one and the same."
@@ -131,7 +142,7 @@ def clips(self: RunState, split='train', n=None, seed=None):
         return SceneClips(n or r.clips, **options)
     return DigitClips(*self.digits[split == 'heldout'], n or r.clips, **options)
 
-# %% ../nbs/95_run_state.ipynb #921c342d
+# %% ../nbs/95_run_state.ipynb #7c29f92e
 class FolderSplit(torch.utils.data.Subset):
     "Some clips of a folder, with their rows."
     def __init__(self, clips, indices):
@@ -149,7 +160,7 @@ def open_folder(recipe, **options):
         advice = 'if it was moved, say where it is: --data (DATA=...)'
         raise FileNotFoundError(f'{e}; {advice}') from None
 
-# %% ../nbs/95_run_state.ipynb #6baa251c
+# %% ../nbs/95_run_state.ipynb #7ead0f9a
 @stage
 def folder_clips(self):
     many = len(open_folder(self.recipe, check='no', on_error='collect')) > 50
@@ -183,7 +194,7 @@ def digits(self):
     "Digit images and labels, (training, held-out)."
     return load_digits(self.recipe.data), load_digits(self.recipe.data, split='test')
 
-# %% ../nbs/95_run_state.ipynb #6f147981
+# %% ../nbs/95_run_state.ipynb #0ce953d0
 @stage
 def captions(self):
     "Every caption of the training clips, once, sorted; kept in captions.json."
@@ -217,7 +228,7 @@ def check_clips(self: RunState):
                          f'recipe asks for frames={r.frames}, size={r.size}; of pictures, set '
                          'frames=1 patch=1,2,2')
 
-# %% ../nbs/95_run_state.ipynb #d46bb7e6
+# %% ../nbs/95_run_state.ipynb #5df83494
 _CLIP_FIELDS = ('kind', 'motions', 'size', 'frames', 'fps')
 _MODEL_FIELDS = ('width', 'depth', 'heads', 'patch', 'modern', 'relative_bias', 'in_context',
                  'init_std', 'per_channel')
@@ -237,7 +248,7 @@ _STAGE_PARTS = dict(
     model=('autoencoder', 'latents', 'captions'), decoder=('autoencoder', 'model'),
     judge=('autoencoder', 'decoder'), metrics=('autoencoder', 'model', 'decoder', 'judge'))
 
-# %% ../nbs/95_run_state.ipynb #b93bf807
+# %% ../nbs/95_run_state.ipynb #3cef6334
 @patch
 def fingerprint(self: RunState, part):
     "A hash of what a stage made, or None where it is not there."
@@ -250,7 +261,7 @@ def fingerprint(self: RunState, part):
         return short_hash(read_manifest(path)['shards']) if found else None
     return weights_fingerprint(path)
 
-# %% ../nbs/95_run_state.ipynb #9f680590
+# %% ../nbs/95_run_state.ipynb #58083fa3
 @stage
 def data_content(self):
     "What the data hold: {name: hash} of a folder, a hash of a file, None of scenes."
@@ -288,7 +299,7 @@ def record(self: RunState, stage, inputs=None):
     inputs = self.inputs(stage) if inputs is None else inputs
     self.made_from.record(stage, inputs, getattr(self, 'unreadable', None))
 
-# %% ../nbs/95_run_state.ipynb #38f43e03
+# %% ../nbs/95_run_state.ipynb #3a10245e
 _MADE = dict(autoencoder=('autoencoder/config.json',), latents=('latents',),
              model=('model/latents.json', 'training/checkpoints/step-*'),
              decoder=('decoder/config.json',), judge=('judge/config.json',))
@@ -329,7 +340,7 @@ def check_trained(self: RunState, data=True):
                              f'{"; ".join(reasons)}. Choose another folder (OUT=...), or bring '
                              f'back what it was made from, or remove {self.out} to train anew')
 
-# %% ../nbs/95_run_state.ipynb #e81917b5
+# %% ../nbs/95_run_state.ipynb #b973066b
 @patch
 def accept_moved(self: RunState, data):
     "Read the data from path `data` from now on. ValueError unless they are those of the run."

@@ -410,6 +410,8 @@ def test_a_run_says_which_files_it_leaves_out(tmp_path, capsys):
 
 def test_recipes_from_before_on_error_are_read(tmp_path):
     run = Experiment(tmp_path / "run")
+    with run.lock.scope():
+        run.begin()
     old = json.loads((tmp_path / "run/recipe.json").read_text())
     assert old.pop("on_error") == "warn"
     (tmp_path / "run/recipe.json").write_text(json.dumps(old))
