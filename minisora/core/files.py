@@ -10,12 +10,13 @@ import hashlib
 import json
 import os
 import shutil
+from argparse import Namespace
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/core/files.ipynb #1af4ccb7
 def fsync_path(path):
@@ -139,18 +140,7 @@ def read_json(file, kind=dict):
         raise ValueError(f'{file}: holds no JSON {"array" if kind is list else "object"}')
     return values
 
-# %% ../../nbs/core/files.ipynb #904728e4
-def plain_tensors(tensors):
-    "Tensors as safetensors takes them: on the CPU, contiguous, no two of them the same memory."
-    seen = set()
-    out = {}
-    for name, t in tensors.items():
-        t = t.detach().cpu().contiguous()
-        out[name] = t.clone() if t.data_ptr() in seen else t
-        seen.add(t.data_ptr())
-    return out
-
-# %% ../../nbs/core/files.ipynb #a751901a
+# %% ../../nbs/core/files.ipynb #354fbf26
 # the name, among the notes of a safetensors file, of the checksum of its numbers
 DIGEST = 'minisora.sha256'
 
@@ -176,6 +166,17 @@ def sort_notes(file):
         if len(text) == size:
             f.seek(8)
             f.write(text)
+
+# %% ../../nbs/core/files.ipynb #904728e4
+def plain_tensors(tensors):
+    "Tensors as safetensors takes them: on the CPU, contiguous, no two of them the same memory."
+    seen = set()
+    out = {}
+    for name, t in tensors.items():
+        t = t.detach().cpu().contiguous()
+        out[name] = t.clone() if t.data_ptr() in seen else t
+        seen.add(t.data_ptr())
+    return out
 
 
 def write_tensors(path, tensors, metadata=None):
