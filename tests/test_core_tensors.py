@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from minisora.autoencoder import ImageVAE, load_autoencoder
 from minisora.core.hub import load_strict
 from minisora.core.sizes import TooLarge, check_size
-from minisora.core.tensors import load_tensors, open_arrays, plain_state
+from minisora.core.tensors import load_array, load_tensors, open_arrays, plain_state
+from minisora.data.named import load_digits
 from minisora.dit import DiT, DiTConfig, load_diffusers_dit
 from minisora.evaluation.judge import AttributeClassifier
 from minisora.latents.video_vae import CausalVideoVAE
@@ -520,3 +521,51 @@ def test_counting_stops_early():
 
     with pytest.raises(TooLarge):
         check_size(build, dict(depth=10**9), (10, 100))
+
+
+# ---------------------------------------------------------------- digits and single arrays
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"", "is empty"),
+        (b"images,labels\n", "text"),
+        (LFS, "git lfs pull"),
+        (npz(train_images=np.zeros((3, 4, 4), np.uint8))[:200], "cut short"),
+        (npz(train_images=np.zeros((3, 4, 4), np.uint8)), "has no array 'train_labels'"),
+        (npz(train_images=np.zeros((3, 4, 4)), train_labels=np.arange(3)), "must be uint8"),
+        (npz(train_images=np.zeros((3, 4, 4), np.uint8), train_labels=np.arange(2)), "3 whole"),
+        (npz(train_images=np.array([{}]), train_labels=np.arange(1)), "not unpickled"),
+    ],
+)
+def test_digits_that_are_none(tmp_path, data, message):
+    (tmp_path / "d.npz").write_bytes(data)
+    with pytest.raises(ValueError, match=message) as info:
+        load_digits(tmp_path / "d.npz")
+    text = str(info.value)
+    assert "d.npz" in text and "\n" not in text and "allow_pickle" not in text
+
+
+def test_single_arrays(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(6))
+    assert load_array(tmp_path / "a.npy").tolist() == [0, 1, 2, 3, 4, 5]
+    assert isinstance(load_array(tmp_path / "a.npy", mmap_mode="r"), np.memmap)
+    whole = (tmp_path / "a.npy").read_bytes()
+    np.save(tmp_path / "objects.npy", np.array([{}]))
+    spoilt = {
+        "empty": b"",
+        "text": b"hello",
+        "cut": whole[:-8],
+        "lfs": LFS,
+        "huge": whole.replace(b"(6,), ", b"(6" + b"0" * 3 + b"),")[:200],
+        "objects": (tmp_path / "objects.npy").read_bytes(),
+        "header": whole[:9],
+    }
+    for name, data in spoilt.items():
+        (tmp_path / f"{name}.npy").write_bytes(data)
+        with pytest.raises(ValueError, match=rf"{name}\.npy: holds no array") as info:
+            load_array(tmp_path / f"{name}.npy")
+        assert "\n" not in str(info.value) and "allow_pickle" not in str(info.value)
+    with pytest.raises(FileNotFoundError, match=r"none\.npy"):
+        load_array(tmp_path / "none.npy")

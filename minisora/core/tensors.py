@@ -311,3 +311,19 @@ def read_array(archive, name):
     if dtype.hasobject:
         raise ArrayError(f'array {short!r} holds objects, which are not unpickled; save numbers')
     raise ArrayError(f'array {short!r} claims the shape {shape}, and holds {size} bytes')
+
+# %% ../../nbs/core/tensors.ipynb #740e44a4
+def load_array(file, mmap_mode=None):
+    "The array of an .npy file, as np.load gives it. FileNotFoundError or ValueError names the file."
+    file = Path(file).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f'{file}: no such file')
+    if first_bytes(file, 6) != b'\x93NUMPY':
+        problem = file_problem(file) or 'is of another kind'
+        raise ValueError(f'{file}: holds no array: it {problem}')
+    try:
+        array = np.load(file, mmap_mode=mmap_mode or 'r', allow_pickle=False)
+    except Exception as e:
+        reason = 'objects are in it, which are not unpickled' if 'bject' in str(e) else DAMAGED
+        raise ValueError(f'{file}: holds no array: {reason}') from None
+    return array if mmap_mode else np.array(array)

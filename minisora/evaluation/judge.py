@@ -100,8 +100,8 @@ class AttributeClassifier(nn.Module, PretrainedMixin):
         super().__init__()
         self.attributes = checked_attributes(attributes)
         self.width = check_int('width', width, maximum=4096)
-        self.frames = check_int('frames', frames)
-        self.size = check_int('size', size)
+        self.frames = check_int('frames', frames, maximum=4096)
+        self.size = check_int('size', size, maximum=8192)
         with fork_seed(seed):
             self.what = _what_network(width)
             self.space = _space_network(width)

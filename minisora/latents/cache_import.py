@@ -13,15 +13,17 @@ import numpy as np
 import torch
 
 from ..core.checks import check_choice
+from ..core.tensors import load_array
 from ..core.renames import renamed_attributes
 
 # %% ../../nbs/latents/cache_import.ipynb #9a1c96b0
 def _load_npy(file):
     "An array from a .npy file; never unpickles; errors name the file."
     try:
-        return np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as e:
-        raise ValueError(f'{file} is no .npy file of numbers: {e}') from None
+        return load_array(file)
+    except ValueError as e:
+        reason = str(e).rpartition(': ')[2]
+        raise ValueError(f'{file} is no .npy file of numbers: {reason}') from None
 
 
 def _by_number(path):

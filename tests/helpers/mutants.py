@@ -4,11 +4,15 @@ import copy
 import json
 import os
 import random
-import resource
 import signal
 import struct
 import threading
 from contextlib import contextmanager
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 WEIRD = [
     None,
@@ -148,13 +152,13 @@ def limits(seconds=10, more=3 * 2**30):
     def ring(*_):
         raise TooLong(f"longer than {seconds} s")
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    old = resource and resource.getrlimit(resource.RLIMIT_AS)
     try:
         with open("/proc/self/statm") as f:
             now = int(f.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + more, hard))
-    except (OSError, ValueError):
-        pass
+        resource.setrlimit(resource.RLIMIT_AS, (now + more, old[1]))
+    except (OSError, ValueError, AttributeError):
+        old = None
     before = signal.signal(signal.SIGALRM, ring) if alarms else None
     if alarms:
         signal.alarm(seconds)
@@ -164,7 +168,8 @@ def limits(seconds=10, more=3 * 2**30):
         if alarms:
             signal.alarm(0)
             signal.signal(signal.SIGALRM, before)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        if old:
+            resource.setrlimit(resource.RLIMIT_AS, old)
 
 
 def complaint(read, names):
