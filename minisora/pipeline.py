@@ -28,9 +28,9 @@ from .data.vocabulary import Vocabulary
 from .frames import FrameConditionedModel, generate_long, sample_continuation
 from .interpolants import objective_from_dict
 from .latents.cache_plan import autoencoder_fingerprint, same_autoencoder
-from minisora.pipeline_checks import (
-    TO_PIPELINE, as_statistic, check_sampling, latent_shape_of, options_of_call, output_problem,
-    word_problem)
+from .pipeline_checks import (
+    TO_PIPELINE, as_statistic, check_kinds, check_sampling, latent_shape_of, options_of_call,
+    output_problem, word_problem)
 from .pipeline_output import VideoPipelineOutput, convert_frames
 from .recipe import read_captions, read_recipe, read_statistics
 from .sampling import renoise_average, sample
@@ -55,6 +55,7 @@ class VideoPipeline:
     def __post_init__(self):
         if self.objective is None:
             raise ValueError('VideoPipeline: objective=… is missing')
+        check_kinds(self.autoencoder, self.vocabulary)
         channels, *size = latent_shape_of(self.model, self.objective)
         spec = self.autoencoder.spec
         if spec.channels != channels:
@@ -202,6 +203,8 @@ def index_list(index, count):
     if index is None:
         return list(range(count))
     index = index.tolist() if torch.is_tensor(index) else index
+    if not hasattr(index, '__iter__'):
+        raise ValueError(f'index must be a list of whole numbers, not {index!r}')
     index = [check_int('index', i, minimum=0) for i in index]
     if len(index) != count:
         raise ValueError(f'index has {len(index)} numbers for {count} clips')

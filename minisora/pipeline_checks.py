@@ -10,8 +10,9 @@ import inspect
 
 import torch
 
-from .core.checks import check_int, did_you_mean
+from .core.checks import check_int, check_number, did_you_mean
 from .core.protocols import model_latent_shape
+from .data.vocabulary import Vocabulary
 from .diffusion import ddpm_sample_iter
 from .frames import FrameConditionedModel
 from .sampling import ddim_iter, ode_iter, sample, sample_iter, sde_iter
@@ -39,6 +40,15 @@ def output_problem(model, objective):
     if wanted and not variance:
         return 'the objective needs a variance, and the model does not predict one'
     return ''
+
+# %% ../nbs/93_pipeline_checks.ipynb #983c5416
+def check_kinds(autoencoder, vocabulary):
+    "ValueError where these are not an autoencoder, and a vocabulary or None."
+    if not hasattr(autoencoder, 'spec'):
+        raise ValueError('VideoPipeline: autoencoder must have encode, decode and spec, not be '
+                         f'{type(autoencoder).__name__}')
+    if not isinstance(vocabulary, Vocabulary | None):
+        raise ValueError(f'VideoPipeline: vocabulary must be a Vocabulary, not {vocabulary!r}')
 
 
 def word_problem(model, vocabulary):
@@ -105,4 +115,8 @@ def options_of_call(usual, given):
     for name in given:
         if name not in known:
             raise ValueError(f'solver {solver!r} has no option {name!r}')
-    return {name: value for name, value in (usual | given).items() if name in known}
+    options = {name: value for name, value in (usual | given).items() if name in known}
+    for name in ('guidance_scale', 'eta'):
+        if options.get(name) is not None:
+            options[name] = check_number(name, options[name])
+    return options

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from conftest import ROOT
 from helpers.files import room_for
 
-from minisora.core import files
+from minisora.core import files, tensors
 
 
 def test_a_failed_flush_is_an_error_and_the_old_file_lives(tmp_path, monkeypatch):
@@ -57,7 +57,7 @@ def test_others_may_read_what_the_umask_allows(tmp_path, mask):
 def test_shared_and_strided_tensors_are_written(tmp_path):
     x = torch.arange(6.0).view(2, 3)
     files.write_tensors(tmp_path / "w.safetensors", dict(a=x, b=x, c=x.T))
-    back = files.load_tensors(tmp_path / "w.safetensors")
+    back = tensors.load_tensors(tmp_path / "w.safetensors")
     assert back["a"].equal(x) and back["b"].equal(x) and back["c"].equal(x.T)
 
 

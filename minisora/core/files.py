@@ -329,6 +329,33 @@ def read_json(file, kind=dict):
         raise ValueError(f'{file}: holds no JSON {"array" if kind is list else "object"}')
     return values
 
+# %% ../../nbs/core/files.ipynb #354fbf26
+# the name, among the notes of a safetensors file, of the checksum of its numbers
+DIGEST = 'minisora.sha256'
+
+
+def tensors_digest(tensors):
+    "The sha256 of {name: tensor}: of names, types, shapes and bytes, in the order of the names."
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        if tensor.numel():
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            whole.update(flat.numpy().data)
+    return whole.hexdigest()
+
+
+def sort_notes(file):
+    "Put the notes of a safetensors file in order, in place: safetensors writes them in any."
+    with open(file, 'r+b') as f:
+        size = int.from_bytes(f.read(8), 'little')
+        header = json.loads(f.read(size))
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode().ljust(size)
+        if len(text) == size:
+            f.seek(8)
+            f.write(text)
+
 # %% ../../nbs/core/files.ipynb #904728e4
 def plain_tensors(tensors):
     "Tensors as safetensors takes them: on the CPU, contiguous, no two of them the same memory."
@@ -342,25 +369,10 @@ def plain_tensors(tensors):
 
 
 def write_tensors(path, tensors, metadata=None):
-    "Write {name: tensor} as a safetensors file, whole or not at all. OSError names the file."
+    """Write {name: tensor} as a safetensors file with their checksum, whole or not at all: the
+    same tensors, the same bytes. OSError names the file. See `load_tensors`."""
+    tensors = plain_tensors(tensors)
+    notes = dict(metadata or {}) | {DIGEST: tensors_digest(tensors)}
     with atomic_file(path) as part:
-        save_file(plain_tensors(tensors), part, metadata)
-
-
-def load_tensors(file, device='cpu'):
-    """The tensors {name: tensor} of a .safetensors file, or of a pickle (.pt, .bin) that is never
-    unpickled.
-
-    FileNotFoundError or ValueError names the file."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(f'{file}: no such file')
-    try:
-        if str(file).endswith('.safetensors'):
-            return load_file(file, device=str(device))
-        with torch.serialization.safe_globals([Namespace]):
-            state = torch.load(file, map_location=device, weights_only=True)
-    except Exception as e:
-        raise ValueError(f'{file}: holds no plain tensors: {str(e).splitlines()[0]}') from None
-    if not isinstance(state, dict):
-        raise ValueError(f'{file}: holds a {type(state).__name__}, no state dict')
-    return state
+        save_file(tensors, part, notes)
+        sort_notes(part)

@@ -87,6 +87,7 @@ class GeneratedClips(torch.utils.data.Dataset):
             raise FileNotFoundError(f'{self.folder / "about.json"}: no such file, so no generated '
                                     'clips')
         self.about = read_json(self.folder / 'about.json')
+        check_int(f'{self.folder / "about.json"}: batch', self.about.get('batch'))
         self._path = None                                   # the batch that was read last
         self._frames = None
         held = self._count()

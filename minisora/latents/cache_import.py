@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..core.checks import check_choice
+from ..core.tensors import load_array
 from ..core.renames import renamed_attributes
 from ..data.sources import content_digest, file_stamp
 from ..data.walk import is_hidden
@@ -21,9 +22,10 @@ from ..data.walk import is_hidden
 def _load_npy(file):
     "An array from a .npy file; never unpickles; errors name the file."
     try:
-        return np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as e:
-        raise ValueError(f'{file} is no .npy file of numbers: {e}') from None
+        return load_array(file)
+    except ValueError as e:
+        reason = str(e).rpartition(': ')[2]
+        raise ValueError(f'{file} is no .npy file of numbers: {reason}') from None
 
 
 def _by_number(path):
