@@ -783,7 +783,10 @@ def test_caches_of_version_0_1_go_on_or_are_refused(tmp_path, monkeypatch, kind,
     old = Before(reopened(kind, tmp_path / "data"))
     look = "minisora.latents.cache_plan._look"
     with monkeypatch.context() as m:
-        m.setattr(look, lambda c, listed=False: [short_hash(c.frames.numpy().tobytes()), c.caption, c.source])
+        m.setattr(
+            look,
+            lambda c, listed=False: [short_hash(c.frames.numpy().tobytes()), c.caption, c.source],
+        )
         if half and ae is Tiny:
             with pytest.raises(Stop):
                 write_cache(tmp_path / "c", old, Dying(), **options)

@@ -1,4 +1,5 @@
-"""Weights as others save them, what is no weights at all, and what was damaged: read right, or refused in one line."""
+"""Weights as others save them, what is no weights at all, and what was damaged: read right, or
+refused in one line."""
 
 import io
 import json

@@ -1,4 +1,5 @@
-"""Files that are not what their names say: no socket, no other file, no gigabytes, no end of the scan."""
+"""Files that are not what their names say: no socket, no other file, no gigabytes, no end of the
+scan."""
 
 import io
 import json

@@ -1,4 +1,5 @@
-"""One way to open clips: what a source is, which options it takes, and what is said of it at the end."""
+"""One way to open clips: what a source is, which options it takes, and what is said of it at the
+end."""
 
 import warnings
 

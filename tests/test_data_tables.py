@@ -1,4 +1,5 @@
-"""Tables read strictly; captions that are none refused by row; caption files beside clips; cuts and windows."""
+"""Tables read strictly; captions that are none refused by row; caption files beside clips; cuts and
+windows."""
 
 import json
 import os
@@ -96,7 +97,9 @@ def test_what_a_column_says_is_not_taken_twice(tmp_path):
 # ---------------------------------------------------------------- captions that are none
 
 
-@pytest.mark.parametrize("value", [3, 1.5, float("nan"), None, True, {"text": "x"}, [], ["x", 4], ""])
+@pytest.mark.parametrize(
+    "value", [3, 1.5, float("nan"), None, True, {"text": "x"}, [], ["x", 4], ""]
+)
 def test_what_is_no_text_is_refused_by_row(tmp_path, video, value, datasets):
     (tmp_path / "a.mp4").write_bytes(video.read_bytes())
     rows = [dict(file="a.mp4", caption="a ball"), dict(file="a.mp4", caption=value)]
@@ -270,8 +273,13 @@ def test_start_and_end_cut_the_clip(tmp_path, film, cells, due, rate):
 
 @pytest.mark.parametrize(
     "cells, words",
-    [("soon,4", "its start is 'soon'"), ("4,2", "its end, 2,"), ("-1,2", "start"), ("2,19", "end=19"),
-     ("12,14", "second 12 lies behind")],
+    [
+        ("soon,4", "its start is 'soon'"),
+        ("4,2", "its end, 2,"),
+        ("-1,2", "start"),
+        ("2,19", "end=19"),
+        ("12,14", "second 12 lies behind"),
+    ],
 )
 def test_cuts_that_are_none_are_refused_by_row(tmp_path, film, cells, words):
     os.symlink(film, tmp_path / "film.mp4")

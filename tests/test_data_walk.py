@@ -1,4 +1,5 @@
-"""Which files of a folder are data: links, hidden parts, a run's own; names that a terminal would obey."""
+"""Which files of a folder are data: links, hidden parts, a run's own; names that a terminal would
+obey."""
 
 import os
 import warnings
@@ -41,7 +42,9 @@ def folder(tmp_path, video):
 
 
 def test_hidden_parts_are_no_clips_and_are_named(folder):
-    with pytest.warns(UserWarning, match=r"left out as hidden: .*RECYCLE.BIN, \.Trash-1000") as said:
+    with pytest.warns(
+        UserWarning, match=r"left out as hidden: .*RECYCLE.BIN, \.Trash-1000"
+    ) as said:
         data = FolderClips(folder, 16, 2)
     assert len(said) == 1 and said[0].filename == __file__
     assert [c.caption for c in data] == ["a", "b"] and not data.unreadable

@@ -225,7 +225,8 @@ def test_warnings_are_one_line():
 def test_what_can_be_shown_is_shown():
     for text in ("véhicule", "车.mp4", "a b", "🎈", "हिन्दी"):
         assert printable(text) == text
-    assert printable("a\tb\nc") == "a b c" and printable("\x1b") == "\\x1b"
+    assert printable("a\tb") == "a\\tb" and printable("\x1b") == "\\x1b"
+    assert one_line(ValueError("a\nb\x1b")) == "a b\\x1b"
     assert one_line(FileNotFoundError("runs: no run is there")) == "runs: no run is there"
 
 

@@ -1,5 +1,5 @@
-"""Files spoiled at random, thousands of them, the same each time. Each is read, or refused in one line that names it: no
-traceback of another kind, no end of memory, no waiting.
+"""Files spoiled at random, thousands of them, the same each time. Each is read, or refused in one
+line that names it: no traceback of another kind, no end of memory, no waiting.
 
 A failure says `seed-n`; that case alone is `spoil(original, random.Random("seed-n"))`."""
 

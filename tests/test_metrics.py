@@ -279,7 +279,8 @@ def test_an_earlier_name_warns_and_a_wrong_one_is_refused():
 
 
 def looks(x):
-    "Features of a network that does not know black: constant for an empty clip, inside the real ones."
+    """Features of a network that does not know black: constant for an empty clip, inside the real
+    ones."""
     seen = x.std((2, 3, 4))
     return torch.where(seen > 0.01, seen, torch.full_like(seen, 0.12))
 

@@ -1,4 +1,5 @@
-"""What people give a pipeline: what is unambiguous is taken, the rest refused by name before anything is sampled."""
+"""What people give a pipeline: what is unambiguous is taken, the rest refused by name before
+anything is sampled."""
 
 import numpy as np
 import pytest

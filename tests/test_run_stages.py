@@ -1,4 +1,5 @@
-"""What a stage was made from: reused, made again, or refused; one call at a time; stops and leftovers."""
+"""What a stage was made from: reused, made again, or refused; one call at a time; stops and
+leftovers."""
 
 import json
 import os

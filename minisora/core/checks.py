@@ -32,7 +32,8 @@ def check_int(name, value, minimum=1, maximum=None):
 
 def check_sizes(owner, minimum=1, maximum=8192, **values):
     "Several such numbers of one owner, in their order: [int, …]."
-    return [check_int(f'{owner}: {name}', value, minimum, maximum) for name, value in values.items()]
+    return [check_int(f'{owner}: {name}', value, minimum, maximum)
+            for name, value in values.items()]
 
 
 def check_number(name, value, minimum=None, maximum=None, above=None):

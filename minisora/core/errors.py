@@ -6,27 +6,32 @@
 __all__ = []
 
 # %% ../../nbs/core/errors.ipynb #f5ac9576
+import unicodedata
 from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
 # %% ../../nbs/core/errors.ipynb #a698a256
+# marks that turn the reading direction of what follows
+_TURNS = frozenset('\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
+
+
+def may_be_shown(c):
+    "Is a character neither a control code, nor half a character, nor a mark that turns text round?"
+    return unicodedata.category(c) not in ('Cc', 'Cs', 'Zl', 'Zp') and c not in _TURNS
+
+
 def printable(text):
-    """Text in one line that any terminal can show: what is not printable, as Python would write
-    it; line ends are spaces."""
-    text = ' '.join(str(text).split('\n')) if '\n' in str(text) else str(text)
-    return ''.join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(character):
-    return ' ' if character == '\t' else repr(character)[1:-1]
+    "A name or a message in one line, with control codes and bytes that are no text written out."
+    return ''.join(c if may_be_shown(c) else c.encode('unicode_escape').decode()
+                   for c in str(text))
 
 # %% ../../nbs/core/errors.ipynb #3252d9f0
 SPEAKING = (ValueError, OSError, ArithmeticError, ImportError, MemoryError)
 
 
 def one_line(error):
-    "What to print of an exception, in one line."
+    "What to print of an exception, in one line; its line ends are spaces."
     text = str(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f'{error.filename}: {error.strerror}'
@@ -38,7 +43,7 @@ def one_line(error):
         text = 'RecursionError: something is nested too deep'
     elif not isinstance(error, SPEAKING):
         text = f'{type(error).__name__}: {text}; --debug shows where'
-    return printable(text)
+    return printable(' '.join(text.split('\n')))
 
 # %% ../../nbs/core/errors.ipynb #7286d826
 @contextmanager

@@ -314,7 +314,7 @@ def read_array(archive, name):
 
 # %% ../../nbs/core/tensors.ipynb #740e44a4
 def load_array(file, mmap_mode=None):
-    "The array of an .npy file, as np.load gives it. FileNotFoundError or ValueError names the file."
+    "The array of an .npy file, as np.load gives it. FileNotFoundError, ValueError: the file."
     file = Path(file).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f'{file}: no such file')

@@ -13,21 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from minisora.core.errors import may_be_shown, printable
+
 # %% ../../nbs/data/text.ipynb #0e85a7bf
-#: marks that turn the reading direction of what follows
-_TURNS = frozenset('\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069')
-
-
-def _may_be_shown(c):
-    return unicodedata.category(c) not in ('Cc', 'Cs', 'Zl', 'Zp') and c not in _TURNS
-
-
-def printable(text):
-    "A name or a message in one line, with control codes and bytes that are no text written out."
-    return ''.join(c if _may_be_shown(c) else c.encode('unicode_escape').decode()
-                   for c in str(text))
-
-
 def is_utf8(name):
     "Can a file's name be written down as text?"
     return not any('\ud800' <= c <= '\udfff' for c in str(name))
@@ -35,7 +23,7 @@ def is_utf8(name):
 
 def name_to_words(name):
     "'Thank_You' to 'thank you': lower-cased, underscores and dashes to spaces."
-    name = ''.join(c if _may_be_shown(c) else ' ' for c in unicodedata.normalize('NFC', name))
+    name = ''.join(c if may_be_shown(c) else ' ' for c in unicodedata.normalize('NFC', name))
     return ' '.join(re.sub(r'[_\-]+', ' ', name).lower().split()) or name.lower()
 
 

@@ -129,7 +129,8 @@ def _load_diffusers_vae(name, subfolder=None, **options):
     try:
         return cls.from_pretrained(name, subfolder=subfolder, use_safetensors=True, **options)
     except Exception as e:
-        raise ValueError(f'{folder}: no {family} that diffusers can read: {first_line(e)}') from None
+        message = f'{folder}: no {family} that diffusers can read: {first_line(e)}'
+        raise ValueError(message) from None
 
 
 def find_weights(folder, variant=None, stem='diffusion_pytorch_model'):

@@ -1,4 +1,5 @@
-"""Files spoiled at random, the same each time: bytes, JSON, tables; and a guard around what reads them."""
+"""Files spoiled at random, the same each time: bytes, JSON, tables; and a guard around what reads
+them."""
 
 import copy
 import json
