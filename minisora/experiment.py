@@ -211,7 +211,7 @@ def sample(self: Experiment, prompts, seed=0, index=None, progress=False, **opti
 def prompts(self: Experiment, n):
     "`n` captions to judge on: held-out ones, or every caption of a folder that has none."
     if self.recipe.kind == 'folder':
-        held = sorted({row['caption'] for row in self.clips('heldout').rows})
+        held = sorted(self.clips('heldout').every_caption())
         return (held if self.holds_out else self.captions)[:n]
     clips = self.clips('heldout', n, seed=self.recipe.seed + 1)
     return [clips[i].caption for i in range(n)]

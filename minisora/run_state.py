@@ -25,6 +25,7 @@ from minisora.core.provenance import MadeFrom, listing_rows, weights_fingerprint
 from minisora.core.run_lock import remove_leftovers, run_lock
 from minisora.data.folders import FolderClips
 from minisora.data.named import load_digits
+from minisora.data.text import all_captions
 from minisora.evaluation.heldout import hold_out
 from minisora.latents.cache_format import read_manifest
 from minisora.recipe import DROPPED_WORDS, another_run, find_recipe, read_captions
@@ -150,6 +151,10 @@ class FolderSplit(torch.utils.data.Subset):
         self.rows = [clips.rows[i] for i in indices]
         self.unreadable = clips.unreadable
 
+    def every_caption(self):
+        "All captions that the clips may have, without reading a clip."
+        return {text for row in self.rows for text in all_captions(row['caption'])}
+
 
 def open_folder(recipe, **options):
     "The clips of a recipe's folder. FileNotFoundError says what to do where it is not there."
@@ -172,7 +177,8 @@ def folder_clips(self):
 def folder_splits(self):
     "The clips of a folder by split."
     clips = self.folder_clips
-    captions = [row['caption'] for row in clips.rows]
+    # of several captions of one clip, the first says where it belongs
+    captions = [all_captions(row['caption'])[0] for row in clips.rows]
     held = set(hold_out(captions, self.recipe.heldout, DROPPED_WORDS))
     if not held:
         return dict.fromkeys(('train', 'heldout', 'all'), clips)
@@ -203,7 +209,7 @@ def captions(self):
         return read_captions(path)
     clips = self.clips()
     if self.recipe.kind == 'folder':
-        found = {row['caption'] for row in clips.rows}
+        found = clips.every_caption()
     else:
         found = {scene_caption(*combo) for combo in clips.combinations}
     return sorted(found)
@@ -356,6 +362,6 @@ def accept_moved(self: RunState, data):
     else:                                                  # an earlier version: by its captions
         path = self.out / 'captions.json'
         kept = read_captions(path) if path.exists() else None
-        same = kept == sorted({row['caption'] for row in getattr(self.clips(), 'rows', ())})
+        same = kept == sorted(getattr(self.clips(), 'every_caption', set)())
     if not same:
         raise another_run(self.out, 'data', there, data)
