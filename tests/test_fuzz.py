@@ -37,7 +37,7 @@ from minisora.models.weights import load_official_state
 from minisora.pipeline import VideoPipeline
 from minisora.recipe import read_recipe
 from minisora.temporal import VideoDiT
-from minisora.train import load_checkpoint
+from minisora.training.checkpoint import load_checkpoint
 
 DATA = Path(__file__).parent / "data" / "version-0.1"
 WEIGHTS = weight_names("model")[0]
