@@ -20,6 +20,7 @@ from .autoencoder import load_autoencoder
 from .core.checks import check_choice, check_int, check_number, did_you_mean
 from .core.files import atomic_folder, read_json, write_json
 from .core.hub import MODELS
+from .core.pairs import objective_problem, output_problem, scale_problem
 from .core.protocols import device_of, model_latent_shape
 from .core.renames import old_names
 from .data.pictures import resize_crop
@@ -39,22 +40,6 @@ def latent_shape_of(model, objective):
     if hasattr(objective, 'known_frames'):
         return FrameConditionedModel(model).latent_shape
     return model_latent_shape(model)
-
-
-def output_problem(model, objective):
-    "Why a model's answer is not what the objective asks for, or ''."
-    output = getattr(getattr(model, 'config', None), 'output', None)
-    kind = getattr(output, 'kind', 'direct')
-    asked = getattr(objective, 'prediction', 'velocity')
-    if kind != 'direct' and asked != 'velocity':
-        return f'a model with output={kind!r} gives a velocity, the objective wants {asked!r}'
-    variance = getattr(output, 'learn_sigma', False)
-    wanted = getattr(objective, 'variance', '') == 'learned-range'
-    if variance and not wanted:
-        return 'the model predicts a variance, and the objective does not use one'
-    if wanted and not variance:
-        return 'the objective needs a variance, and the model does not predict one'
-    return ''
 
 
 def word_problem(model, vocabulary):
@@ -126,7 +111,9 @@ class VideoPipeline:
             raise ValueError(f'VideoPipeline: the model makes latents of {channels} channels, '
                              f'{spec.name} has {spec.channels}')
         for problem in (output_problem(self.model, self.objective),
-                        word_problem(self.model, self.vocabulary)):
+                        objective_problem(self.model, self.objective),
+                        word_problem(self.model, self.vocabulary),
+                        scale_problem(self.model, self.mean, self.std)):
             if problem:
                 raise ValueError(f'VideoPipeline: {problem}')
         self.mean = as_statistic('mean', self.mean, channels)
@@ -391,6 +378,9 @@ def from_fit(cls: VideoPipeline, result, autoencoder, vocabulary=None, fps=None,
         vocabulary = known
     mean = getattr(data, 'mean', 0.) if mean is None else mean
     std = getattr(data, 'std', 1.) if std is None else std
+    shift = getattr(result.objective, 'shift', None)
+    if shift is not None:
+        sampling = dict(shift=shift) | sampling                         # as it was trained
     return cls(result.ema, autoencoder, vocabulary, result.objective, mean, std,
                8. if fps is None else fps, sampling)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/core/arguments.ipynb #4f1bbfcf
+# %% ../../nbs/core/arguments.ipynb #191a82eb
 import functools
 import inspect
 import math
@@ -16,7 +16,7 @@ import torch
 
 from .checks import check_number, did_you_mean
 
-# %% ../../nbs/core/arguments.ipynb #c8530aaa
+# %% ../../nbs/core/arguments.ipynb #ba8f32e3
 def plain_value(value):
     "One number of NumPy or torch as Python's number; anything else as it is."
     scalar = isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 0
@@ -37,7 +37,7 @@ def check_limit(name, value, **bounds):
 
 
 def check_indices(name, index):
-    "Sample numbers as a list of ints, all from 0: ValueError for a fraction, a text, a negative one."
+    "Sample numbers as a list of ints from 0: ValueError for a fraction, a text, a negative one."
     if not np.iterable(index) or isinstance(index, (str, bytes)):
         raise ValueError(f'{name} must be a list of whole numbers from 0, not {index!r}')
     whole = []
@@ -45,12 +45,13 @@ def check_indices(name, index):
         try:
             whole.append(operator.index(i))
         except TypeError:
-            raise ValueError(f'{name} must be whole numbers from 0, not {plain_value(i)!r}') from None
+            wrong = plain_value(i)
+            raise ValueError(f'{name} must be whole numbers from 0, not {wrong!r}') from None
     if min(whole, default=0) < 0:
         raise ValueError(f'{name} must be whole numbers from 0, not {min(whole)}')
     return whole
 
-# %% ../../nbs/core/arguments.ipynb #27655fd3
+# %% ../../nbs/core/arguments.ipynb #fba73b16
 OTHER_NAMES = {
     'steps': ('num_inference_steps', 'num_steps', 'sampling_steps', 'max_steps', 'train_steps',
               'iterations', 'num_train_steps', 'timesteps'),
@@ -78,7 +79,7 @@ OTHER_NAMES = {
     'track': ('report_to', 'log_with', 'logger'),
     'condition_dropout': ('cfg_dropout', 'dropout', 'uncond_prob', 'label_dropout')}
 
-# %% ../../nbs/core/arguments.ipynb #cee2fbdb
+# %% ../../nbs/core/arguments.ipynb #ffba4a05
 class UnknownArgument(TypeError, ValueError):
     "A call names an argument that the function does not have."
 
