@@ -257,7 +257,8 @@ def sample_iter(model, objective, condition=None, n=None, shape=None, steps=50, 
     else:
         x = as_noise(noise, getattr(model, 'latent_shape', None)).to(device)
     condition = None if condition is None else condition.to(device)
-    guided = cfg_model(in_own_precision(model, x.dtype), guidance, interval=guidance_interval, channels=guidance_channels)
+    asked = in_own_precision(model, x.dtype)
+    guided = cfg_model(asked, guidance, interval=guidance_interval, channels=guidance_channels)
     states = _make_sampler(solver, guided, objective, x, condition, steps, shift, seed, index,
                            options)
     training = getattr(model, 'training', False)
@@ -308,9 +309,9 @@ def sample(model, objective, condition=None, n=None, shape=None, steps=50, solve
 
     `solver`: euler, heun, midpoint, rk4, dopri5, sde or ddim; for a GaussianDiffusion also
     ancestral. `guidance` 1: none; `guidance_channels`: 'all', or 'dit' for the first three as DiT's
-    own code. `shift` > 1: more steps near the noise; left out, 1. Sample i starts from indexed_noise(seed, 0,
-    i), or from `noise` (B, C, …), and is the same for any `batch_size`. `index`: the i's, 0 … B−1
-    if left out. dopri5 asks the network for each sample alone, so B times as often as for one;
+    own code. `shift` > 1 (1 if left out): more steps near the noise. Sample i starts from
+    indexed_noise(seed, 0, i), or from `noise` (B, C, …), and is the same for any `batch_size`.
+    `index`: the i's, 0 … B−1 if left out. dopri5 asks the network for each sample alone, so B times as often as for one;
     `together=True`: one step size for the batch. Errors name the argument."""
     check_asked(model, objective)
     condition = as_condition(condition, model)

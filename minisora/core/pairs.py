@@ -77,8 +77,8 @@ def objective_problem(model, objective):
 
 
 def check_pair(model, objective, trained=True):
-    """ValueError where a model's answer is not what an objective asks for; with `trained` also where
-    it was trained for another one."""
+    """ValueError where a model's answer is not what an objective asks for; with `trained` also
+    where it was trained for another one."""
     problem = output_problem(model, objective) or trained and objective_problem(model, objective)
     if problem:
         raise ValueError(f'model and objective do not belong together: {problem}')
