@@ -311,8 +311,8 @@ def sample(model, objective, condition=None, n=None, shape=None, steps=50, solve
     ancestral. `guidance` 1: none; `guidance_channels`: 'all', or 'dit' for the first three as DiT's
     own code. `shift` > 1 (1 if left out): more steps near the noise. Sample i starts from
     indexed_noise(seed, 0, i), or from `noise` (B, C, …), and is the same for any `batch_size`.
-    `index`: the i's, 0 … B−1 if left out. dopri5 asks the network for each sample alone, so B times as often as for one;
-    `together=True`: one step size for the batch. Errors name the argument."""
+    `index`: the i's, 0 … B−1 if left out. dopri5 asks the network for each sample alone, B times as
+    often as for one; `together=True`: one step size for the batch. Errors name the argument."""
     check_asked(model, objective)
     condition = as_condition(condition, model)
     index = resolve_indices(condition, n, index, noise)

@@ -8,18 +8,20 @@ __all__ = ['validation_loss', 'select_ema', 'fit', 'estimate_cost', 'plot_agains
 # %% ../nbs/08_train.ipynb #100ff026
 import copy
 import math
+from contextlib import closing
 from types import SimpleNamespace
 
 import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
+from .core.arguments import known_keywords
 from .core.noise import indexed_noise
 from .core.optim import learning_rate, set_lr
 from .core.protocols import device_of
 from .core.renames import old_names
 from .sampling import sample
-from .training.arguments import batch_sizes, check_arguments
+from .training.arguments import batch_sizes, check_arguments, warn_of_warmup
 from .training.batches import (as_dataset, get_batch, make_loader, split_by_bucket,
                                        to_device)
 from .training.distributed import Distributed, join_processes
@@ -93,7 +95,7 @@ def loop(self: _Trainer):
     progress = tqdm(total=args.steps, initial=self.step, disable=not shown, unit='step')
     self.stopwatch.lap(self.samples_seen)
     with self.signals, progress as bar:
-        for batch in loader:
+        for batch in self.saved_if_it_fails(loader):
             self.update(batch)
             self.signals.agree()
             self.record(bar)
@@ -108,14 +110,48 @@ def loop(self: _Trainer):
     if self.signals.stop:
         self.raise_interrupted()
 
+# %% ../nbs/08_train.ipynb #56d9b9ed
+@patch
+def save_before(self: _Trainer, error):
+    "Save what was trained, and note on the error that will be raised where it is."
+    if self.folder.out is None or self.processes.sharded:
+        return
+    if not self.step or is_out_of_memory(error):
+        return
+    try:
+        self.save()
+        error.add_note(f'saved {self.folder.path}; the same call resumes from there')
+    except Exception as e:
+        error.add_note(f'the weights of step {self.step} could not be saved: {e}')
+
+
+@patch
+def saved_if_it_fails(self: _Trainer, loader):
+    "The batches of a loader; before an error in it is raised, the weights are saved."
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except BaseException as e:
+            self.save_before(e)
+            raise
+        if batch is None:
+            return
+        yield batch
+
 
 @patch
 def draw_sample(self: _Trainer):
     "Call `on_sample` with the average, on rank 0, if this is a step for it."
-    if self.args.on_sample and self.step % (self.args.sample_every or self.args.steps) == 0:
-        ema = self.unsharded(self.ema)
+    if not self.args.on_sample or self.step % (self.args.sample_every or self.args.steps):
+        return
+    ema = self.unsharded(self.ema)
+    try:
         if self.processes.is_main:
             self.args.on_sample(self.step, ema)
+    except BaseException as e:
+        self.save_before(e)
+        raise
 
 # %% ../nbs/08_train.ipynb #35f07ee4
 @patch
@@ -297,7 +333,7 @@ def result(self: _Trainer):
 @patch
 def train(self: _Trainer):
     "The whole run; FitResult, or BatchTooLarge if memory runs out."
-    with self.as_trained():
+    with self.as_trained(), closing(self.folder):
         self.open_or_resume()
         try:
             if self.processes.is_main:
@@ -313,6 +349,7 @@ def train(self: _Trainer):
         raise batch_too_large(self)
 
 # %% ../nbs/08_train.ipynb #2bf354e0
+@known_keywords
 def fit(model, data, objective, *, steps,     # what is trained, on what, for what; updates
         out=None, resume=True,         # the run's folder, None: no files; False: refuse a run there
         stop_at=None,                  # stop early; the schedule still spans `steps`
@@ -344,6 +381,7 @@ def fit(model, data, objective, *, steps,     # what is trained, on what, for wh
     args = SimpleNamespace(**locals())
     processes = join_processes(device, shard)
     check_arguments(args, processes)
+    warn_of_warmup(args)
     with own_generator():
         return _Trainer(model, data, objective, args, processes).train()
 

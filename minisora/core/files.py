@@ -6,9 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/core/files.ipynb #18f44f2c
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from argparse import Namespace
 from contextlib import contextmanager
@@ -51,6 +53,33 @@ def disk_error(path, error, what='cannot write'):
     reason = getattr(error, 'strerror', None) or str(error).rpartition('rror: ')[2]
     return OSError(getattr(error, 'errno', None) or 0, f'{what} {path}: {reason}')
 
+# %% ../../nbs/core/files.ipynb #46eeda2a
+def is_alive(pid):
+    "Does a process of this number run on this machine? Where the system cannot say: yes."
+    if os.name != 'posix':
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
+
+
+def remove_leftovers(folder, name='*'):
+    """Remove what processes that no longer run left half written in a folder, of the file or folder
+    `name` if given; also by the names of version 0.1."""
+    pattern = re.compile(r'\..+?\.(?:(\d+)\.part|part-(\d+))')
+    for path in [*Path(folder).glob(f'.{name}.*.part'), *Path(folder).glob(f'.{name}.part-*')]:
+        found = pattern.fullmatch(path.name)
+        if not found or is_alive(int(found[1] or found[2])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
 # %% ../../nbs/core/files.ipynb #477b7e07
 @contextmanager
 def atomic_file(path):
@@ -61,6 +90,7 @@ def atomic_file(path):
     path = Path(path)
     part = aside(path)
     try:
+        remove_leftovers(path.parent, glob.escape(path.name))
         part.touch()
         # the permissions that the user's umask gives (safetensors would give 0600)
         mode = part.stat().st_mode
@@ -85,6 +115,7 @@ def new_folder(path):
     part = aside(path)
     try:
         shutil.rmtree(part, ignore_errors=True)
+        remove_leftovers(path.parent, glob.escape(path.name))
         part.mkdir(parents=True)
         yield part
         for file in part.rglob('*'):
@@ -107,6 +138,9 @@ def atomic_folder(folder):
     folder = Path(folder).absolute()
     part = aside(folder)
     try:
+        # of an earlier process with this number: in a container they repeat
+        shutil.rmtree(part, ignore_errors=True)
+        remove_leftovers(folder.parent, glob.escape(folder.name))
         part.mkdir(parents=True)
         yield part
         for file in sorted(p for p in part.rglob('*') if p.is_file()):

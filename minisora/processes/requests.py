@@ -108,7 +108,7 @@ def check_guidance(guidance, interval):
                          f'not {interval!r}')
     return guidance, pair
 
-
+# %% ../../nbs/processes/requests.ipynb #214c448a
 def check_options(options, solver, solvers, own):
     """UnknownArgument for options of sampling that the function `solvers[solver]` does not have;
     `own` are the names of the arguments of `sample`."""

@@ -11,7 +11,6 @@ import os
 import warnings
 
 import numpy as np
-import torch
 
 from ..core.arguments import check_bool, check_limit, plain_value
 from ..core.checks import check_choice, check_int, check_number
@@ -105,15 +104,6 @@ def batch_sizes(batch_size):
     return list(batch_size.values()) if isinstance(batch_size, dict) else [batch_size]
 
 # %% ../../nbs/training/arguments.ipynb #d5751575
-def check_device(device):
-    "ValueError for a device that this machine does not have."
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as e:
-        reason = str(e).partition('\n')[0]
-        raise ValueError(f'device={device!r} cannot be used: {reason}') from None
-
-
 def check_arguments(args, processes):
     "Refuse arguments of `fit` that cannot be meant: ValueError or ModuleNotFoundError by name."
     make_plain(args)

@@ -53,11 +53,22 @@ class EpochOrder:
         return step * self.batch_size // self.n
 
 # %% ../../nbs/training/batches.ipynb #024de582
+def as_ids(condition, name='data'):
+    "A condition as a tensor. ValueError for text."
+    first = condition
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if isinstance(first, str):
+        raise ValueError(f'{name}: condition holds text, {first!r}; a model takes ids: '
+                         'vocabulary.encode_batch(captions)')
+    return torch.as_tensor(condition)
+
+
 class _TensorDataset:
     "Tensors (latents, condition or None) as a map-style dataset."
     def __init__(self, latents, condition=None, name='data'):
         latents = torch.as_tensor(latents)
-        condition = None if condition is None else torch.as_tensor(condition)
+        condition = None if condition is None else as_ids(condition, name)
         if condition is not None and len(condition) != len(latents):
             raise ValueError(f'{name}: {len(latents)} latents but {len(condition)} conditions')
         self.latents = latents
@@ -72,7 +83,7 @@ class _TensorDataset:
             batch['condition'] = self.condition[index]
         return batch
 
-
+# %% ../../nbs/training/batches.ipynb #39f29775
 ARRAYS = (torch.Tensor, np.ndarray)
 
 
@@ -122,7 +133,7 @@ def _stack(samples, name):
         raise ValueError(f'{name}: sample {with_condition.index(False)} has no condition')
     columns = []
     for key in ('latents', 'condition') if all(with_condition) else ('latents',):
-        parts = [torch.as_tensor(sample[key]) for sample in samples]
+        parts = [as_ids(sample[key], name) for sample in samples]
         for i, part in enumerate(parts):
             if part.shape != parts[0].shape:
                 raise ValueError(f'{name}: {key} of sample {i} is {tuple(part.shape)}, of sample 0 '
@@ -179,7 +190,7 @@ def to_device(batch, device):
     latents = torch.as_tensor(batch['latents']).to(device, torch.float32, non_blocking=True)
     condition = batch.get('condition')
     if condition is not None:
-        condition = torch.as_tensor(condition).to(device, non_blocking=True)
+        condition = as_ids(condition).to(device, non_blocking=True)
     return latents, condition
 
 # %% ../../nbs/training/batches.ipynb #8d9e5903
@@ -375,8 +386,9 @@ def make_loader(data, steps, batch_size=8, seed=0, workers=0, rank=0, world=1, *
 
 def _start_worker(_):
     "Prepare a loader's process: no signals, and a dataset of its own where that keeps an epoch."
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     batches = get_worker_info().dataset
     if hasattr(batches.data, 'set_epoch'):
         batches.data = copy.deepcopy(batches.data)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
 
+from ..core.pairs import note_of
 from ..core.protocols import wrapped
 from .batches import as_dataset, batch_order, scale_batch_size
 from .checkpoint import load_optimizers, optimizer_tensors
@@ -24,12 +25,16 @@ from .run_config import (check_condition, check_same_run, config_dict, data_dict
                                           default_fields, recipe_dict, upgrade_config)
 from .run_folder import RunFolder
 from .signals import StopSignals
+from .together import (check_model, check_objective, check_together,
+                                        try_one_sample)
 from .trackers import Trackers
 
 # %% ../../nbs/training/state.ipynb #ca74e58f
 class TrainerState:
     "What is trained, with what, and how far it is; `args` holds the arguments of `fit`."
     def __init__(self, model, data, objective, args, processes):
+        check_model(model)
+        check_objective(objective)
         self.args = args
         self.processes = processes
         self.device = processes.device
@@ -41,6 +46,10 @@ class TrainerState:
         self.prepare_optimizers()
         self.start_at_zero()
         self.config = json.loads(json.dumps(self.describe()))
+        check_together(self.source_model, objective, self.data, self.valid, self.order.members)
+        self.try_one_sample()
+        self.note_training()
+        compile_model(self.model, args.compile)
 
 # %% ../../nbs/training/state.ipynb #652eea47
 @patch
@@ -55,7 +64,6 @@ def prepare_model(self: TrainerState, model):
     decays = dict.fromkeys((self.args.ema, *self.args.more_ema))
     self.averages = {decay: EMA(self.model, copied(model)) for decay in decays}
     self.ema = self.averages[self.args.ema].model
-    compile_model(self.model, self.args.compile)
     self.forward = autocast(self.replica, self.device, self.args.precision)
     self.ema_forward = autocast(self.ema, self.device, self.args.precision)
 
@@ -113,6 +121,22 @@ def logs_at(self: TrainerState, step):
 
 # %% ../../nbs/training/state.ipynb #1ad1fd3f
 @patch
+def try_one_sample(self: TrainerState):
+    "One sample through model and objective, as they are trained; not where the model is in parts."
+    if not self.processes.sharded:
+        with self.as_trained():
+            try_one_sample(self.model, self.objective, self.data, self.args.precision)
+
+
+@patch
+def note_training(self: TrainerState):
+    "Note on the model and its averages what they learn to answer: see `core.pairs`."
+    self.note = json.loads(json.dumps(note_of(self.objective, self.data)))
+    for model in (self.source_model, *(average.model for average in self.averages.values())):
+        model.trained_with = self.note
+
+
+@patch
 def describe(self: TrainerState):
     "Recipe, model, objective and data, as a dict."
     data = data_dict(self.data, self.order.members)
@@ -137,7 +161,8 @@ def save(self: TrainerState):
     "Write the checkpoint of this step, unless it is there. All processes must call."
     if self.folder.out is None or self.folder.path == self.folder.checkpoint_path(self.step):
         return
-    state = dict(step=self.step, config=self.config, parts=self.microbatches)
+    state = dict(step=self.step, config=self.config, parts=self.microbatches,
+                 trained_with=self.note)
     if self.scaler.is_enabled():
         state['scaler'] = self.scaler.state_dict()
     for part in (self.log_sums, self.spikes, self.stopwatch):
@@ -156,6 +181,7 @@ def restore(self: TrainerState, checkpoint):
     checkpoint.load_into(self.model, 'model')
     for decay, average in self.averages.items():
         checkpoint.load_into(average.model, 'ema' if decay == self.args.ema else decay)
+    self.note_training()                                     # and not what the checkpoint notes
     load_optimizers(self.optimizers, self.parameters, checkpoint.optimizer)
     if self.scaler.is_enabled():
         self.scaler.load_state_dict(checkpoint.state['scaler'])
@@ -187,7 +213,7 @@ def unsharded(self: TrainerState, module, into=None):
     if not self.processes.sharded:
         return module
     if into is None:
-        into = copy.deepcopy(self.source_model).requires_grad_(False)
+        into = copy.deepcopy(self.source_model).requires_grad_(False)       # with its note
     into.load_state_dict(self.processes.gather_full(module.state_dict(), everywhere=True))
     return into.eval()
 
