@@ -21,7 +21,7 @@ from .core.optim import learning_rate, set_lr
 from .core.protocols import device_of
 from .core.renames import old_names
 from .sampling import sample
-from .training.arguments import batch_sizes, check_arguments, warn_of_warmup
+from .training.arguments import batch_sizes, check_arguments
 from .training.batches import (as_dataset, get_batch, make_loader, split_by_bucket,
                                        to_device)
 from .training.distributed import Distributed, join_processes
@@ -139,7 +139,7 @@ def saved_if_it_fails(self: _Trainer, loader):
             return
         yield batch
 
-
+# %% ../nbs/08_train.ipynb #f291e81c
 @patch
 def draw_sample(self: _Trainer):
     "Call `on_sample` with the average, on rank 0, if this is a step for it."
@@ -375,13 +375,12 @@ def fit(model, data, objective, *, steps,     # what is trained, on what, for wh
     model: called as model(x (B, C, T, H, W), t (B,), condition); trained in place. data: map-style
     dataset of dict(latents, condition), or a pair of such tensors. objective: `sample_times(u)`,
     `loss(model, latents, condition, noise, t)` -> {'loss': (B,), …}. On a CPU the result does not
-    depend on where it was stopped, bit for bit. ValueError names the field if the run in `out` was
-    another one; CheckpointError, NonFiniteLoss, BatchTooLarge; Interrupted once the step is saved.
+    depend on where it was stopped, bit for bit. ValueError, before anything is written, names what
+    does not fit; CheckpointError, NonFiniteLoss, BatchTooLarge; Interrupted once the step is saved.
     Under torchrun or `accelerate launch` rank 0 writes; with `shard` whole models come back."""
     args = SimpleNamespace(**locals())
     processes = join_processes(device, shard)
     check_arguments(args, processes)
-    warn_of_warmup(args)
     with own_generator():
         return _Trainer(model, data, objective, args, processes).train()
 

@@ -372,3 +372,23 @@ def test_a_clock_that_goes_back_costs_no_time(tmp_path, monkeypatch):
     times = [line["wall_seconds"] for line in done.log]
     assert times[0] >= 0 and times == sorted(times) and done.cpu_minutes >= 0
     assert all(line["samples_per_second"] > 0 for line in done.log)
+
+
+def test_other_data_of_the_same_shape_under_a_checkpoint(tmp_path):
+    go(tmp_path, (X, Y), steps=2, valid=None)
+    for other in ((X + 0.01, Y), (X, (Y + 1) % 5), (X.flip(0) * 1.01, Y)):
+        with pytest.raises(ValueError, match="trained on other data"):
+            go(tmp_path, other, steps=4, valid=None)
+    rounded = (X * (1 + 1e-7), Y)
+    assert go(tmp_path, rounded, steps=4, valid=None).step == 4
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Cache(0.6, 2.0, WORDS), Cache(0.5, 2.1, WORDS), Cache(0.5, 2.0, Vocabulary("abcd", 1))],
+)
+def test_another_scale_or_vocabulary_under_a_checkpoint(tmp_path, other):
+    go(tmp_path, Cache(0.5, 2.0, WORDS), video(), steps=2, valid=None)
+    with pytest.raises(ValueError, match="trained on other data, of another"):
+        go(tmp_path, other, video(), steps=4, valid=None)
+    assert go(tmp_path, Cache(0.5, 2.0, WORDS), video(), steps=4, valid=None).step == 4

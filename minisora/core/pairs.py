@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/core/pairs.ipynb #7d342f61
 import torch
 
+from .files import short_hash
 from .hub import OBJECTIVES, kind_of
 
 # %% ../../nbs/core/pairs.ipynb #3f14eca8
@@ -117,16 +118,54 @@ def close(a, b):
     fits = len(a) == len(b) or 1 in (len(a), len(b))
     return fits and torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
+# %% ../../nbs/core/pairs.ipynb #98972b60
+def _checksum(data):
+    "The content of a cache, its latents and conditions, as 16 hex digits; None if it is none."
+    manifest = getattr(data, 'manifest', None)
+    if not isinstance(manifest, dict) or 'shards' not in manifest:
+        return None
+    parts = [shard['sha256'] for shard in manifest['shards']]
+    if torch.is_tensor(getattr(data, 'conditions', None)):
+        parts.append(short_hash(data.conditions.numpy().tobytes()))
+    return short_hash(parts)
+
+
+def made_from(data):
+    "By what data can be told from others: a checksum, a few numbers, or None."
+    if isinstance(getattr(data, 'datasets', None), dict):                       # buckets
+        return {str(name): made_from(part) for name, part in data.datasets.items()}
+    latents = getattr(data, 'latents', None)
+    if not torch.is_tensor(latents):
+        return _checksum(innermost(data))
+    numbers = [latents[:64].double().mean(), latents[:64].double().std(correction=0)]
+    if torch.is_tensor(getattr(data, 'condition', None)):
+        numbers.append(data.condition[:64].double().mean())
+    return [float(number) for number in numbers]
+
+
+def check_same_data(now, then, path):
+    "ValueError where a checkpoint notes other data; an older one, without a note, is taken."
+    for name in ('vocabulary', 'mean', 'std', 'made_from'):
+        here = now.get(name)
+        there = (then or {}).get(name)
+        numbers = isinstance(here, list) and isinstance(there, list)
+        same = close(here, there) if numbers else here == there
+        if here is not None and there is not None and not same:
+            raise ValueError(f'cannot resume from {path}: it was trained on other data, of another '
+                             f'{name}; train into another folder')
+
 # %% ../../nbs/core/pairs.ipynb #2cbea5cc
 def note_of(objective, data):
-    "What `fit` notes on a model: `objective`, `vocabulary`, `mean`, `std`; None where not known."
+    """What `fit` notes on a model: `objective`, `vocabulary`, `mean`, `std`, and by what the data
+    can be told from others (`made_from`); None where not known."""
     vocabulary = getattr(innermost(data), 'vocabulary', None)
     described = vocabulary.to_dict() if hasattr(vocabulary, 'to_dict') else None
     mean, std = statistics_of(data) or (None, None)
     about = dict(objective=kind_of(objective))
     if hasattr(objective, 'to_dict'):
         about = objective.to_dict()
-    return dict(objective=about, vocabulary=described, mean=mean, std=std)
+    return dict(objective=about, vocabulary=described, mean=mean, std=std,
+                made_from=made_from(data))
 
 
 def scale_problem(model, mean, std):

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
 
-from ..core.pairs import note_of
+from ..core.pairs import check_same_data, note_of
 from ..core.protocols import wrapped
+from .arguments import warn_of_warmup
 from .batches import as_dataset, batch_order, scale_batch_size
 from .checkpoint import load_optimizers, optimizer_tensors
 from .ema import EMA
@@ -176,6 +177,7 @@ def restore(self: TrainerState, checkpoint):
     then = upgrade_config(checkpoint.state['config'], self.source_model, self.objective)
     defaults = default_fields(model=self.source_model, objective=self.objective)
     check_same_run(self.config, then, checkpoint.path, defaults)
+    check_same_data(self.note, checkpoint.state.get('trained_with'), checkpoint.path)
     if checkpoint.step > self.args.steps:
         raise ValueError(f'{checkpoint.path} is past steps={self.args.steps}')
     checkpoint.load_into(self.model, 'model')
@@ -194,6 +196,7 @@ def restore(self: TrainerState, checkpoint):
 @patch
 def open_or_resume(self: TrainerState):
     "Make the run's folder, or resume the run in it; the log is cut back to the checkpoint's step."
+    warn_of_warmup(self.args)
     checkpoint = self.folder.open(self.args.resume)
     if checkpoint:
         self.restore(checkpoint)
