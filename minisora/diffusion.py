@@ -71,13 +71,13 @@ def to_velocity(self: Objective, output, x, t):
     d_alpha, d_sigma = (append_dims(c, x) for c in self.coefficients(t)[2:])
     return d_alpha * data + d_sigma * noise
 
-# %% ../nbs/04_diffusion.ipynb #0dd6cfeb
+# %% ../nbs/04_diffusion.ipynb #89022cf9
 @patch
 def check_times(self: Objective, t):
     "ValueError for times t (B,) where velocity and loss are not finite; looks at the CPU's only."
     check_times(t, *self.time_range, f'{type(self).__name__}: t')
 
-# %% ../nbs/04_diffusion.ipynb #89022cf9
+
 @patch
 def predict(self: Objective, model, x, t, condition=None):
     "What the model takes the (data, noise) in x (B, …) at t (B,) to be."

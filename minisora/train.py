@@ -110,49 +110,6 @@ def loop(self: _Trainer):
     if self.signals.stop:
         self.raise_interrupted()
 
-# %% ../nbs/08_train.ipynb #56d9b9ed
-@patch
-def save_before(self: _Trainer, error):
-    "Save what was trained, and note on the error that will be raised where it is."
-    if self.folder.out is None or self.processes.sharded:
-        return
-    if not self.step or is_out_of_memory(error):
-        return
-    try:
-        self.save()
-        error.add_note(f'saved {self.folder.path}; the same call resumes from there')
-    except Exception as e:
-        error.add_note(f'the weights of step {self.step} could not be saved: {e}')
-
-
-@patch
-def saved_if_it_fails(self: _Trainer, loader):
-    "The batches of a loader; before an error in it is raised, the weights are saved."
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches, None)
-        except BaseException as e:
-            self.save_before(e)
-            raise
-        if batch is None:
-            return
-        yield batch
-
-# %% ../nbs/08_train.ipynb #f291e81c
-@patch
-def draw_sample(self: _Trainer):
-    "Call `on_sample` with the average, on rank 0, if this is a step for it."
-    if not self.args.on_sample or self.step % (self.args.sample_every or self.args.steps):
-        return
-    ema = self.unsharded(self.ema)
-    try:
-        if self.processes.is_main:
-            self.args.on_sample(self.step, ema)
-    except BaseException as e:
-        self.save_before(e)
-        raise
-
 # %% ../nbs/08_train.ipynb #35f07ee4
 @patch
 def update(self: _Trainer, batch):

@@ -20,6 +20,7 @@ from .batches import as_dataset, batch_order, scale_batch_size
 from .checkpoint import load_optimizers, optimizer_tensors
 from .ema import EMA
 from .log import LogSums, Stopwatch
+from .memory import is_out_of_memory
 from .optimizers import SpikeFilter, make_optimizers
 from .precision import autocast, compile_model, keep_fp32, make_scaler
 from .run_config import (check_condition, check_same_run, config_dict, data_dict,
@@ -191,6 +192,49 @@ def restore(self: TrainerState, checkpoint):
     for part in (self.log_sums, self.spikes, self.stopwatch):
         part.load_state(checkpoint.state)
     self.step = checkpoint.step
+
+# %% ../../nbs/training/state.ipynb #67d3498c
+@patch
+def save_before(self: TrainerState, error):
+    "Save what was trained, and note on the error that will be raised where it is."
+    if self.folder.out is None or self.processes.sharded:
+        return
+    if not self.step or is_out_of_memory(error):
+        return
+    try:
+        self.save()
+        error.add_note(f'saved {self.folder.path}; the same call resumes from there')
+    except Exception as e:
+        error.add_note(f'the weights of step {self.step} could not be saved: {e}')
+
+
+@patch
+def saved_if_it_fails(self: TrainerState, loader):
+    "The batches of a loader; before an error in it is raised, the weights are saved."
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except BaseException as e:
+            self.save_before(e)
+            raise
+        if batch is None:
+            return
+        yield batch
+
+# %% ../../nbs/training/state.ipynb #7a5afde0
+@patch
+def draw_sample(self: TrainerState):
+    "Call `on_sample` with the average, on rank 0, if this is a step for it."
+    if not self.args.on_sample or self.step % (self.args.sample_every or self.args.steps):
+        return
+    ema = self.unsharded(self.ema)
+    try:
+        if self.processes.is_main:
+            self.args.on_sample(self.step, ema)
+    except BaseException as e:
+        self.save_before(e)
+        raise
 
 # %% ../../nbs/training/state.ipynb #f93a6a77
 @patch
