@@ -27,6 +27,7 @@ from .training.batches import (as_dataset, get_batch, make_loader, split_by_buck
 from .training.distributed import Distributed, join_processes
 from .training.ema import ema_decay_at
 from .training.estimate import estimate_from_trials, trial_arguments
+from .training.init_from import init_from
 from .training.inputs import (check_loss_terms, draw_noise, sample_times, seed_torch,
                                       stratified_uniforms, time_range)
 from .training.memory import is_out_of_memory

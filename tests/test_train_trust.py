@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.train import (
+    SMALL,
+    awake,
     Data,
     Net,
     forked,
@@ -29,7 +31,9 @@ from minisora.diffusion import GaussianDiffusion
 from minisora.interpolants import Interpolant
 from minisora.models.preconditioning import DataOutput, EDMOutput
 from minisora.sampling import sample
-from minisora.train import Interrupted, fit
+from minisora.models.conditions import WordCondition
+from minisora.temporal import VideoDiT
+from minisora.train import Interrupted, fit, init_from
 from minisora.training.checkpoint import latest_checkpoint, load_checkpoint
 
 NAN = float("nan")
@@ -392,3 +396,90 @@ def test_another_scale_or_vocabulary_under_a_checkpoint(tmp_path, other):
     with pytest.raises(ValueError, match="trained on other data, of another"):
         go(tmp_path, other, video(), steps=4, valid=None)
     assert go(tmp_path, Cache(0.5, 2.0, WORDS), video(), steps=4, valid=None).step == 4
+
+
+# ---------------------------------------------------------------- a new run from an old one
+
+
+def spread(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def equal(model, state):
+    return all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_a_new_run_begins_with_the_weights_of_an_old_one(tmp_path):
+    old = go(tmp_path / "old", (X, Y), awake_small(), steps=4, valid=None, more_ema=(0.5,))
+    old.ema.save_pretrained(tmp_path / "saved")
+    ema, model, half = (spread(m) for m in (old.ema, old.model, old.emas[0.5]))
+    for source in (
+        tmp_path / "old", str(tmp_path / "old"), old.path, load_checkpoint(old.path), old, old.ema,
+        ema, tmp_path / "saved",
+    ):  # fmt: skip
+        assert equal(init_from(awake_small(), source), ema)
+    for source in (tmp_path / "old", old.path, load_checkpoint(old.path), old):
+        assert equal(init_from(awake_small(), source, weights="model"), model)
+        assert equal(init_from(awake_small(), source, weights=0.5), half)
+        with pytest.raises(ValueError, match="weights"):
+            init_from(awake_small(), source, weights=0.25)
+    new = go(tmp_path / "new", (X, Y), init_from(awake_small(), old), steps=1, lr=0.0, valid=None)
+    assert new.step == 1 and equal(new.model, ema)
+    resumed = go(tmp_path / "new", (X, Y), awake_small(), steps=1, lr=0.0, valid=None)
+    assert equal(resumed.model, ema)  # from its own checkpoint, whatever it is given
+
+
+def awake_small():
+    return awake(SMALL)
+
+
+@pytest.mark.parametrize(
+    "change, fresh, message",
+    [
+        (dict(width=24), (), "has shape"),
+        (dict(depth=5), (), "missing key 'blocks.4"),
+        (dict(depth=3), (), "unexpected key 'blocks.3"),
+        (dict(condition=WordCondition(7)), (), "y_embedder.* has shape"),
+        (dict(), "y_embeder.*", "has no tensor 'y_embeder"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, fresh, message):
+    with pytest.raises(ValueError, match=message):
+        init_from(video(**change), awake_small(), fresh=fresh)
+
+
+def test_another_vocabulary_by_a_fresh_table():
+    old = awake_small()
+    new = video(condition=WordCondition(7))
+    table = new.y_embedder.state_dict()
+    init_from(new, old, fresh="y_embedder.*")
+    assert all(torch.equal(v, table[k]) for k, v in new.y_embedder.state_dict().items())
+    assert torch.equal(new.final_layer.linear.weight, old.final_layer.linear.weight)
+
+
+@pytest.mark.parametrize("source", [3, None, lambda: 0])
+def test_no_source(source):
+    with pytest.raises(ValueError, match="source must be a folder"):
+        init_from(video(), source)
+
+
+def test_a_source_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a run, a checkpoint, nor a saved model"):
+        init_from(video(), tmp_path)
+
+
+def test_a_saved_model_remembers_and_fine_tuning_with_another_objective_says_so(tmp_path):
+    done = go(None, Cache(0.5, 2.0, WORDS), video(), steps=1, valid=None)
+    done.ema.save_pretrained(tmp_path)
+    loaded = VideoDiT.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="trained with prediction='velocity'"):
+        sample(loaded, Interpolant(prediction="data"), Y[:1], steps=1)
+    for data, objective, message in (
+        (Cache(0.5, 2.0, WORDS), Interpolant(prediction="data"), "prediction='velocity'"),
+        (Cache(0.7, 2.0, WORDS), Interpolant(), r"mean=\[0.5\]"),
+    ):
+        model = init_from(video(), tmp_path)
+        with pytest.warns(UserWarning, match=f"{message}.*learn anew"):
+            go(None, data, model, steps=1, valid=None, objective=objective)
+    video().save_pretrained(tmp_path)  # without a note: the old one goes
+    assert not hasattr(VideoDiT.from_pretrained(tmp_path), "trained_with")

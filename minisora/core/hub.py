@@ -102,6 +102,25 @@ def load_strict(model, state, where='state dict'):
     model.load_state_dict(state, strict=True)
     return model
 
+# %% ../../nbs/core/hub.ipynb #ed5f5306
+NOTE = 'trained_with.json'
+
+
+def write_note(model, part, folder):
+    "Write what `fit` noted on a model into `part`; without a note, an old one in `folder` goes."
+    note = getattr(model, 'trained_with', None)
+    if note:
+        write_json(part / NOTE, note)
+    else:
+        (folder / NOTE).unlink(missing_ok=True)
+
+
+def with_note(model, folder):
+    "The model, with the note that lies in a folder, if any."
+    if (Path(folder) / NOTE).is_file():
+        model.trained_with = read_json(Path(folder) / NOTE)
+    return model
+
 # %% ../../nbs/core/hub.ipynb #b1f6c172
 class PretrainedMixin(PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained`, `push_to_hub`: safetensors only, nothing is unpickled,
@@ -126,6 +145,7 @@ class PretrainedMixin(PyTorchModelHubMixin):
         with atomic_folder(folder) as part:
             write_json(part / 'config.json', self.pretrained_config())
             write_tensors(part / 'model.safetensors', self.state_dict(), {'format': 'pt'})
+            write_note(self, part, folder)
             if not (folder / 'README.md').exists():
                 self.generate_model_card().save(part / 'README.md')
         if push_to_hub:
@@ -186,4 +206,5 @@ def from_pretrained(cls: PretrainedMixin, folder, *, map_location='cpu', **hub):
     file = pretrained_file(folder, 'config.json', **hub)
     model = cls.from_config(read_json(file), file)
     file = pretrained_file(folder, 'model.safetensors', **hub)
-    return load_strict(model, load_tensors(file), file).to(map_location).eval()
+    model = load_strict(model, load_tensors(file), file)
+    return with_note(model, file.parent).to(map_location).eval()

@@ -6,10 +6,13 @@
 __all__ = []
 
 # %% ../../nbs/training/together.ipynb #3be09413
+import warnings
+
 import torch
 
 from ..core.noise import indexed_noise
-from ..core.pairs import check_pair, close, innermost, largest_id, statistics_of
+from ..core.pairs import (check_pair, close, innermost, largest_id, objective_problem,
+                                 scale_problem, statistics_of)
 from ..core.protocols import device_of, model_latent_shape
 from .batches import as_ids, get_batch, to_device
 from .inputs import check_loss_terms, sample_times
@@ -90,11 +93,21 @@ def check_valid(valid, data):
     if all(hasattr(w, 'to_dict') for w in words) and words[0] != words[1]:
         raise ValueError(f'valid has another vocabulary, {words[1]!r}, than data, {words[0]!r}')
 
+# %% ../../nbs/training/together.ipynb #d8508d96
+def warn_of_change(model, objective, data):
+    "A warning where a model learned another objective, or latents of another scale, before."
+    problem = objective_problem(model, objective)
+    if not problem and statistics_of(data):
+        problem = scale_problem(model, *statistics_of(data))
+    if problem:
+        warnings.warn(f'fit: {problem}; it will have to learn anew', stacklevel=5)
+
 
 def check_together(model, objective, data, valid=None, members=None):
     "ValueError where model, objective and data do not go together, by all that can be seen."
     check_pair(model, objective, trained=False)
     check_data(data, model, objective, members)
+    warn_of_change(model, objective, data)
     if valid is not None:
         check_data(valid, model, objective, name='valid')
         check_valid(valid, data)
