@@ -7,7 +7,8 @@ busy process per core, started here. Beside them the step's fair share of the ma
 `over_share` is how much longer than that it takes. `before` is PyTorch as it comes: its threads spin while they wait, and so
 keep the cores from the one thread that still has work. `now` is what importing minisora first gives.
 
-Other work on the machine changes the numbers: the ratio of two settings in one run is what to compare."""
+Other work on the machine changes the wall times, `over_share` with them: then compare settings of one run, and `cpu_over_work`,
+the CPU time of a step beside busy processes over that of one thread without."""
 
 import argparse
 import json
@@ -144,6 +145,9 @@ def main():
     settings = results["settings"]
     busy = settings["before"]["busy"]["median"] / settings["now"]["busy"]["median"]
     results["before_over_now"] = round(busy, 2)
+    one = settings["one thread"]["alone_cpu"]["median"]  # the work itself, without waiting
+    for found in settings.values():
+        found["cpu_over_work"] = round(found["busy_cpu"]["median"] / one, 2)
     if args.out:
         Path(args.out).write_text(json.dumps(results, indent=1) + "\n")
 
