@@ -14,6 +14,7 @@ from fastcore.basics import patch
 
 from .core.checks import check_choice
 from .core.noise import flip_mask, posterior_noise
+from .core.pairs import innermost
 from .core.renames import old_names, renamed_attributes
 from .latents.cache_encode import eval_mode
 from .latents.cache_format import (find_damage, finish_interrupted_publish, num_views,
@@ -153,6 +154,18 @@ def normalize(self: LatentCache, z, scale=None):
     int8 numbers need their `scale` (…, C, 1, 1, 1)."""
     z = z.float() if scale is None else z * scale
     return (z - self.mean.to(z.device)) * self.scale.to(z.device)
+
+
+@patch
+def normalize_as(self: LatentCache, other):
+    "From now on by the mean and standard deviation of another cache, as for validation; self."
+    other = innermost(other)
+    if other.mean.numel() not in (1, self.shape[0]):
+        raise ValueError(f'{self.path} has {self.shape[0]} channels, not {other.mean.numel()}')
+    self.mean = other.mean
+    self.std = other.std
+    self.scale = other.scale
+    return self
 
 
 @patch

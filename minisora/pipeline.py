@@ -19,6 +19,7 @@ from .autoencoder import load_autoencoder
 from .core.checks import check_choice, check_int, check_number, did_you_mean
 from .core.files import atomic_folder, read_json, write_json
 from .core.hub import MODELS
+from .core.pairs import objective_problem, output_problem, scale_problem
 from .core.protocols import device_of
 from .core.provenance import MadeFrom, weights_fingerprint
 from .core.renames import old_names
@@ -28,9 +29,9 @@ from .data.vocabulary import Vocabulary
 from .frames import FrameConditionedModel, generate_long, sample_continuation
 from .interpolants import objective_from_dict
 from .latents.cache_plan import autoencoder_fingerprint, same_autoencoder
-from .pipeline_checks import (
+from minisora.pipeline_checks import (
     TO_PIPELINE, as_statistic, check_kinds, check_sampling, latent_shape_of, options_of_call,
-    output_problem, word_problem)
+    word_problem)
 from .pipeline_output import VideoPipelineOutput, convert_frames
 from .recipe import read_captions, read_recipe, read_statistics
 from .sampling import renoise_average, sample
@@ -62,7 +63,9 @@ class VideoPipeline:
             raise ValueError(f'VideoPipeline: the model makes latents of {channels} channels, '
                              f'{spec.name} has {spec.channels}')
         for problem in (output_problem(self.model, self.objective),
-                        word_problem(self.model, self.vocabulary)):
+                        objective_problem(self.model, self.objective),
+                        word_problem(self.model, self.vocabulary),
+                        scale_problem(self.model, self.mean, self.std)):
             if problem:
                 raise ValueError(f'VideoPipeline: {problem}')
         self.mean = as_statistic('mean', self.mean, channels)
@@ -415,6 +418,9 @@ def from_fit(cls: VideoPipeline, result, autoencoder, vocabulary=None, fps=None,
         vocabulary = known
     mean = getattr(data, 'mean', 0.) if mean is None else mean
     std = getattr(data, 'std', 1.) if std is None else std
+    shift = getattr(result.objective, 'shift', None)
+    if shift is not None:
+        sampling = dict(shift=shift) | sampling                         # as it was trained
     return cls(result.ema, autoencoder, vocabulary, result.objective, mean, std,
                8. if fps is None else fps, sampling)
 

@@ -24,23 +24,6 @@ def latent_shape_of(model, objective):
         return FrameConditionedModel(model).latent_shape
     return model_latent_shape(model)
 
-
-def output_problem(model, objective):
-    "Why a model's answer is not what the objective asks for, or ''."
-    config = getattr(model, 'config', None)
-    output = getattr(config, 'output', config)            # a DiT has these fields itself
-    kind = getattr(output, 'kind', 'direct')
-    asked = getattr(objective, 'prediction', 'velocity')
-    if kind != 'direct' and asked != 'velocity':
-        return f'a model with output={kind!r} gives a velocity, the objective wants {asked!r}'
-    variance = getattr(output, 'learn_sigma', False)
-    wanted = getattr(objective, 'variance', '') == 'learned-range'
-    if variance and not wanted:
-        return 'the model predicts a variance, and the objective does not use one'
-    if wanted and not variance:
-        return 'the objective needs a variance, and the model does not predict one'
-    return ''
-
 # %% ../nbs/93_pipeline_checks.ipynb #983c5416
 def check_kinds(autoencoder, vocabulary):
     "ValueError where these are not an autoencoder, and a vocabulary or None."

@@ -122,6 +122,25 @@ def check_numbers(value, own, name, finite):
         if wide.isnan().any() or finite and wide.isinf().any():
             raise ValueError(f'{name} holds NaN or infinite numbers: these weights are broken')
 
+# %% ../../nbs/core/hub.ipynb #ed5f5306
+NOTE = 'trained_with.json'
+
+
+def write_note(model, part, folder):
+    "Write what `fit` noted on a model into `part`; without a note, an old one in `folder` goes."
+    note = getattr(model, 'trained_with', None)
+    if note:
+        write_json(part / NOTE, note)
+    else:
+        (folder / NOTE).unlink(missing_ok=True)
+
+
+def with_note(model, folder):
+    "The model, with the note that lies in a folder, if any."
+    if (Path(folder) / NOTE).is_file():
+        model.trained_with = read_json(Path(folder) / NOTE)
+    return model
+
 # %% ../../nbs/core/hub.ipynb #b1f6c172
 class PretrainedMixin(PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained`, `push_to_hub`: safetensors only, nothing is unpickled,
@@ -146,6 +165,7 @@ class PretrainedMixin(PyTorchModelHubMixin):
         with atomic_folder(folder) as part:
             write_json(part / 'config.json', self.pretrained_config())
             write_tensors(part / 'model.safetensors', self.state_dict(), {'format': 'pt'})
+            write_note(self, part, folder)
             if not (folder / 'README.md').exists():
                 self.generate_model_card().save(part / 'README.md')
         # of other weights, that were in the folder before
@@ -262,4 +282,4 @@ def from_pretrained(cls: PretrainedMixin, folder, *, map_location='cpu', variant
     values = read_json(file)
     model = cls.from_config(values, file, count_numbers(weights))
     model = load_strict(model, load_tensors(weights), weights)
-    return model.to(map_location, dtype).eval()
+    return with_note(model, weights.parent).to(map_location, dtype).eval()

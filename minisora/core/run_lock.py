@@ -8,13 +8,12 @@ __all__ = []
 # %% ../../nbs/core/run_lock.ipynb #4fc80e11
 import os
 import re
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 from fastcore.basics import patch
 
-from minisora.core.files import lock_file
+from minisora.core.files import lock_file, remove_abandoned, remove_path
 
 # %% ../../nbs/core/run_lock.ipynb #34c01793
 class RunLock:
@@ -76,28 +75,9 @@ def run_lock(folder):
     return _LOCKS.setdefault(Path(folder).absolute(), RunLock(folder))
 
 # %% ../../nbs/core/run_lock.ipynb #3d87c2d0
-_PART = re.compile(r'\..+\.(\d+)\.part|\..+\.part-(\d+)')
-
-
-def _is_alive(process):
-    "Is there a process of this number, other than this one?"
-    if process == os.getpid() or os.name != 'posix':
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:                                      # it is somebody else's
-        return True
-    return True
-
-
 def _is_leftover(path, ours):
-    """Is it half written, by a process that is gone? Only in folders of `ours` may a folder of
-    any name with tmp be such."""
-    found = _PART.fullmatch(path.name)
-    if found:
-        return not _is_alive(int(found[1] or found[2]))
+    """Did version 0.1 leave it half written? Only in folders of `ours` may a folder of any name
+    with tmp be such."""
     earlier = ours and re.fullmatch(r'tmp[a-z0-9_]{8}', path.name) and path.is_dir()
     return bool(earlier) or path.name.endswith(('.json.tmp', '.safetensors.tmp'))
 
@@ -107,12 +87,9 @@ def remove_leftovers(folder, inside=()):
     returns the names."""
     removed = []
     for place in [Path(folder), *(Path(folder) / name for name in inside)]:
+        removed += remove_abandoned(place)
         for path in sorted(place.iterdir()) if place.is_dir() else ():
-            if not _is_leftover(path, place != Path(folder)):
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-            removed.append(path.name)
+            if _is_leftover(path, place != Path(folder)):
+                remove_path(path)
+                removed.append(path.name)
     return removed
