@@ -1,14 +1,16 @@
 """What a training step costs when each core has other work too, for several settings of OpenMP.
 
-    python benchmarks/busy.py --out benchmarks/busy.json
+python benchmarks/busy.py --out benchmarks/busy.json
 
-Each setting runs in a process of its own, which measures the step of the first-video model by turns: alone, and beside one
-busy process per core, started here. Beside them the step's fair share of the machine is half, so it may take twice as long;
-`over_share` is how much longer than that it takes. `before` is PyTorch as it comes: its threads spin while they wait, and so
-keep the cores from the one thread that still has work. `now` is what importing minisora first gives.
+Each setting runs in a process of its own, which measures the step of the first-video model by
+turns: alone, and beside one busy process per core, started here. Beside them the step's fair share
+of the machine is half, so it may take twice as long; `over_share` is how much longer than that it
+takes. `before` is PyTorch as it comes: its threads spin while they wait, and so keep the cores from
+the one thread that still has work. `now` is what importing minisora first gives.
 
-Other work on the machine changes the wall times, `over_share` with them: then compare settings of one run, and `cpu_over_work`,
-the CPU time of a step beside busy processes over that of one thread without."""
+Other work on the machine changes the wall times, `over_share` with them: then compare settings of
+one run, and `cpu_over_work`, the CPU time of a step beside busy processes over that of one thread
+without."""
 
 import argparse
 import json

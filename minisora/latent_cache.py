@@ -155,7 +155,7 @@ def normalize(self: LatentCache, z, scale=None):
     z = z.float() if scale is None else z * scale
     return (z - self.mean.to(z.device)) * self.scale.to(z.device)
 
-
+# %% ../nbs/02_latent_cache.ipynb #4f96f5ae
 @patch
 def normalize_as(self: LatentCache, other):
     "From now on by the mean and standard deviation of another cache, as for validation; self."

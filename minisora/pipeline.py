@@ -62,12 +62,7 @@ class VideoPipeline:
         if spec.channels != channels:
             raise ValueError(f'VideoPipeline: the model makes latents of {channels} channels, '
                              f'{spec.name} has {spec.channels}')
-        for problem in (output_problem(self.model, self.objective),
-                        objective_problem(self.model, self.objective),
-                        word_problem(self.model, self.vocabulary),
-                        scale_problem(self.model, self.mean, self.std)):
-            if problem:
-                raise ValueError(f'VideoPipeline: {problem}')
+        self._check_pairs()
         self.mean = as_statistic('mean', self.mean, channels)
         self.std = as_statistic('std', self.std, channels)
         self.fps = check_number('fps', self.fps, above=0)
@@ -78,6 +73,17 @@ class VideoPipeline:
         words = '' if self.vocabulary is None else f'{len(self.vocabulary.words)} words, '
         return (f'VideoPipeline({type(self.model).__name__}, {words}clips of {self.clip_shape}, '
                 f'{self.fps:g} frames per second)')
+
+# %% ../nbs/94_pipeline.ipynb #6168863e
+@patch
+def _check_pairs(self: VideoPipeline):
+    "ValueError where model, objective, words and statistics do not belong together."
+    for problem in (output_problem(self.model, self.objective),
+                    objective_problem(self.model, self.objective),
+                    word_problem(self.model, self.vocabulary),
+                    scale_problem(self.model, self.mean, self.std)):
+        if problem:
+            raise ValueError(f'VideoPipeline: {problem}')
 
 # %% ../nbs/94_pipeline.ipynb #d5e27534
 @patch(as_prop=True)

@@ -166,7 +166,7 @@ def vocabulary(self: Recipe, captions):
     split = 1 if self.tokenizer == 1 else None
     return Vocabulary.from_captions(captions, drop=DROPPED_WORDS, split=split)
 
-
+# %% ../nbs/92_recipe.ipynb #2367694f
 @patch
 def objective(self: Recipe):
     "What the model learns: the linear path, with this recipe's prediction and times."

@@ -172,7 +172,7 @@ def folder_clips(self):
     return open_folder(self.recipe, on_error=self.recipe.on_error,
                        progress=self.progress and many)
 
-
+# %% ../nbs/95_run_state.ipynb #8531e366
 @stage
 def folder_splits(self):
     "The clips of a folder by split."
