@@ -132,8 +132,7 @@ class LatentCache(torch.utils.data.Dataset):
 # %% ../nbs/02_latent_cache.ipynb #403d4a51
 @patch(as_prop=True)
 def fingerprint(self: LatentCache):
-    """16 hex digits of the latents as they are stored: who encoded them, what, how many, and their
-    sums. Captions and the place of the clips do not count."""
+    "16 hex digits of the latents as they are stored; captions and places do not count."
     return latents_fingerprint(self.manifest)
 
 
@@ -155,16 +154,15 @@ def normalize(self: LatentCache, z, scale=None):
     z = z.float() if scale is None else z * scale
     return (z - self.mean.to(z.device)) * self.scale.to(z.device)
 
-# %% ../nbs/02_latent_cache.ipynb #4f96f5ae
+
 @patch
 def normalize_as(self: LatentCache, other):
     "From now on by the mean and standard deviation of another cache, as for validation; self."
     other = innermost(other)
     if other.mean.numel() not in (1, self.shape[0]):
         raise ValueError(f'{self.path} has {self.shape[0]} channels, not {other.mean.numel()}')
-    self.mean = other.mean
-    self.std = other.std
-    self.scale = other.scale
+    for name in ('mean', 'std', 'scale'):
+        setattr(self, name, getattr(other, name))
     return self
 
 

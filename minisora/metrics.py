@@ -18,10 +18,10 @@ from .clips import OBJECTS, shape_sdf
 from .core.checks import check_choice
 from .core.renames import old_names
 from .evaluation.foreground import (as_pixels, foreground_saliency, foreground_track,
-                                            take_clips)
+                                            shown_clips, take_clips)
 from .evaluation.frechet import (as_features, density_coverage, frechet_distance,
                                          extrapolated, frechet_infinity, frechet_interval,
-                                         precision_recall, share_inside)
+                                         precision_recall, regions)
 from .evaluation.intervals import binomial_interval, bootstrap_interval
 from .evaluation.judge import attribute_accuracy
 from .evaluation.samples import GeneratedClips
@@ -217,27 +217,6 @@ def gaussian_frechet(mean_a, cov_a, mean_b, cov_b):
     d = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     return max(d.item(), 0.)
 
-# %% ../nbs/09_metrics.ipynb #63dd04cf
-def shown_clips(clips, batch=64):
-    "Which of a tensor or a dataset of Clip have something in at least one frame: (N,), bool."
-    parts = torch.arange(len(clips)).split(batch)
-    return torch.cat([~foreground_track(take_clips(clips, i)).empty.all(1) for i in parts])
-
-
-def _regions(generated, real, shown, k):
-    """Precision, recall, density and coverage, where a generated clip counts only if it is `shown`
-    (M,), bool: one with nothing in it is outside, wherever its features are."""
-    share = shown.double().mean().item()
-    few = int(shown.sum())
-    if few < 2:
-        return dict(precision=0., recall=0., density=0., coverage=0.)
-    near = precision_recall(real, generated[shown], min(k, few - 1))
-    if few <= k:                                            # the real ones' balls are as they were
-        near['precision'] = share_inside(as_features(generated[shown]), as_features(real), k)
-    held = density_coverage(real, generated[shown], k)
-    return dict(precision=near['precision'] * share, recall=near['recall'],
-                density=held['density'] * share, coverage=held['coverage'])
-
 # %% ../nbs/09_metrics.ipynb #a57fd8ce
 def _feature_measures(generated, real, shown, k=5, rounds=30):
     """All that features (M, D) of generated and (N, D) of real clips say: dict(n, n_real,
@@ -248,7 +227,7 @@ def _feature_measures(generated, real, shown, k=5, rounds=30):
         frechet=frechet_distance(real, generated),
         frechet_interval=frechet_interval(real, generated, rounds),
         frechet_extrapolated=extrapolated(real, generated),
-        **_regions(generated, real, shown, k),
+        **regions(generated, real, shown, k),
         k=k)
 
 

@@ -159,3 +159,18 @@ def density_coverage(real, generated, k=5, batch=256):
     inside, held = _ball_counts(generated, real, _knn_radii(real, k, batch), batch)
     density = inside.double().mean().item() / k
     return dict(density=density, coverage=(held > 0).double().mean().item())
+
+# %% ../../nbs/evaluation/frechet.ipynb #c7b68cfc
+def regions(generated, real, shown, k):
+    """Precision, recall, density and coverage, where a generated clip counts only if it is `shown`
+    (M,), bool: one with nothing in it is outside, wherever its features are."""
+    share = shown.double().mean().item()
+    few = int(shown.sum())
+    if few < 2:
+        return dict(precision=0., recall=0., density=0., coverage=0.)
+    near = precision_recall(real, generated[shown], min(k, few - 1))
+    if few <= k:                                            # the real ones' balls are as they were
+        near['precision'] = share_inside(as_features(generated[shown]), as_features(real), k)
+    held = density_coverage(real, generated[shown], k)
+    return dict(precision=near['precision'] * share, recall=near['recall'],
+                density=held['density'] * share, coverage=held['coverage'])
