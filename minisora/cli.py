@@ -140,12 +140,7 @@ def _sample_command(args):
 def _evaluate_command(args):
     "every measure of clips made for captions that were never trained on; resumes where it stopped"
     run = _existing_run(args)
-    report = run.evaluate(args.n, args.networks)
-    by_motion = report.pop('by_motion', [])
-    print(format_report(report))
-    for row in by_motion:
-        print('  '.join(f'{name} {value:.3g}' if isinstance(value, float) else f'{name} {value}'
-                        for name, value in row.items()))
+    print(format_report(run.evaluate(args.n, args.networks)))
     print(printable(f'all of it is in {run.out / "metrics.json"}'))
 
 # %% ../nbs/96_cli.ipynb #7b2e44a1
