@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['export_onnx']
 
-# %% ../nbs/94_export.ipynb #d5d5e53d
+# %% ../nbs/94_export.ipynb #468b68f1
 import importlib.util
 import logging
 import warnings
@@ -19,7 +19,7 @@ from torch import nn
 from .core.files import atomic_folder, write_json
 from .core.protocols import model_latent_shape
 
-# %% ../nbs/94_export.ipynb #fd733e4d
+# %% ../nbs/94_export.ipynb #bddde990
 class Decoder(nn.Module):
     "Normalized latents (B, C, t, h, w) -> clips (B, 3, T, H, W) in [-1, 1]."
     def __init__(self, pipeline):
@@ -42,7 +42,7 @@ def model_inputs(pipeline):
         inputs['words'] = torch.ones(1, pipeline.vocabulary.slots, dtype=torch.int64)
     return {name: value.to(pipeline.device) for name, value in inputs.items()}
 
-# %% ../nbs/94_export.ipynb #5a8537af
+# %% ../nbs/94_export.ipynb #21609c1d
 NEEDED = ('onnx', 'onnxscript')
 
 
@@ -72,7 +72,7 @@ def export_graph(module, inputs, output):
         module.train(was_training)
     return program.model_proto
 
-# %% ../nbs/94_export.ipynb #866be9cc
+# %% ../nbs/94_export.ipynb #d2281dd3
 def store_halves(graph, smallest=1024):
     "Weights of at least `smallest` numbers that half precision holds exactly are stored in it."
     from onnx import TensorProto, helper, numpy_helper
@@ -91,7 +91,7 @@ def store_halves(graph, smallest=1024):
     del graph.node[:]
     graph.node.extend(nodes)
 
-# %% ../nbs/94_export.ipynb #55158407
+# %% ../nbs/94_export.ipynb #b6ed2c4b
 def describe(pipeline):
     "What a sampler outside has to know of a pipeline, as JSON can hold it."
     objective = pipeline.objective.to_dict()
@@ -107,7 +107,7 @@ def describe(pipeline):
         time_range=list(getattr(pipeline.objective, 'time_range', (0., 1.))),
         sampling=pipeline.sampling)
 
-# %% ../nbs/94_export.ipynb #8e34d785
+# %% ../nbs/94_export.ipynb #b3fa7bec
 def export_onnx(pipeline, folder):
     """Write a `VideoPipeline` as model.onnx (latents, time, words -> prediction), decoder.onnx
     (latents -> clip in [-1, 1]), both for one clip, and export.json. Returns {file: bytes}.

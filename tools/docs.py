@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import playground
 from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 
@@ -79,6 +80,7 @@ def main():
     print(f"Rendering nbs/ with {renderer} ...", flush=True)
     code = with_quarto() if quarto else with_smalldocs()
     if code == 0:
+        playground.build(ROOT / "_docs" / "playground")
         print(f"The site is in _docs/: open {ROOT / '_docs' / 'index.html'}")
     return code
 
