@@ -13,11 +13,12 @@ let vocabulary;
 let worker;
 let id = 0; // of the clip that is being made, or was made last
 let busy = false;
+let asked = null; // { caption, settings } of that clip
 let guesses = []; // [{ label, pictures }] of this clip, the clip itself last
 let shown = null; // the guess on the large screen
 let frame = 0;
 let playing = !calm;
-let replaying = 0;
+let replaying = false;
 
 // --- words ---------------------------------------------------------------------------------
 
@@ -128,15 +129,15 @@ function make() {
   $('guesses').replaceChildren();
   setBusy(true);
   say(worker ? 'Making the clip.' : 'Loading the model, once.');
-  $('screen').scrollIntoView({ block: 'nearest', behavior: calm ? 'auto' : 'smooth' });
+  $('detail').parentElement.scrollIntoView({ block: 'nearest', behavior: calm ? 'auto' : 'smooth' });
   if (!worker) {
     worker = new Worker('worker.js', { type: 'module' });
     worker.addEventListener('message', hear);
     worker.addEventListener('error', () => fail('The worker could not be started: this page needs a newer browser.'));
   }
-  const asked = settings();
-  const show = Math.max(1, Math.round(asked.num_inference_steps / GUESSES));
-  worker.postMessage({ kind: 'make', id, caption, settings: asked, show });
+  asked = { caption, settings: settings() };
+  const every = Math.max(1, Math.round(asked.settings.num_inference_steps / GUESSES));
+  worker.postMessage({ kind: 'make', id, ...asked, show: every });
 }
 
 function stop() {
@@ -182,8 +183,8 @@ function hear({ data }) {
     return;
   }
   setBusy(false);
-  const { seed } = settings();
-  say(`“${$('caption').value}”, seed ${seed}: made in ${data.seconds.toFixed(1)} seconds.`);
+  const { caption, settings: { seed } } = asked;
+  say(`“${caption}”, seed ${seed}: made in ${data.seconds.toFixed(1)} seconds.`);
   window.lastClip = data; // for the tests, and for the curious
 }
 
@@ -195,9 +196,9 @@ function addGuess(label, pictures) {
   const button = document.createElement('button');
   button.type = 'button';
   button.setAttribute('aria-label', `Watch ${label} large`);
-  guess.canvas = Object.assign(document.createElement('canvas'), sizeOf(pictures));
+  guess.canvas = Object.assign(document.createElement('canvas'), sizeOf());
   button.append(guess.canvas, label);
-  button.addEventListener('click', () => { replaying = 0; show(guess); });
+  button.addEventListener('click', () => { replaying = false; show(guess); });
   guess.button = button;
   const item = document.createElement('li');
   item.append(button);
@@ -214,7 +215,7 @@ function show(guess) {
   shown = guess;
   for (const each of guesses) each.button.setAttribute('aria-pressed', each === guess);
   $('screen').setAttribute('aria-label', guess.label === 'clip'
-    ? `The clip: ${$('caption').value}` : `The clip as the model sees it at ${guess.label}`);
+    ? `The clip: ${asked.caption}` : `The clip as the model sees it at ${guess.label}`);
   $('play').disabled = false;
   draw();
 }
@@ -244,7 +245,7 @@ function tick() {
   if (replaying && frame % 4 === 0) {
     const next = guesses.indexOf(shown) + 1;
     if (next < guesses.length) show(guesses[next]);
-    else replaying = 0;
+    else replaying = false;
   }
   if (shown) draw();
   else if (frame < 400) drawNoise();
@@ -256,7 +257,7 @@ function setPlaying(now) {
 }
 
 function replay() {
-  replaying = 1;
+  replaying = true;
   setPlaying(true);
   show(guesses[0]);
 }
@@ -266,7 +267,7 @@ function save() {
   const bytes = toGif(shown.pictures, width, height, about.fps, 4);
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([bytes], { type: 'image/gif' }));
-  link.download = `${$('caption').value.trim().replace(/\W+/g, '-') || 'clip'}.gif`;
+  link.download = `${asked.caption.trim().replace(/\W+/g, '-')}.gif`;
   link.click();
   URL.revokeObjectURL(link.href);
 }

@@ -48,7 +48,7 @@ def served(folder):
 
 
 class Page:
-    "The one tab of a browser: `go`, `run` JavaScript, `type`, `picture`."
+    "The one tab of a browser: `go` somewhere, `run` JavaScript, `type`, take a `picture`."
 
     def __init__(self, loop, socket):
         self.loop = loop
@@ -90,11 +90,14 @@ class Page:
         }})"""
         assert self.run(poll), f"after {seconds} s still not: {condition}"
 
-    def go(self, address, width=1366, height=900, dark=False):
+    def resize(self, width, height, dark=False):
         size = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self.send("Emulation.setDeviceMetricsOverride", **size)
         scheme = dict(name="prefers-color-scheme", value="dark" if dark else "light")
         self.send("Emulation.setEmulatedMedia", features=[scheme])
+
+    def go(self, address, width=1366, height=900, dark=False):
+        self.resize(width, height, dark)
         self.send("Page.navigate", url=address)
         self.wait(f"document.readyState === 'complete' && location.href.startsWith({address!r})")
 
@@ -130,9 +133,7 @@ def opened(folder):
         async def connect():
             tabs = await AsyncHTTPClient().fetch(f"http://{address}/json")
             tab = next(t for t in json.loads(tabs.body) if t["type"] == "page")
-            return await websocket_connect(
-                tab["webSocketDebuggerUrl"], max_message_size=2**28
-            )
+            return await websocket_connect(tab["webSocketDebuggerUrl"], max_message_size=2**28)
 
         socket = loop.run_until_complete(connect())
         page = Page(loop, socket)
