@@ -335,3 +335,13 @@ def test_every_control_has_a_name_and_the_page_fits_a_phone(page):
     assert page.run(unnamed) == []
     page.resize(390, 844)
     assert page.run("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_site_s_choice_of_light_or_dark_holds_here_too(page):
+    address = page.run("location.href")
+    seen = []
+    for chosen in ("alternate", "default"):
+        page.run(f"localStorage.setItem('smalldocs-scheme', '{chosen}')")
+        page.go(f"{address.partition('?')[0]}?{chosen}", dark=chosen == "default")
+        seen.append(page.run("getComputedStyle(document.body).backgroundColor"))
+    assert seen == ["rgb(21, 23, 27)", "rgb(251, 250, 248)"]

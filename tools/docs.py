@@ -11,9 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import playground
 from nbdev.config import get_config
 from nbdev.serve import proc_nbs
+
+import playground
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -80,8 +81,8 @@ def main():
     print(f"Rendering nbs/ with {renderer} ...", flush=True)
     code = with_quarto() if quarto else with_smalldocs()
     if code == 0:
-        playground.build(ROOT / "_docs" / "playground")
         print(f"The site is in _docs/: open {ROOT / '_docs' / 'index.html'}")
+        playground.build(ROOT / "_docs" / "playground")
     return code
 
 
