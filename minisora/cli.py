@@ -9,62 +9,87 @@ __all__ = ['COMMANDS', 'ALIASES', 'main']
 import argparse
 import os
 import sys
-from dataclasses import fields
+import warnings
 from pathlib import Path
 
 import torch
 
+from . import __version__
 from .autoencoder import load_autoencoder
-from .core.renames import OLD_FIELDS, old_names
+from .core.boundary import guarded
+from .core.checks import did_you_mean, parse_text
+from .core.errors import printable
+from .core.renames import old_names
 from .data.folders import FolderClips
-from .data.hub import HubClips, StreamClips, open_dataset
-from .data.imagenet import ImageNetClips
-from .data.named import DATASETS, open_named_dataset
-from .data.tars import TarClips
+from .data.opening import open_clips
 from .data.unreadable import ReadableSubset
 from .data.video import stack_clips
 from .evaluation.features import FEATURE_EXTRACTORS
 from .experiment import Experiment, make_video
 from .export import export_onnx
 from .latent_cache import import_npy_folder, repair_cache, verify_cache, write_cache
+from .latents.cache_resume import clips_to_encode
 from .latents.cache_format import read_manifest
 from .latents.cache_import import IdentityEncoder, LatentClips, NpyFolder
 from .latents.cache_writer import rank_and_world
 from .metrics import format_report
 from .pipeline import VideoPipeline
 from .pipeline_output import save_sheet
-from .recipe import Recipe
-from .train import Interrupted
+from .recipe import field_help, parse_field
+from .run_budget import budget_changes
 
 # %% ../nbs/96_cli.ipynb #e740a11c
 def _field_value(text):
-    """'steps=200' -> ('steps', 200), of the type that the recipe's field has; errors name the
-    field."""
-    name, _, value = text.partition('=')
-    name = OLD_FIELDS['Recipe'].get(name, name)
-    kinds = {field.name: type(field.default) for field in fields(Recipe)}
-    if name not in kinds:
-        raise argparse.ArgumentTypeError(f'no recipe field {name!r}; known: {", ".join(kinds)}')
-    kind = kinds[name]
+    "'steps=200' -> ('steps', 200); the error of argparse names the field."
     try:
-        if kind is tuple:
-            return name, tuple(int(v) if v.isdigit() else v for v in value.split(','))
-        if kind is bool:
-            return name, {'true': True, 'false': False}[value.lower()]
-        return name, kind(value)
-    except (ValueError, KeyError):
-        raise argparse.ArgumentTypeError(f'{name} takes a {kind.__name__}, not {value!r}') from None
+        return parse_field(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+
+
+def _number(kind, least, name):
+    "What reads a number of an argument, not below `least`."
+    def read(text):
+        try:
+            value = parse_text(name, text, kind)
+        except ValueError as e:
+            raise argparse.ArgumentTypeError(str(e)) from None
+        if value < least or value == 0 and kind is float:
+            raise argparse.ArgumentTypeError(f'{name} must be {least} or more, not {text}'
+                                             if value or kind is int else f'{name} must not be 0')
+        return value
+    return read
+
+
+_count = _number(int, 1, 'a count')
+_seed = _number(int, 0, 'a seed')
+_rate = _number(float, 0, 'a rate')
 
 # %% ../nbs/96_cli.ipynb #1fd588b9
 def _open_run(args):
     return Experiment(args.out, args.data, **dict(args.set))
 
 
+def _existing_run(args):
+    "The run in --out; FileNotFoundError, where there is none, names those beside it."
+    out = Path(args.out).expanduser()
+    if (out / 'recipe.json').exists():
+        return _open_run(args)
+    runs = sorted(path.parent.name for path in out.parent.glob('*/recipe.json'))
+    beside = f'; runs in {out.parent}: {", ".join(runs[:9])}' if runs else ''
+    raise FileNotFoundError(f'{out}: no run is there{did_you_mean(out.name, runs)}{beside}; '
+                            f'minisora video --out {out} starts one')
+
+
 def _video_command(args):
     "all of it: what `make video` runs"
-    path, metrics = make_video(args.out, args.prompt, args.data, args.seed, **dict(args.set))
+    changes = dict(args.set)
+    if args.minutes and not (Path(args.out) / 'recipe.json').exists():
+        changes, about = budget_changes(args.data, args.minutes, **changes)
+        print(about, file=sys.stderr)
+    path, metrics = make_video(args.out, args.prompt, args.data, args.seed, **changes)
     print(_summary(metrics))
-    print(f'watch {path}')
+    print(printable(f'watch {path}'))
 
 
 def _summary(metrics):
@@ -77,18 +102,20 @@ def _summary(metrics):
                      f'{name:>24}  {value}')
     return '\n'.join(lines)
 
-
+# %% ../nbs/96_cli.ipynb #c0755a4f
 def _clips_command(args):
     "draw a contact sheet of the clips, and list the files that cannot be read"
     run = _open_run(args)
     clips = run.clips(args.split)
     for file, reason in getattr(clips, 'unreadable', ()):
-        print(f'refused {file}: {reason}')
+        print(printable(f'refused {file}: {reason}'))
     few = [clips[i] for i in range(min(args.n, len(clips)))]
+    with run.lock.scope():
+        run.begin()
     save_sheet(run.out / 'clips.png', *stack_clips(few))
-    print(f'{len(clips)} clips; the first {len(few)} are in {run.out / "clips.png"}')
+    print(printable(f'{len(clips)} clips; the first {len(few)} are in {run.out / "clips.png"}'))
 
-# %% ../nbs/96_cli.ipynb #c0755a4f
+
 def _cache_command(args):
     "train the autoencoder and write the latent cache"
     print(_open_run(args).cache)
@@ -98,98 +125,106 @@ def _train_command(args):
     "train the video model"
     print(_open_run(args).trained)
 
-
+# %% ../nbs/96_cli.ipynb #2faffd3b
 def _sample_command(args):
-    "make the clip that a prompt asks for"
-    print(_open_run(args).video(args.prompt, args.seed))
+    "make the clip that a prompt asks for, of a run that is trained"
+    run = _existing_run(args)
+    missing = run.not_finished()
+    if missing:
+        raise ValueError(f'{run.out}: {missing}; minisora video --out {run.out} finishes it')
+    options = dict(eta=args.eta, guidance_scale=args.guidance, num_inference_steps=args.steps)
+    for seed in args.seed:
+        paths = run.video(args.prompt, seed, args.n, args.fps, **options)
+        for path in paths if isinstance(paths, list) else [paths]:
+            print(printable(path))
 
 
 def _evaluate_command(args):
     "every measure of clips made for captions that were never trained on; resumes where it stopped"
-    run = _open_run(args)
+    run = _existing_run(args)
     report = run.evaluate(args.n, args.networks)
     by_motion = report.pop('by_motion', [])
     print(format_report(report))
     for row in by_motion:
         print('  '.join(f'{name} {value:.3g}' if isinstance(value, float) else f'{name} {value}'
                         for name, value in row.items()))
-    print(f'all of it is in {run.out / "metrics.json"}')
-
-# %% ../nbs/96_cli.ipynb #5d1c0a7f
-def _holds_imagenet(at):
-    return any(at.glob('train/n[0-9]*')) or any(at.glob('val/n[0-9]*'))
-
-
-def _holds_tars(at):
-    return at.suffix == '.tar' or any(at.glob('*.tar'))
-
-
-def _holds_rows(at):
-    "Is it what `datasets` opens: parquet files, a folder that it wrote, or a name on the hub?"
-    files = at.rglob('*')
-    return not at.exists() or any(f.name == 'state.json' or f.suffix == '.parquet' for f in files)
-
-
-def _open_rows(name, split, streaming, on_error, **shape):
-    "Clips of what `open_dataset` opens; its class labels become `attributes['label']`."
-    data = open_dataset(name, split, streaming)
-    label = (data.features or {}).get('label')
-    shape['label'] = 'label' if type(label).__name__ == 'ClassLabel' else None
-    if streaming:
-        return StreamClips(data, **shape, on_error=on_error)
-    return HubClips(data, **shape)
-
-# %% ../nbs/96_cli.ipynb #8cbbde93
-def _open_clips(source, split='train', streaming=False, size=None, frames=None, fps=None,
-                on_error='warn', **folder):
-    """Clips of whatever `source` is: a name in DATASETS, 'mnist', or with its path,
-    'ucf101=/data/ucf101'; ImageNet's folders; tars; a data set of `datasets`; a folder of clips, or
-    its manifest. `size`, `frames`, `fps` are those of `read_video`; `folder`: what `FolderClips`
-    takes."""
-    shape = dict(size=size, frames=frames, fps=fps)
-    shape = {name: value for name, value in shape.items() if value is not None}
-    at = Path(source)
-    name, _, path = str(source).partition('=')
-    if name in DATASETS and not at.exists():
-        return open_named_dataset(name, path or None, split, streaming, **shape)
-    if _holds_imagenet(at):
-        return ImageNetClips(at, split, **{k: v for k, v in shape.items() if k == 'size'})
-    if not _holds_tars(at) and _holds_rows(at):
-        return _open_rows(source, split, streaming, on_error, **shape)
-    if streaming or split != 'train':
-        raise ValueError(f'{source} holds files of clips: these have no split {split!r} and are '
-                         'not streamed')
-    if _holds_tars(at):
-        return TarClips(at, **shape, on_error=on_error)
-    return FolderClips(at, **shape, on_error=on_error, **folder)
+    print(printable(f'all of it is in {run.out / "metrics.json"}'))
 
 # %% ../nbs/96_cli.ipynb #7b2e44a1
-def _source_clips(args, size, frames):
-    "The clips that the command names, those that can be read; progress on the first rank only."
-    first = not rank_and_world()[0]
-    clips = _open_clips(args.source, args.split, args.streaming, size, frames, args.fps,
-                        args.on_error, check=args.check, progress=first)
-    looked_at = args.streaming or isinstance(clips, FolderClips) or args.check != 'decode'
-    return clips if looked_at else ReadableSubset(clips, args.on_error, first)
-
-
 def _open_autoencoder(name):
     "An autoencoder by its name, on this process's GPU where there are any."
     gpu = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
     return load_autoencoder(name).to(gpu if torch.cuda.is_available() else 'cpu')
 
 
+def _source_clips(args, size, frames, check=None):
+    "The clips that the command names; progress on the first rank only."
+    first = not rank_and_world()[0]
+    return open_clips(args.source, args.split, args.streaming, size, frames, args.fps,
+                      check or args.check, args.on_error, progress=first)
+
+# %% ../nbs/96_cli.ipynb #6903fe0f
+def _first_readable(clips, count, on_error):
+    "The numbers of the first `count` clips that can be read; ValueError where there is none."
+    found = []
+    for i in range(len(clips)):
+        if len(found) == count:
+            break
+        try:
+            clips[i]
+            found.append(i)
+        except (ValueError, OSError) as e:
+            if on_error == 'raise':
+                raise
+            warnings.warn(printable(f'left out: {e}'))
+    if not found:
+        raise ValueError('no readable clip in this source')
+    return found
+
+
+def _looked_at(args, size, spec, check):
+    """The clips of `encode`, as many as are wanted, each looked at as `check` says. ValueError: the
+    autoencoder cannot take them."""
+    if args.streaming:
+        return _source_clips(args, size, args.frames)
+    clips = _source_clips(args, size, args.frames, check='no')
+    first = _first_readable(clips, 1, args.on_error)[0]
+    spec.latent_shape(*clips[first].frames.shape[1:])
+    if check != 'decode':
+        return clips if check == 'no' else _source_clips(args, size, args.frames, check)
+    if not args.samples:
+        rank = rank_and_world()[0]
+        folder = isinstance(clips, FolderClips)
+        return (_source_clips(args, size, args.frames, check) if folder else
+                ReadableSubset(clips, args.on_error, not rank))
+    few = _first_readable(clips, args.samples, args.on_error)
+    if isinstance(clips, FolderClips):
+        clips.rows = [clips.rows[i] for i in few]
+        clips.bucket_of = [clips.bucket_of[i] for i in few]
+        return clips
+    return torch.utils.data.Subset(clips, few)
+
+# %% ../nbs/96_cli.ipynb #8f50cd57
+def _clips_to_encode(args, size, spec):
+    "The clips of `encode`; those that were looked at before an interruption are not decoded."
+    def look(check):
+        return _looked_at(args, size, spec, check)
+    if args.streaming or args.check != 'decode':
+        return look(args.check)
+    return clips_to_encode(args.cache, look, args.samples)
+
+# %% ../nbs/96_cli.ipynb #97d0cf4b
 def _encode_command(args):
     """encode clips or pictures into a latent cache with an autoencoder that is there; torchrun
     shares the work"""
     autoencoder = _open_autoencoder(args.autoencoder)
     size = args.size[0] if args.size and len(args.size) == 1 else args.size
-    clips = _source_clips(args, size, args.frames)
+    clips = _clips_to_encode(args, size, autoencoder.spec)
     count = {'samples' if args.streaming else 'limit': args.samples}
     cache = write_cache(args.cache, clips, autoencoder, args.batch_size, args.dtype, args.moments,
                         flips=args.flips, overwrite=args.overwrite, **count)
     if not rank_and_world()[0]:
-        print(cache)
+        print(printable(cache))
 
 # %% ../nbs/96_cli.ipynb #cab992e4
 def _convert_command(args):
@@ -240,29 +275,41 @@ def _run_arguments(p):
     p.add_argument('--data', default='',
                    help='a folder of clips, or an .npz of digits; none: procedural scenes')
     p.add_argument('--set', nargs='+', default=[], type=_field_value, metavar='FIELD=VALUE',
-                   help='change the recipe')
+                   action='extend', help='change the recipe; its fields are listed below')
+    p.formatter_class = argparse.RawDescriptionHelpFormatter
+    p.epilog = f'fields of the recipe, for --set:\n{field_help()}'
 
 
-def _prompt_arguments(p, required=False):
+def _video_arguments(p):
     _run_arguments(p)
-    p.add_argument('--prompt', default='', required=required,
-                   help='the caption of the clip to make')
-    p.add_argument('--seed', type=int, default=0, help='another seed, another clip')
+    p.add_argument('--prompt', default='', help='the caption of the clip to make')
+    p.add_argument('--seed', type=_seed, default=0, help='another seed, another clip')
+    p.add_argument('--minutes', type=_rate, help='train about so long, however fast the machine; '
+                   'of a run that is begun, its steps stay')
 
-
+# %% ../nbs/96_cli.ipynb #ed9b3031
 def _sample_arguments(p):
-    _prompt_arguments(p, required=True)
+    _run_arguments(p)
+    p.add_argument('--prompt', required=True, help='the caption of the clip to make')
+    p.add_argument('--seed', type=_seed, nargs='+', default=[0],
+                   help='another seed, another clip; several may be given')
+    p.add_argument('-n', type=_count, default=1, help='clips of each seed (%(default)s)')
+    p.add_argument('--guidance', type=_number(float, -1e9, 'guidance'), metavar='SCALE',
+                   help="how strongly the prompt is followed (the recipe's guidance_scale)")
+    p.add_argument('--steps', type=_count, help="of sampling (the recipe's num_inference_steps)")
+    p.add_argument('--eta', type=float, help="fresh noise, 0 to 1 (the recipe's eta)")
+    p.add_argument('--fps', type=_rate, help="frames per second of the file (the clips' own)")
 
 
 def _clips_arguments(p):
     _run_arguments(p)
     p.add_argument('--split', default='train', choices=('train', 'heldout', 'all'))
-    p.add_argument('-n', type=int, default=12, help='clips on the sheet (%(default)s)')
+    p.add_argument('-n', type=_count, default=12, help='clips on the sheet (%(default)s)')
 
 
 def _evaluate_arguments(p):
     _run_arguments(p)
-    p.add_argument('-n', type=int, help="clips to make (the recipe's eval_clips)")
+    p.add_argument('-n', type=_number(int, 2, 'n'), help="clips to make (the recipe's eval_clips)")
     p.add_argument('--networks', nargs='+', default=(), choices=tuple(FEATURE_EXTRACTORS),
                    help='measure distances by these too, each under its own name')
 
@@ -274,7 +321,7 @@ def _source_arguments(p, nargs=None):
     p.add_argument('--autoencoder', required=nargs is None, metavar='NAME', help='a folder or a '
                    'name on the hub: of this course, of diffusers, or of a pipeline')
     p.add_argument('--split', default='train', help='of the source, if it has any (%(default)s)')
-    p.add_argument('--fps', type=float,
+    p.add_argument('--fps', type=_rate,
                    help='frames per second (the whole clip, squeezed into --frames)')
     p.add_argument('--streaming', action='store_true',
                    help='read a data set row by row, with no copy on disk')
@@ -286,16 +333,17 @@ def _source_arguments(p, nargs=None):
 
 def _encode_arguments(p):
     _source_arguments(p)
-    p.add_argument('--size', type=int, nargs='+', metavar='PIXELS', help="side, or height and "
+    p.add_argument('--size', type=_count, nargs='+', metavar='PIXELS', help="side, or height and "
                    "width, in pixels (the source's own: ImageNet 256, a folder 64)")
-    p.add_argument('--frames', type=int, help="frames of a clip (the source's own: a folder 16)")
-    p.add_argument('--samples', type=int, help='only so many clips; what is streamed needs it')
+    p.add_argument('--frames', type=_count, help="frames of a clip (the source's own: a folder 16)")
+    p.add_argument('--samples', type=_count, help='only so many clips; what is streamed needs it')
     p.add_argument('--dtype', default='float16', choices=('float16', 'bfloat16', 'float32', 'int8'),
                    help='of the latents on disk (%(default)s)')
     p.add_argument('--moments', action='store_true',
                    help='keep mean and log-variance, not the mean alone')
     p.add_argument('--flips', action='store_true', help='keep the mirror image of each clip too')
-    p.add_argument('--batch-size', type=int, default=16, help='clips encoded at once (%(default)s)')
+    p.add_argument('--batch-size', type=_count, default=16,
+                   help='clips encoded at once (%(default)s)')
     p.add_argument('--overwrite', action='store_true',
                    help='replace another cache that is in the way')
     _cache_argument(p)
@@ -341,7 +389,7 @@ def _export_arguments(p):
 
 # %% ../nbs/96_cli.ipynb #eabb6f40
 COMMANDS = dict(
-    video=(_video_command, _prompt_arguments), clips=(_clips_command, _clips_arguments),
+    video=(_video_command, _video_arguments), clips=(_clips_command, _clips_arguments),
     cache=(_cache_command, _run_arguments), train=(_train_command, _run_arguments),
     sample=(_sample_command, _sample_arguments), evaluate=(_evaluate_command, _evaluate_arguments),
     encode=(_encode_command, _encode_arguments), convert=(_convert_command, _convert_arguments),
@@ -350,15 +398,29 @@ COMMANDS = dict(
 ALIASES = dict(evaluate=['metrics', 'measure'])
 
 
+class _Parser(argparse.ArgumentParser):
+    "A parser whose errors are one line."
+
+    def error(self, message):
+        self.exit(2, f'{self.prog}: {printable(message)}; see {self.prog} --help\n')
+
+
+def _debug_argument(p):
+    p.add_argument('--debug', action='store_true', default=argparse.SUPPRESS,
+                   help='show where an error comes from')
+
+
 def _parser():
     "The argument parser of the `minisora` command."
-    top = argparse.ArgumentParser(
-        'minisora', description='From captioned clips to a video you asked for.')
+    top = _Parser('minisora', description='From captioned clips to a video you asked for.')
+    top.add_argument('--version', action='version', version=f'minisora {__version__}')
+    _debug_argument(top)
     commands = top.add_subparsers(dest='command', required=True, metavar=' | '.join(COMMANDS))
     for name, (command, add_arguments) in COMMANDS.items():
         about = ' '.join(command.__doc__.split())
         p = commands.add_parser(name, help=about, description=about, aliases=ALIASES.get(name, ()))
         p.set_defaults(run=command)
+        _debug_argument(p)
         add_arguments(p)
     return top
 
@@ -366,22 +428,7 @@ def _parser():
 def main(argv=None):
     "The `minisora` command; returns the exit status."
     args = _parser().parse_args(argv)
-    try:
-        args.run(args)
-    except Interrupted as e:
-        return _stopped(e)
-    except KeyboardInterrupt:
-        return _stopped('stopped; what was finished is kept, call again to resume')
-    except (ValueError, OSError, ArithmeticError, RuntimeError, ImportError) as e:
-        kind = f'{type(e).__name__}: ' if isinstance(e, RuntimeError) else ''
-        print(f'minisora: {kind}{e}', file=sys.stderr)
-        return 2
-    return 0
-
-
-def _stopped(why):
-    print(f'\nminisora: {why}', file=sys.stderr)
-    return 130
+    return guarded(lambda: args.run(args), 'minisora', getattr(args, 'debug', False))
 
 
 __getattr__ = old_names(__name__)
