@@ -83,11 +83,13 @@ def test_noise_is_the_library_s_number_by_number():
 
 
 def vocabularies():
-    "That of the first video, one of two words per caption, and one of more than thirty words."
+    """That of the first video, one of two words per caption, one in other writings, and one of more
+    than thirty words."""
     first = playground_vocabulary()
     signs = Vocabulary(["thank", "you", "it's", "x2"], 2, (), [(1, 3), (0, 2, 4)])
+    written = Vocabulary(["红", "色", "naïve", "🏳️‍🌈".replace("\ufe0f", ""), "🇫🇷"], 2, split=2)
     many = Vocabulary([f"w{i}" for i in range(40)], 2, ("the",), [range(1, 41), range(1, 36)])
-    return [first, signs, many]
+    return [first, signs, written, many]
 
 
 def playground_vocabulary():
@@ -116,6 +118,15 @@ def captions(vocabulary, count, seed):
         yield draw.choice([" ", ", ", "  "]).join(chosen)
     yield from ("", "…", "_", "a", "the", "a red ring", "red ring left right", "ring red left")
     yield from ("it's", 'say "it\'s"', "a\tred\nring\\", "naïve", "Ⅷ ²")
+    yield from (
+        "红色",
+        "naïve 红",
+        "e\u0301té’s",
+        "🏳️‍🌈🇫🇷🇩🇪",
+        "👍🏽ﬁne",
+        "می\u200cخواهم x\u200d",
+        "हिन्दी",
+    )
     yield from ("sp\u00a0here", "x\u200by z", "\x07 bell", "\U000e0001 tag")
 
 
@@ -136,7 +147,7 @@ def test_words_have_the_same_ids_and_wrong_ones_the_same_message():
         asked = list(captions(vocabulary, 1500, seed))
         want = [encoded(vocabulary, caption) for caption in asked]
         assert sum(isinstance(w, list) for w in want) > 20
-        assert sum("did you mean" in w for w in want if isinstance(w, str)) > 50
+        assert sum("did you mean" in w for w in want if isinstance(w, str)) > 10
         got = node("vocabulary.js", script, dict(about=vocabulary.to_dict(), captions=asked))
         for caption, g, w in zip(asked, got, want):
             assert g == w, caption
@@ -301,9 +312,9 @@ def test_the_browser_s_clip_is_the_library_s(page, caption, here, there):
 
 
 def test_an_unknown_word_gets_the_command_line_s_message(page):
-    said = make(page, "a red spare moves left")
+    said = make(page, "a red sqare moves left")
     with pytest.raises(ValueError) as e:
-        playground_vocabulary().encode("a red spare moves left", strict=True)
+        playground_vocabulary().encode("a red sqare moves left", strict=True)
     assert said == str(e.value) and "did you mean 'square'" in said
     assert page.run("document.getElementById('caption').getAttribute('aria-invalid')") == "true"
 

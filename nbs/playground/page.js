@@ -66,7 +66,7 @@ function choose(slot, word) {
 
 // The word of the caption for each place, or the first that can stand there.
 function wordsOfCaption() {
-  const typed = vocabulary.tokenize($('caption').value);
+  const typed = vocabulary.wordsOf($('caption').value);
   return vocabulary.idsBySlot.map((ids) => {
     const fits = ids.filter(Boolean).map((i) => vocabulary.words[i - 1]);
     return typed.find((word) => fits.includes(word)) ?? fits[0];
@@ -74,7 +74,7 @@ function wordsOfCaption() {
 }
 
 function markWords() {
-  const typed = vocabulary.tokenize($('caption').value);
+  const typed = vocabulary.wordsOf($('caption').value);
   for (const button of $('words').querySelectorAll('button')) {
     button.setAttribute('aria-pressed', typed.includes(button.dataset.word));
   }

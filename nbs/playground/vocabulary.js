@@ -1,6 +1,8 @@
 // Captions to word ids, and the words of a refusal: `Vocabulary.encode(caption, strict=True)` of
 // minisora/data/vocabulary.py, with the same messages.
 
+import { splitWords, splitWordsEarlier } from './words.js';
+
 export class Vocabulary {
   // `about`: what `Vocabulary.to_dict()` wrote. Id 0 is "no word here".
   constructor(about) {
@@ -8,6 +10,7 @@ export class Vocabulary {
     this.slots = about.slots;
     this.drop = about.drop;
     this.idsBySlot = about.places;
+    this.split = about.split ?? 1; // how its captions were split: 1 as in version 0.1
     this.ids = new Map(about.words.map((word, i) => [word, i + 1]));
   }
 
@@ -16,10 +19,18 @@ export class Vocabulary {
     return this.words.length + 1;
   }
 
-  // A caption's words without those that carry no meaning, unless all are.
-  tokenize(caption) {
-    const found = caption.toLowerCase().match(/[\p{L}\p{N}]+(?:'[\p{L}\p{N}]+)*/gu) ?? [];
-    const words = found.map((word) => this.knownForm(word));
+  // A caption's words, as the captions of the training were split.
+  wordsOf(caption) {
+    if (this.split === 1) {
+      const words = this.tokenize(caption, splitWordsEarlier);
+      if (words.length && words.every((word) => this.ids.has(word))) return words;
+    }
+    return this.tokenize(caption, splitWords);
+  }
+
+  // Its words without those that carry no meaning, unless all are.
+  tokenize(caption, split) {
+    const words = split(caption).map((word) => this.knownForm(word));
     const kept = words.filter((word) => !this.drop.includes(word));
     return kept.length ? kept : words;
   }
@@ -35,7 +46,7 @@ export class Vocabulary {
 
   // One id per slot; an Error says which word is unknown, misplaced, missing or too many.
   encode(caption) {
-    const words = this.tokenize(caption);
+    const words = this.wordsOf(caption);
     for (const word of words) {
       if (!this.ids.has(word)) {
         throw new Error(`unknown word ${quote(word)} in prompt ${quote(caption)}; ${this.known(word)}`);
@@ -91,8 +102,15 @@ function didYouMean(word, known) {
   const near = known.map((name) => [similarity(name, word), name])
     .filter(([score]) => score >= 0.6)
     .sort(([a, x], [b, y]) => b - a || (x < y ? 1 : -1))
-    .slice(0, 3);
+    .slice(0, 3)
+    .filter(([, name]) => isSlip(word, name));
   return near.length ? `; did you mean ${near.map(([, name]) => quote(name)).join(' or ')}?` : '';
+}
+
+// Could `word` be a slip for `name`, not merely a word with some of its letters?
+function isSlip(word, name) {
+  const sorted = (text) => [...text].sort().join('');
+  return sorted(word) === sorted(name) || similarity(word, name) >= 0.7;
 }
 
 // Ratcliff and Obershelp's measure, as Python's difflib has it: twice the characters in common
