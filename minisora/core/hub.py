@@ -6,6 +6,7 @@
 __all__ = ['AUTOENCODERS', 'OBJECTIVES', 'MODELS', 'Registry', 'PretrainedMixin']
 
 # %% ../../nbs/core/hub.ipynb #c4885eea
+import fnmatch
 import importlib
 import inspect
 from dataclasses import fields, is_dataclass
@@ -121,6 +122,29 @@ def check_numbers(value, own, name, finite):
         wide = value.float() if value.element_size() == 1 else value
         if wide.isnan().any() or finite and wide.isinf().any():
             raise ValueError(f'{name} holds NaN or infinite numbers: these weights are broken')
+
+# %% ../../nbs/core/hub.ipynb #d2a885c2
+def load_except(model, state, fresh, where='state dict'):
+    """As `load_strict`, but for the tensors named in `fresh`, names or patterns such as
+    'y_embedder.*', which stay as they are; returns their names.
+
+    ValueError also names a pattern that no tensor of the model has."""
+    own = model.state_dict()
+    state = named_like(state, own)
+    patterns = [fresh] if isinstance(fresh, str) else list(fresh)
+    kept = {}
+    for pattern in patterns:
+        names = fnmatch.filter(own, pattern)
+        if not names:
+            raise ValueError(f'fresh: the {type(model).__name__} has no tensor {pattern!r}'
+                             f'{did_you_mean(pattern, own)}')
+        kept |= {name: own[name] for name in names}
+
+    def is_fresh(name):
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    taken = {name: value for name, value in state.items() if not is_fresh(name)}
+    load_strict(model, taken | kept, where)
+    return sorted(kept)
 
 # %% ../../nbs/core/hub.ipynb #ed5f5306
 NOTE = 'trained_with.json'

@@ -20,7 +20,7 @@ from huggingface_hub import snapshot_download
 from ..core.checks import did_you_mean
 from ..core.files import (
     atomic_file, atomic_folder, plain_tensors, read_json, write_json, write_tensors)
-from ..core.hub import load_strict, weight_names
+from ..core.hub import load_except, load_strict, weight_names
 from ..core.tensors import load_tensors, named_like, plain_state, without_wrappers
 from .positions import sincos_2d
 
@@ -52,21 +52,8 @@ def load_partial(model, weights, fresh):
 
     `fresh`: names or patterns, such as 'y_embedder.*'. ValueError names a key that is missing,
     unexpected or of another shape and not in `fresh`, or a pattern that no tensor has."""
-    patterns = [fresh] if isinstance(fresh, str) else list(fresh)
-    own = model.state_dict()
-    for pattern in patterns:
-        if not fnmatch.filter(own, pattern):
-            raise ValueError(f'load_partial: the {type(model).__name__} has no tensor {pattern!r}'
-                             f'{did_you_mean(pattern, own)}')
     state, where = state_of(weights)
-    state = named_like(state, own) if set(own) <= set(named_like(state, own)) else state
-
-    def is_fresh(name):
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    kept = {name: value for name, value in own.items() if is_fresh(name)}
-    theirs = {name: value for name, value in state.items() if not is_fresh(name)}
-    load_strict(model, theirs | kept, where)
-    return sorted(kept)
+    return load_except(model, state, fresh, where)
 
 # %% ../../nbs/models/weights.ipynb #1258dcd2
 def official_state(model):

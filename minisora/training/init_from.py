@@ -6,15 +6,15 @@
 __all__ = ['init_from']
 
 # %% ../../nbs/training/init_from.ipynb #48c689f1
-import fnmatch
 from pathlib import Path
 
 import torch
 
 from ..core.arguments import plain_value
-from ..core.checks import check_choice, did_you_mean
-from ..core.files import load_tensors, read_json
-from ..core.hub import load_strict
+from ..core.checks import check_choice
+from ..core.files import read_json
+from ..core.hub import load_except
+from ..core.tensors import load_tensors
 from .checkpoint import Checkpoint, load_checkpoint
 
 # %% ../../nbs/training/init_from.ipynb #cd4f2ec1
@@ -70,17 +70,6 @@ def init_from(model, source, weights='ema', fresh=()):
     `fresh`: names or patterns of tensors that stay as they are in `model`. ValueError names a key
     that is missing, unexpected or of another shape, or a pattern that no tensor has."""
     state, where, note = find_weights(source, plain_value(weights))
-    own = model.state_dict()
-    patterns = [fresh] if isinstance(fresh, str) else list(fresh)
-    for pattern in patterns:
-        if not fnmatch.filter(own, pattern):
-            raise ValueError(f'fresh: the {type(model).__name__} has no tensor {pattern!r}'
-                             f'{did_you_mean(pattern, own)}')
-
-    def is_fresh(name):
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    taken = {name: value for name, value in state.items() if not is_fresh(name)}
-    kept = {name: value for name, value in own.items() if is_fresh(name)}
-    load_strict(model, taken | kept, where)
+    load_except(model, state, fresh, where)
     model.trained_with = note
     return model
