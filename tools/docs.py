@@ -14,6 +14,8 @@ from pathlib import Path
 from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 
+import playground
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
@@ -80,6 +82,7 @@ def main():
     code = with_quarto() if quarto else with_smalldocs()
     if code == 0:
         print(f"The site is in _docs/: open {ROOT / '_docs' / 'index.html'}")
+        playground.build(ROOT / "_docs" / "playground")
     return code
 
 

@@ -55,6 +55,7 @@ TOP = [
     "pipeline_output",
     "pipeline_checks",
     "pipeline",
+    "export",
     "single_gpu",
     "run_state",
     "run_report",
