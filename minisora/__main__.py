@@ -6,9 +6,10 @@
 __all__ = []
 
 # %% ../nbs/97_main.ipynb #7a354233
+#| eval: false
 import sys
 
 from minisora.cli import main
 
-if __name__ == '__main__' and 'ipykernel' not in sys.modules:
+if __name__ == '__main__':
     sys.exit(main())
