@@ -104,9 +104,9 @@ def in_table(table):
     for row in rows:
         names = [html.unescape(re.sub(r"<[^>]+>", "", th)) for th in re.findall(
             r"<th[^>]*>.*?</th>", row, re.S)]  # fmt: skip
-        cells = re.findall(r"<td>.*?</td>", row, re.S)
+        cells = [c for c in re.findall(r"<td>.*?</td>", row, re.S) if "<img" in c]
         if not cells:
-            heads = names[1:]
+            heads = names if names and names[0] else names[1:]
             continue
         new = row
         for i, cell in enumerate(cells):

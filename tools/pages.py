@@ -176,6 +176,7 @@ def marked(page):
         r'<span \1 aria-hidden="true">\2</span>',
         page,
     )
+    page = re.sub(r"<th\b([^>]*)>\s*</th>", r"<td\1></td>", page)  # a corner heads nothing
     return re.sub(r"(<a\b[^>]*)>([^<]*[\u4e00-\u9fff][^<]*)</a>", r'\1 lang="zh-CN">\2</a>', page)
 
 
@@ -224,5 +225,8 @@ def finish(site):
             css.write_text(kept, encoding="utf-8")
     found = site / "search.json"
     if found.exists():
-        text = found.read_text(encoding="utf-8")
-        found.write_text(re.sub(r"\\\\[()\[\]]", "", text), encoding="utf-8")
+        text = re.sub(r"\\\\[()\[\]]", "", found.read_text(encoding="utf-8"))
+        found.write_text(text, encoding="utf-8")
+        # for pages opened from a disk: see nbs/site_keys.html
+        script = f"window.searchIndex = {text};"
+        found.with_suffix(".js").write_text(script, encoding="utf-8")
