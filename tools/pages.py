@@ -49,7 +49,9 @@ def by_python(formulas):
     "The formulas in MathML alone, which browsers set in plainer type."
     from latex2mathml.converter import convert
 
-    return [convert(tex, display="block" if own else "inline") for tex, own in formulas]
+    rendered = [convert(tex, display="block" if own else "inline") for tex, own in formulas]
+    # bars of two lines, which latex2mathml leaves as they are behind \big
+    return [re.sub(r"\\(?:\||[lr]?Vert)", "‖", done) for done in rendered]
 
 
 def set_formulas(formulas):
