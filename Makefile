@@ -13,21 +13,33 @@ PROMPT ?=
 DATA   ?=
 OUT    ?=
 ARGS   ?=
+STEPS  ?=
+SIZE   ?=
+FPS    ?=
+MINUTES ?=
 override PROMPT := $(value PROMPT)
 override DATA   := $(value DATA)
 override OUT    := $(value OUT)
-export PROMPT DATA OUT
+override STEPS  := $(value STEPS)
+override SIZE   := $(value SIZE)
+override FPS    := $(value FPS)
+override MINUTES := $(value MINUTES)
+export PROMPT DATA OUT STEPS SIZE FPS MINUTES
 
 help:  ## list the commands
 	@echo "MiniSora: text to video on your own computer. Commands:"; echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s%s\n' "$$a" "$$b"; done
 	@echo; echo '  make video PROMPT="a red ring moves left"   asks for a clip; what is trained already is reused'
 	@echo '  make video DATA=folder-of-clips             the same on your own videos'
+	@echo '  make video MINUTES=5                        trains about so long (or STEPS=, SIZE=96x160, FPS=8)'
 
-video: .venv/.ready  ## train a small model from zero and make a video (PROMPT="...", DATA=folder, OUT=folder)
+video: .venv/.ready  ## train a small model from zero and make a video (PROMPT="...", DATA=folder, OUT=folder, MINUTES=n)
 	@out="$$OUT"; if [ -z "$$out" ]; then out=runs/first-video; \
 	  if [ -n "$$DATA" ]; then out="runs/$$(basename "$$(cd "$$DATA" 2>/dev/null && pwd || echo "$$DATA")")"; fi; fi; \
-	exec $(BIN)/minisora video --prompt="$$PROMPT" --data="$$DATA" --out="$$out"
+	more=(); [ -z "$$MINUTES" ] || more+=(--minutes="$$MINUTES"); \
+	[ -z "$$STEPS" ] || more+=(--set "steps=$$STEPS"); [ -z "$$SIZE" ] || more+=(--set "size=$$SIZE"); \
+	[ -z "$$FPS" ] || more+=(--set "fps=$$FPS"); \
+	exec $(BIN)/minisora video --prompt="$$PROMPT" --data="$$DATA" --out="$$out" "$${more[@]}"
 
 test: .venv/.ready  ## run every notebook, the checks, the linter and the tests (under 25 minutes on 2 cores)
 	@export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1; failed=; \

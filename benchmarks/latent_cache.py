@@ -1,22 +1,29 @@
-"""The latent cache against one .npy file per sample. Prints a table, writes
-benchmarks/latent_cache.json.
+"""The latent cache against one .npy file a sample, one memory map, and copying from memory. Prints
+tables, writes benchmarks/latent_cache.json.
 
-    python benchmarks/latent_cache.py [--seconds 0.6] [--samples 8192] [--out FILE]
+python benchmarks/latent_cache.py [--rounds 40] [--samples 8192] [--out
+benchmarks/latent_cache.json]
 
-The other side is the dataset that DiT's feature extraction made popular and that many projects
-copied: for each sample one .npy file of features and one of its label, `np.load` twice in
-`__getitem__`, a `DataLoader`. Both sides hold the same latents, freshly written, read warm (the
-files are in the page cache), in one process, one thread. Rates are per second of CPU time, so that
-other programs on the machine count little. They do count, by emptying the processor's caches: so
-the two sides take turns, some milliseconds each, and of each its fastest stretch counts. Writing is
-also timed by the clock, twice for the files: as everybody does it, when much is still in memory at
-the end, and with an fsync for each file, which is what the cache does for each shard and what a
-power cut asks for. Beside it stands the least that writing a cache can cost: sha256 and write(2) of
-the same bytes, and nothing else."""
+One side is the dataset that DiT's feature extraction made popular and that many projects copied:
+for each sample one .npy file of features and one of its label, `np.load` twice in `__getitem__`, a
+`DataLoader`. All hold the same latents, freshly written, read warm (the files are in the page
+cache), in one process, one thread, through a DataLoader each. *memory* is the least that a float32
+batch of float16 or int8 numbers can cost: rows of an array in memory, copied into a batch and
+converted, and neither normalized nor checked. *memmap* is that with one large file in the place of
+the array.
+
+Every figure is a median over rounds, with the 10th and the 90th percentile; the ways take turns
+within a round, and a ratio is the median of the rounds' own ratios, so that what else the machine
+does falls on both sides. Rates are per second of CPU time. Writing is also timed by the clock,
+twice for the files: as everybody does it, when much is still in memory at the end, and with an
+fsync for each file, which is what the cache does for each shard and what a power cut asks for.
+Beside it stands the least that writing a cache can cost: sha256 and write(2) of the same bytes, and
+nothing else."""
 
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,18 +32,34 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import machine, make_parser
+from machine import machine
 
 from minisora.core.files import short_hash, write_json
-from minisora.core.protocols import Clip
+from minisora.data.video import Clip
 from minisora.latent_cache import LatentCache, write_cache
 from minisora.latents.cache_format import FORMAT, VERSION, shard_header
 
 SHAPES = {"image": (4, 1, 32, 32), "video": (4, 16, 32, 32)}  # C, T, h, w
 
 
+def spread(values):
+    "Median and range of a list of measurements."
+    p10, median, p90 = np.percentile(values, [10, 50, 90])
+    return dict(
+        median=float(median), p10=float(p10), p90=float(p90), best=max(values), rounds=len(values)
+    )
+
+
+def ratio(ours, theirs):
+    "How many times `theirs` is `ours`, round by round."
+    return spread([a / b for a, b in zip(ours, theirs)])
+
+
+# ---------------------------------------------------------------- the other ways
+
+
 class FilePerSample(torch.utils.data.Dataset):
-    "One file of features and one label file per sample."
+    "One file of features and one label file a sample."
 
     def __init__(self, features, labels):
         self.features = features
@@ -54,10 +77,26 @@ class FilePerSample(torch.utils.data.Dataset):
         )
 
 
+class Rows(torch.utils.data.Dataset):
+    "Rows of an array, in memory or mapped, as a batch of float32."
+
+    def __init__(self, array):
+        self.array = array
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitems__(self, indices):
+        index = np.asarray(indices)
+        batch = torch.from_numpy(np.take(self.array, index, 0)).float()
+        return dict(latents=batch, index=torch.from_numpy(index))
+
+
 def save(file, array, fsync):
     "`np.save`, and with `fsync` the disk has it when this returns."
     if not fsync:
-        return np.save(file, array)
+        np.save(file, array)
+        return
     with open(file, "wb") as f:
         np.save(f, array)
         f.flush()
@@ -73,6 +112,9 @@ def write_file_per_sample(folder, latents, fsync=False):
         save(f"{folder}/features/{i}.npy", z[None].numpy(), fsync)
         save(f"{folder}/labels/{i}.npy", np.array([i % 1000]), fsync)
     return FilePerSample(f"{folder}/features", f"{folder}/labels")
+
+
+# ---------------------------------------------------------------- writing
 
 
 class TinyClips:
@@ -102,163 +144,224 @@ class Replay:
     def encode(self, x):
         start = max(self.at, 0)
         self.at = 0 if self.at < 0 else start + len(x)  # the first call only asks for the shape
-        rows = slice(start, start + len(x))
-        return self.latents[rows], self.logvar[rows]
+        return tuple(m[start : start + len(x)] for m in (self.latents, self.logvar))
+
+
+def least_write(folder, tmp, batch_bytes):
+    """Samples a second of CPU time if all there were to do is sha256, write(2) and fsync of the
+    tensors' files."""
+    samples = len(LatentCache(folder, check="size"))
+    shards = [f.read_bytes() for f in sorted(Path(folder).glob("*.safetensors"))]
+    t = time.process_time()
+    for k, shard in enumerate(shards):
+        h = hashlib.sha256()
+        with open(f"{tmp}/least{k}", "wb", buffering=0) as f:
+            for at in range(0, len(shard), batch_bytes):
+                part = memoryview(shard)[at : at + batch_bytes]
+                f.write(part)
+                h.update(part)
+            os.fsync(f.fileno())
+    spent = time.process_time() - t
+    for k in range(len(shards)):
+        os.remove(f"{tmp}/least{k}")
+    return samples / spent
+
+
+def timed_write(write, folder, n):
+    "(samples a second of CPU time, of wall time, what `write` returns)."
+    cpu = time.process_time()
+    wall = time.perf_counter()
+    out = write(folder)
+    return n / (time.process_time() - cpu), n / (time.perf_counter() - wall), out
+
+
+def writing_rates(ways, z, tmp, name, repeats):
+    """Rates of writing in turns: {way: {figure: [one a repeat]}}, and {way: (dataset, folder)} of
+    the last one."""
+    rates = {kind: dict(write_cpu=[], write_wall=[], write_safe=[]) for kind in ways}
+    made = {}
+    few = min(len(z), 256)
+    for i in range(repeats):
+        for kind, write in ways.items():
+            folder = f"{tmp}/{name}-{kind}"
+            shutil.rmtree(folder, ignore_errors=True)
+            cpu, wall, data = timed_write(write, folder, len(z))
+            rates[kind]["write_cpu"].append(cpu)
+            rates[kind]["write_wall"].append(wall)
+            made[kind] = (data, folder)
+            if kind == "files":
+                safe = f"{tmp}/{name}-safe"
+                _, wall, _ = timed_write(
+                    lambda d: write_file_per_sample(d, z[:few], fsync=True), safe, few
+                )
+                shutil.rmtree(safe)
+            else:
+                size = folder_bytes(folder)[0]
+                least = rates[kind].setdefault("write_least_cpu", [])
+                least.append(least_write(folder, tmp, max(1, size // len(z) * 32)))
+            rates[kind]["write_safe"].append(wall)
+    return rates, made
+
+
+# ---------------------------------------------------------------- reading
+
+
+def endless(loader):
+    while True:
+        yield from loader
 
 
 def stretch(batches, seconds):
-    """Batches per second of CPU time, over at least `seconds` of it, after one to fill the
+    """Batches a second of CPU time, over at least `seconds` of it, after one to fill the
     processor's caches again."""
     next(batches)
     n = 0
-    start = time.process_time()
-    while (spent := time.process_time() - start) < seconds or not n:
+    t = time.process_time()
+    while (spent := time.process_time() - t) < seconds or not n:
         next(batches)
         n += 1
     return n / spent
 
 
-def endless(loader):
-    "Batch after batch, epoch after epoch."
-    while True:
-        yield from loader
-
-
-def reading_rates(ways, batch, seconds, rounds=200):
-    """Random batches per second of CPU time out of a DataLoader, for each dataset in `ways`: the
-    fastest of `rounds` stretches, taken in turns. With a warm page cache and a core to oneself that
-    is wall time."""
-    best = dict.fromkeys(ways, 0)
+def reading_rates(ways, batch, seconds, rounds):
+    "Random batches a second of CPU time out of a DataLoader, in turns: {way: [one a round]}."
     loaders = {}
     for name, data in ways.items():
-        collate = LatentCache.collate if isinstance(data, LatentCache) else None
+        collate = None if isinstance(data, FilePerSample) else LatentCache.collate
         loader = torch.utils.data.DataLoader(
             data, batch, shuffle=True, drop_last=True, collate_fn=collate
         )
         loaders[name] = endless(loader)
+    rates = {name: [] for name in ways}
     for _ in range(rounds):
         for name, batches in loaders.items():
-            best[name] = max(best[name], stretch(batches, seconds / rounds))
-    return best
+            rates[name].append(stretch(batches, seconds))
+    return rates
 
 
-def folder_bytes(folder):
-    "Bytes of the files, and what they take on disk (whole blocks)."
-    found = [file.stat() for file in Path(folder).rglob("*") if file.is_file()]
-    return sum(f.st_size for f in found), sum(f.st_blocks * 512 for f in found)
-
-
-def best_write(write, folder, n):
-    """Samples written per second of CPU time, and of wall time (with the disk's part), the best of
-    three; what `write` returned last, and its folder."""
-    cpu = 0
-    wall = 0
-    for i in range(3):
-        last = f"{folder}{i}"
-        cpu_start = time.process_time()
-        wall_start = time.perf_counter()
-        out = write(last)
-        cpu = max(cpu, n / (time.process_time() - cpu_start))
-        wall = max(wall, n / (time.perf_counter() - wall_start))
-    return dict(write_cpu=cpu, write_wall=wall), out, last
-
-
-def write_plainly(file, data, batch_bytes):
-    "Bytes with their sha256 to a file, as little as can be done."
-    digest = hashlib.sha256()
-    with open(file, "wb", buffering=0) as f:
-        for at in range(0, len(data), batch_bytes):
-            part = memoryview(data)[at : at + batch_bytes]
-            f.write(part)
-            digest.update(part)
-        os.fsync(f.fileno())
-
-
-def least_write(folder, tmp, batch_bytes):
-    """Samples per second of CPU time if all there were to do is sha256, write(2) and fsync of the
-    tensors' files."""
-    best = 0
-    samples = len(LatentCache(folder, check="size"))
-    shards = [file.read_bytes() for file in sorted(Path(folder).glob("*.safetensors"))]
-    files = [f"{tmp}/least{k}" for k in range(len(shards))]
-    for _ in range(3):
-        start = time.process_time()
-        for file, shard in zip(files, shards):
-            write_plainly(file, shard, batch_bytes)
-        best = max(best, samples / (time.process_time() - start))
-        for file in files:
-            os.remove(file)
-    return best
+def opening_times(folder, repeats):
+    "Seconds to open a cache: with every byte read, after that, and by sizes."
+    notes = os.environ.get("MINISORA_CACHE")
+    times = dict(open_first=[], open_again=[], open_size=[])
+    with tempfile.TemporaryDirectory() as own:
+        for i in range(repeats):
+            os.environ["MINISORA_CACHE"] = f"{own}/{i}"
+            for name, check in (("open_first", True), ("open_again", True), ("open_size", "size")):
+                t = time.perf_counter()
+                LatentCache(folder, check=check)
+                times[name].append(time.perf_counter() - t)
+    os.environ.pop("MINISORA_CACHE")
+    if notes:
+        os.environ["MINISORA_CACHE"] = notes
+    return {name: spread(values) for name, values in times.items()}
 
 
 def first_batch(kind, folder, batch):
     "Seconds from nothing to the first batch, in a new process (imports not counted)."
-    command = [sys.executable, __file__, "--first", kind, str(folder), str(batch)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    run = [sys.executable, __file__, "--first", kind, str(folder), str(batch)]
+    return float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
 
 
 def time_first_batch(kind, folder, batch):
-    "In this process: what `first_batch` asks for."
-    start = time.perf_counter()
-    if kind == "files":
-        data = FilePerSample(f"{folder}/features", f"{folder}/labels")
-    else:
-        data = LatentCache(folder, check="size")
+    t = time.perf_counter()
+    data = (
+        FilePerSample(f"{folder}/features", f"{folder}/labels")
+        if kind == "files"
+        else LatentCache(folder)
+    )
     collate = LatentCache.collate if kind == "cache" else None
     next(iter(torch.utils.data.DataLoader(data, int(batch), shuffle=True, collate_fn=collate)))
-    return time.perf_counter() - start
+    print(time.perf_counter() - t)
 
 
-def cache_writer(z, batch, dtype):
-    "A function that writes latents as a cache into a folder."
-
-    def write(folder):
-        clips = TinyClips(len(z))
-        return write_cache(folder, clips, Replay(z), batch_size=batch, dtype=dtype, progress=False)
-
-    return write
+def folder_bytes(folder):
+    "Bytes of the files, and what they take on disk (whole blocks)."
+    s = [f.stat() for f in Path(folder).rglob("*") if f.is_file()]
+    return sum(x.st_size for x in s), sum(x.st_blocks * 512 for x in s)
 
 
-def safe_files(z, folder, most=256):
-    "Samples written per second, each file safe on disk when the next is begun."
-    few = z[:most]
-    start = time.perf_counter()
-    write_file_per_sample(folder, few, fsync=True)
-    return len(few) / (time.perf_counter() - start)
+# ---------------------------------------------------------------- all of it
 
 
-def compare(name, shape, n, batch, seconds, tmp):
-    "One part of the table: the same latents, both ways."
-    z = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
-    ways = dict(
-        files=lambda folder: write_file_per_sample(folder, z),
-        cache=cache_writer(z, batch, "float16"),
-        int8=cache_writer(z, batch, "int8"),
-    )
-    out = dict(shape=list(shape), samples=n, batch=batch)
-    readers = {}
-    for kind, write in ways.items():
-        rates, data, folder = best_write(write, f"{tmp}/{name}-{kind}", n)
-        size, disk = folder_bytes(folder)
-        first = data[0][0][0] if kind == "files" else data.denormalize(data[[0]]["latents"])[0]
-        assert torch.allclose(first, z[0], atol=2.5e-2 if kind == "int8" else 4e-3)
+def readers_of(made, z, tmp, name):
+    "Every way of reading, {(what it is of, figure): dataset}."
+    one_file = f"{tmp}/{name}.npy"
+    np.save(one_file, z.half().numpy())
+    readers = {
+        ("files", "batches"): made["files"][0],
+        ("memmap", "batches"): Rows(np.load(one_file, mmap_mode="r")),
+        ("memory", "batches"): Rows(z.half().numpy()),
+        ("memory", "batches_int8"): Rows(z.to(torch.int8).numpy()),
+    }
+    for kind in ("cache", "int8"):
+        data, folder = made[kind]
         readers[kind, "batches"] = data
-        if kind == "files":
-            rates["write_safe"] = safe_files(z, f"{tmp}/{name}-safe")
-        else:
-            readers[kind, "batches_raw"] = LatentCache(folder, check="size", raw=True)
-            rates["write_safe"] = rates["write_wall"]
-            rates["write_least_cpu"] = least_write(folder, tmp, size // n * batch)
-        out[kind] = dict(**rates, bytes=size / n, disk=disk / n)
-        if kind != "int8":
-            out[kind]["first"] = first_batch(kind, folder, batch)
-    for (kind, key), rate in reading_rates(readers, batch, seconds).items():
-        out[kind][key] = rate
+        readers[kind, "batches_raw"] = LatentCache(folder, check="size", raw=True)
+    return readers
+
+
+def compare(name, shape, n, batch, settings, tmp):
+    "One part of the tables: the same latents, all ways."
+    z = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
+
+    def to_cache(dtype):
+        return lambda d: write_cache(
+            d, TinyClips(n), Replay(z), batch_size=batch, dtype=dtype, progress=False
+        )
+
+    ways = dict(
+        files=lambda d: write_file_per_sample(d, z),
+        cache=to_cache("float16"),
+        int8=to_cache("int8"),
+    )
+    rates, made = writing_rates(ways, z, tmp, name, settings.repeats)
+    out = dict(shape=list(shape), samples=n, batch=batch, ratios={})
+    for kind, (data, folder) in made.items():
+        size, disk = folder_bytes(folder)
+        out[kind] = dict(bytes=size / n, disk=disk / n)
+        read = data[0][0][0] if kind == "files" else data.denormalize(data[[0]]["latents"])[0]
+        assert torch.allclose(read, z[0], atol=2.5e-2 if kind == "int8" else 4e-3)
+    out["cache"]["opening"] = opening_times(made["cache"][1], settings.repeats)
+    for kind in ("files", "cache"):
+        seconds = [first_batch(kind, made[kind][1], batch) for _ in range(settings.repeats)]
+        out[kind]["first"] = spread(seconds)
+    readers = readers_of(made, z, tmp, name)
+    for (kind, key), values in reading_rates(
+        readers, batch, settings.seconds, settings.rounds
+    ).items():
+        rates.setdefault(kind, {})[key] = values
+    for kind, figures in rates.items():
+        out.setdefault(kind, {}).update({key: spread(v) for key, v in figures.items()})
+    out["ratios"] = ratios(rates)
     return out
 
 
-def hollow_plan(n, shape, size):
-    "The plan of a cache of n latents in shards of `size`."
+def ratios(rates):
+    "How many times as fast the cache is as each other way: {way: {figure: spread}}."
+    out = {}
+    for kind in ("cache", "int8"):
+        own = rates[kind]
+        out[kind] = {key: ratio(own[key], rates["files"][key]) for key in WRITTEN}
+        out[kind]["batches"] = ratio(own["batches"], rates["files"]["batches"])
+        out[kind]["batches_raw"] = ratio(own["batches_raw"], rates["files"]["batches"])
+        out[kind]["write_least_cpu"] = ratio(own["write_cpu"], own["write_least_cpu"])
+        out[kind]["memmap"] = ratio(own["batches"], rates["memmap"]["batches"])
+        # the cost of a batch, as many times the least that it can cost
+        least = "batches" if kind == "cache" else "batches_int8"
+        out[kind]["cost_of_memory"] = ratio(rates["memory"][least], own["batches"])
+    return out
+
+
+WRITTEN = ("write_cpu", "write_wall", "write_safe")
+
+
+# ---------------------------------------------------------------- a million
+
+
+def sparse_cache(folder, n, shape, rows):
+    "A cache of n latents whose files are holes: nothing but heads and a manifest."
+    size = 8192
+    folder = Path(folder)
     plan = dict(
         version=VERSION,
         samples=n,
@@ -273,71 +376,47 @@ def hollow_plan(n, shape, size):
         autoencoder={},
         data="",
     )
-    return plan | dict(id=short_hash(plan))
-
-
-def write_hollow_shard(folder, plan, k, rows):
-    "Shard k of a plan: a head, a hole in the place of its tensors, and rows without captions."
-    shape = plan["shape"]
-    start = k * plan["shard_size"]
-    samples = min(plan["shard_size"], plan["samples"] - start)
-    head = shard_header(plan, start)
-    shard = dict(
-        file=f"latents-{k:05d}.safetensors",
-        rows=f"latents-{k:05d}.jsonl",
-        start=start,
-        samples=samples,
-        sha256="",
-        rows_sha256="",
-        sums=[[0.0] * shape[0], [1.0] * shape[0]],
-        bytes=len(head) + samples * 2 * torch.Size(shape).numel(),
-    )
-    with open(folder / shard["file"], "wb") as f:
-        f.write(head)
-        f.truncate(shard["bytes"])
+    plan["id"] = short_hash(plan)
+    shards = []
     row = '{"caption": "", "source": "", "fps": 1, "attributes": {}}\n'
-    (folder / shard["rows"]).write_text(row * samples if rows else "")
-    return shard
-
-
-def sparse_cache(folder, n, shape, rows, size=8192):
-    "A cache of n latents whose files are holes: nothing but heads and a manifest."
-    folder = Path(folder)
     folder.mkdir()
-    plan = hollow_plan(n, shape, size)
-    shards = [write_hollow_shard(folder, plan, k, rows) for k in range(-(-n // size))]
-    statistics = dict(
+    for k in range(-(-n // size)):
+        head = shard_header(plan, k * size)
+        s = dict(
+            file=f"latents-{k:05d}.safetensors",
+            rows=f"latents-{k:05d}.jsonl",
+            start=k * size,
+            samples=min(size, n - k * size),
+            sha256="",
+            rows_sha256="",
+            sums=[[0.0] * shape[0], [1.0] * shape[0]],
+        )
+        s["bytes"] = len(head) + s["samples"] * 2 * torch.Size(shape).numel()
+        with open(folder / s["file"], "wb") as f:
+            f.write(head)
+            f.truncate(s["bytes"])
+        (folder / s["rows"]).write_text(row * s["samples"] if rows else "")
+        shards.append(s)
+    one = dict(
         all=dict(mean=0.0, std=1.0), channel=dict(mean=[0.0] * shape[0], std=[1.0] * shape[0])
     )
-    manifest = dict(format=FORMAT, code="", **plan, statistics=statistics, shards=shards)
-    write_json(folder / "manifest.json", manifest | dict(sha256=short_hash(manifest)))
+    m = dict(format=FORMAT, code="", **plan, statistics=one, shards=shards)
+    write_json(folder / "manifest.json", m | dict(sha256=short_hash(m)))
 
 
 OPEN = """
-import resource
-import sys
-import time
-
-
-def resident():
-    return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize() / 1e6
-
-
+import time, resource, sys
+rss = lambda: int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize() / 1e6
 import torch
-
-imported = resident()
+imported = rss()
 from minisora.latent_cache import LatentCache
-
-before = resident()
-wall = time.perf_counter()
-cpu = time.process_time()
+before, t, c = rss(), time.perf_counter(), time.process_time()
 cache = LatentCache(sys.argv[1], check='size')
 cache[torch.randint(len(cache), (256,), generator=torch.Generator().manual_seed(0))]
-wall = time.perf_counter() - wall
-cpu = time.process_time() - cpu
+end = time.perf_counter() - t, time.process_time() - c
 lines = open('/proc/self/smaps_rollup').read().splitlines()
 own = sum(int(line.split()[1]) for line in lines if line.startswith('Anonymous:')) / 1e3
-print(wall, cpu, imported, before, resident(), own)"""
+print(*end, imported, before, rss(), own)"""
 
 
 def sparse_million(tmp, n=1_000_000, shape=(4, 1, 32, 32), rows=True):
@@ -363,86 +442,129 @@ def sparse_million(tmp, n=1_000_000, shape=(4, 1, 32, 32), rows=True):
     )
 
 
+# ---------------------------------------------------------------- the tables
+
+
 LINES = dict(
     batches="random batches of {batch} as float32, normalized; a CPU second",
     batches_raw="random batches of {batch} as stored; a CPU second",
     write_cpu="samples written, a CPU second",
-    write_least_cpu="the least: sha256 and write(2) of these bytes",
     write_wall="samples written, a second by the clock",
     write_safe="the same, each file of the left side safe on disk",
-    bytes="bytes a sample, by length",
-    disk="bytes a sample takes on disk",
-    first="seconds to the first batch",
 )
 
 
-def shown(value):
-    "A number with as many digits as it needs."
-    digits = 3 if value < 1 else 1 if value < 100 else 0
-    return f"{value:,.{digits}f}"
+def show(v):
+    return f"{v:,.4f}" if v < 0.1 else f"{v:,.2f}" if v < 20 else f"{v:,.0f}"
 
 
-def table(results):
+def ranged(s, sign=""):
+    "A spread as text: median (10th to 90th percentile)."
+    return f"{show(s['median'])}{sign} ({show(s['p10'])}–{show(s['p90'])})"
+
+
+def comparison_rows(r):
+    "The rows of one kind of latents: the cache beside one file a sample."
+    for key, text in LINES.items():
+        files = r["files"].get(key, r["files"]["batches"])
+        ours = [
+            f"{ranged(r[k][key])} | {ranged(r['ratios'][k][key], '×')}" for k in ("cache", "int8")
+        ]
+        yield f"| {tuple(r['shape'])} | {text.format(**r)} | {ranged(files)} | {' | '.join(ours)} |"
+    for key, text in (("bytes", "bytes a sample, by length"), ("disk", "bytes a sample on disk")):
+        files = r["files"][key]
+        ours = [f"{show(r[k][key])} | {files / r[k][key]:.2f}×" for k in ("cache", "int8")]
+        yield f"| | {text} | {show(files)} | {' | '.join(ours)} |"
+
+
+def bound_rows(r):
+    "What the cache costs beside the least that its work can cost."
+    cost = r["ratios"]
+    yield (
+        f"| {tuple(r['shape'])} | float32 batch: copying and converting the same "
+        f"bytes from memory | "
+        f"{ranged(r['memory']['batches'])} | {ranged(cost['cache']['cost_of_memory'], '×')} | "
+        f"{ranged(cost['int8']['cost_of_memory'], '×')} |"
+    )
+    least = r["cache"]["write_least_cpu"]
+    yield (
+        f"| | writing: sha256 and write(2) of the same bytes, samples a CPU second | "
+        f"{ranged(least)} | "
+        f"{1 / cost['cache']['write_least_cpu']['median']:.2f}× | "
+        f"{1 / cost['int8']['write_least_cpu']['median']:.2f}× |"
+    )
+    yield (
+        f"| | speed beside one memory-mapped .npy file | {ranged(r['memmap']['batches'])} | "
+        f"{ranged(cost['cache']['memmap'], '×')} | {ranged(cost['int8']['memmap'], '×')} |"
+    )
+    opening = r["cache"]["opening"]
+    size = r["samples"] * r["cache"]["bytes"] / 1e6
+    yield (
+        f"| | seconds to open {size:.0f} MB: every byte read once, then again, by sizes | "
+        f"{ranged(opening['open_first'])} | {ranged(opening['open_again'])} | "
+        f"{ranged(opening['open_size'])} |"
+    )
+    yield (
+        f"| | seconds to the first batch in a new process: files, cache | "
+        f"{ranged(r['files']['first'])} | {ranged(r['cache']['first'])} | |"
+    )
+
+
+def tables(results):
     "The results as Markdown."
-    lines = [
-        "| latents | | file per sample | cache | cache / files | int8 | int8 / files |",
-        "|---|---|---:|---:|---:|---:|---:|",
+    out = ["| latents | | file per sample | cache | cache / files | int8 | int8 / files |"]
+    out += ["|---|---|---:|---:|---:|---:|---:|"]
+    parts = [results[name] for name in SHAPES]
+    out += [row for r in parts for row in comparison_rows(r)]
+    out += ["", "| latents | the least, or beside | that | cost of the cache | cost of int8 |"]
+    out += ["|---|---|---:|---:|---:|", *(row for r in parts for row in bound_rows(r))]
+    m = results["million"]
+    about = results["machine"]
+    out += [
+        "",
+        f"Medians (10th to 90th percentile) on {about['cpu']}, {about['cores']} cores, one thread; "
+        f"load {about['load']}.",
+        "",
+        f"A cache of {m['samples']:,} latents, opened in a new process: first random batch of 256 "
+        "after "
+        f"{m['first_batch_s']:.2f} s ({m['first_batch_cpu_s']:.2f} s of CPU time). "
+        "Resident memory: "
+        f"{m['import_torch_rss_mb']:.0f} MB after `import torch`, "
+        f"{m['import_minisora_rss_mb']:.0f} MB more "
+        f"after importing the cache, {m['added_rss_mb']:.0f} MB more with the cache open "
+        "and the batch "
+        f"read. Of these {m['process_rss_mb']:.0f} MB {m['own_mb']:.0f} are the process's own; "
+        "libraries' files and the cache's pages are the rest.",
     ]
-    for part in (results[name] for name in SHAPES):
-        for key, text in LINES.items():
-            other = dict(write_least_cpu="write_cpu").get(key, "batches")
-            files = part["files"].get(key, part["files"][other])
-            rates = [part[kind].get(key) for kind in ("cache", "int8")]
-            ours = " | ".join(f"{shown(r)} | {r / files:.3g}×" if r else "– | –" for r in rates)
-            what = f"{tuple(part['shape'])} | {text.format(**part)}"
-            lines.append(f"| {what} | {shown(files)} | {ours} |")
-    return "\n".join([*lines, "", million_text(results["million"])])
-
-
-def million_text(found):
-    "What `sparse_million` measured, in words."
-    return (
-        f"A cache of {found['samples']:,} latents, opened in a new process: first random batch of "
-        f"256 after {found['first_batch_s']:.2f} s ({found['first_batch_cpu_s']:.2f} s of CPU "
-        f"time). Resident memory: {found['import_torch_rss_mb']:.0f} MB after `import torch`, "
-        f"{found['import_minisora_rss_mb']:.0f} MB more after importing the cache, "
-        f"{found['added_rss_mb']:.0f} MB more with the cache open and the batch read. Of these "
-        f"{found['process_rss_mb']:.0f} MB {found['own_mb']:.0f} are the process's own; libraries' "
-        "files and the cache's pages are the rest."
-    )
-
-
-def parse_arguments():
-    parser = make_parser(__doc__, __file__)
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=0.6,
-        help="CPU time for each reading rate, in 200 stretches",
-    )
-    parser.add_argument(
-        "--samples", type=int, default=8192, help="image latents; an eighth as many video latents"
-    )
-    parser.add_argument("--tmp", help="folder for the files (default: the system's)")
-    parser.add_argument("--first", nargs=3, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return "\n".join(out)
 
 
 def main():
-    args = parse_arguments()
-    if args.first:
-        print(time_first_batch(*args.first))
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--rounds", type=int, default=40, help="rounds of reading (%(default)s)")
+    p.add_argument("--seconds", type=float, default=0.05, help="CPU time of a way in a round")
+    p.add_argument("--repeats", type=int, default=7, help="of writing and opening (%(default)s)")
+    p.add_argument(
+        "--samples", type=int, default=8192, help="image latents; an eighth as many video latents"
+    )
+    p.add_argument("--out", default=Path(__file__).with_suffix(".json"))
+    p.add_argument("--tmp", help="folder for the files (default: the system's)")
+    p.add_argument("--first", nargs=3, help=argparse.SUPPRESS)
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    if a.first:
+        time_first_batch(*a.first)
         return
-    n = args.samples
-    with tempfile.TemporaryDirectory(dir=args.tmp) as tmp:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    with tempfile.TemporaryDirectory(dir=a.tmp) as tmp:
         results = dict(
-            image=compare("image", SHAPES["image"], n, 256, args.seconds, tmp),
-            video=compare("video", SHAPES["video"], n // 8, 32, args.seconds, tmp),
+            image=compare("image", SHAPES["image"], a.samples, 256, a, tmp),
+            video=compare("video", SHAPES["video"], a.samples // 8, 32, a, tmp),
             million=sparse_million(tmp),
-            machine=machine(),
+            machine=machine() | dict(load=load and round(load, 2)),
         )
-    print(table(results))
-    write_json(args.out, results)
+    print(tables(results))
+    write_json(a.out, results)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,10 @@ import torch
 
 def machine():
     "Processor, cores, memory, GPU, and the versions that matter, as a dict for a record."
-    page, pages = (os.sysconf(name) for name in ("SC_PAGE_SIZE", "SC_PHYS_PAGES"))
     return dict(
-        cpu=_processor(),
+        cpu=processor(),
         cores=os.cpu_count(),
-        memory_gib=round(page * pages / 2**30, 1),
+        memory_gib=memory_gib(),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         python=platform.python_version(),
         torch=torch.__version__,
@@ -23,14 +22,26 @@ def machine():
     )
 
 
-def _processor():
-    "The name of the processor."
+def processor():
+    "The processor's name; where that names no model (in clouds), with family, model and stepping."
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    said = dict(line.split(":", 1) for line in lines if ":" in line)
+    said = {key.strip(): value.strip() for key, value in said.items()}
+    name = said.get("model name") or platform.processor()
+    if any(c.isdigit() for c in name) or "cpu family" not in said:
+        return name
+    numbers = f"family {said['cpu family']}, model {said['model']}, stepping {said['stepping']}"
+    return f"{name} ({numbers})"
+
+
+def memory_gib():
+    "Memory of this machine, or None where the system does not say (Windows)."
+    if not hasattr(os, "sysconf"):
+        return None
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
 def _commit():

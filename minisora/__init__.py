@@ -1,4 +1,10 @@
+import os
+
 __version__ = "0.2.0"
+
+# Threads of OpenMP that wait should sleep: where other work shares the cores, those that spin keep
+# them from the thread that still has something to do. Read when torch is loaded, so set before.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 # The names that are needed most; each is imported when it is asked for.
 _HOMES = {

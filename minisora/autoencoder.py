@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core.checks import check_choice
+from .core.checks import check_choice, check_sizes
 from .core.hub import AUTOENCODERS
 from .core.noise import fork_seed
 from .core.optim import lr_factor, optimizer_step, set_lr, training_steps, zero_init
@@ -61,15 +61,15 @@ class _TemporalSmoother(nn.Sequential):
 # %% ../nbs/01_autoencoder.ipynb #3b1dd893
 @AUTOENCODERS.register('image-vae', 'ImageVAE')
 class ImageVAE(AutoencoderBase):
-    """A per-frame VAE: 8×8 pixels per latent, a linear path (`init_pca`) plus a small conv net on
-    top.
+    """A per-frame VAE: 8×8 pixels per latent, a linear path (`init_pca`), a small conv net on top.
 
-    `enc_width` 0 leaves the encoder at its PCA: linear, fixed, without posterior noise, and
-    fast; then only the decoder learns. `smooth` > 0 adds a decoder stage of that width that sees
-    neighboring frames, against flicker."""
+    `enc_width` 0: the encoder stays a PCA, linear, fixed, noiseless, fast; only the decoder learns.
+    `smooth` > 0: a decoder stage of that width that sees neighboring frames, against flicker."""
     def __init__(self, channels: int = 4, width: int = 24, enc_width: int = 16, smooth: int = 0,
                  seed: int = 0):
         super().__init__()
+        check_sizes('ImageVAE', channels=channels, width=width)
+        check_sizes('ImageVAE', 0, enc_width=enc_width, smooth=smooth)
         self.spec = AutoencoderSpec((1, 8, 8), channels, not smooth, 'ImageVAE')
         with fork_seed(seed):
             self.skip_in = nn.Conv2d(3, channels, 8, 8)

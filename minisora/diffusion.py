@@ -20,6 +20,7 @@ from .core.renames import (RenamedBase, old_names, renamed_attributes, renamed_f
 from .processes.bounds import (mean_flat, p_mean_variance, predict_data_and_noise,
                                        q_posterior, vlb_term)
 from .processes.schedules import NoiseSchedule, append_dims, space_timesteps
+from .processes.times import check_times
 
 # %% ../nbs/04_diffusion.ipynb #ccac9ef3
 @renamed_attributes
@@ -34,7 +35,8 @@ class Objective(RenamedBase):
     time_range = (0., 1.)
 
     def add_noise(self, data, noise, t):
-        "Data and noise (B, …) -> x (B, …) at times t (B,)."
+        "Data and noise (B, …) -> x (B, …) at times t (B,), from 0 to 1."
+        check_times(t)
         alpha, sigma = (append_dims(c, data) for c in self.coefficients(t)[:2])
         return alpha * data + sigma * noise
 
@@ -71,22 +73,34 @@ def to_velocity(self: Objective, output, x, t):
 
 # %% ../nbs/04_diffusion.ipynb #89022cf9
 @patch
+def check_times(self: Objective, t):
+    "ValueError for times t (B,) where velocity and loss are not finite; looks at the CPU's only."
+    check_times(t, *self.time_range, f'{type(self).__name__}: t')
+
+
+@patch
 def predict(self: Objective, model, x, t, condition=None):
     "What the model takes the (data, noise) in x (B, …) at t (B,) to be."
+    check_times(t)
     return self.to_data_and_noise(self.raw_prediction(model, x, t, condition), x, t)
 
 
 @patch
 def velocity(self: Objective, model, x, t, condition=None):
     "dx/dt of the probability-flow ODE at x (B, …), t (B,): what an ODE solver follows."
+    self.check_times(t)
     return self.to_velocity(self.raw_prediction(model, x, t, condition), x, t)
 
 
 @patch
 def score(self: Objective, model, x, t, condition=None):
     "grad log p_t(x) = −noise / sigma(t), (B, …): what an SDE solver needs as well."
+    self.check_times(t)
     _, noise = self.predict(model, x, t, condition)
-    return -noise / append_dims(self.coefficients(t)[1], x)
+    sigma = self.coefficients(t)[1]
+    if sigma.device.type == 'cpu' and not (sigma > 0).all():
+        raise ValueError('score: t must be below 1: clean data have no noise and no finite score')
+    return -noise / append_dims(sigma, x)
 
 # %% ../nbs/04_diffusion.ipynb #51929c66
 @patch
@@ -205,6 +219,7 @@ def weights(self: GaussianDiffusion, t):
 def loss(self: GaussianDiffusion, model, latents, condition, noise, t):
     """Per-sample terms (B,): 'loss', plain 'mse' and 'vlb' in bits per dimension (with a learned
     variance, Nichol & Dhariwal 2021, eq. 16, or with loss_weighting='vlb')."""
+    self.check_times(t)
     x = self.add_noise(latents, noise, t)
     out, extra = self.split_variance(model, x, t, condition)
     alpha, sigma = (append_dims(c, x) for c in self.coefficients(t)[:2])

@@ -17,9 +17,10 @@ from fastcore.basics import patch
 from torch import nn
 
 from .core.checks import check_choice, check_fields, check_number
-from .core.hub import MODELS, PretrainedMixin, load_strict
+from .core.hub import MODELS, PretrainedMixin, as_dtype, load_strict
 from .core.noise import fork_seed
 from .core.renames import old_names, renamed_attributes, renamed_fields, upgrade_fields
+from .core.sizes import check_machine, state_size, transformer_problems
 from .models.conditions import LabelEmbedder
 from .models.inflate import stretch_image_table
 from .models.layers import MLPS, NORMS, SwiGLU, biased_attention, make_norm, swiglu_hidden
@@ -91,6 +92,8 @@ def problems(self: DiTConfig):
         yield 'heads', f'{self.heads} do not divide the width {self.width}'
     if self.positions == 'rope' and head % 4:
         yield 'positions', f"'rope' turns a head's channels in fours, not {head}"
+    grid = [s // self.patch for s in self.size]
+    yield from transformer_problems(self, self.mlp_ratio, grid)
 
 
 @patch(cls_method=True)
@@ -289,6 +292,7 @@ class DiT(nn.Module, PretrainedMixin, library_name='minisora', license='apache-2
 
     def __init__(self, config, seed=0):
         super().__init__()
+        check_machine('DiT', config, config.mlp_ratio)
         self.config = c = config
         self.grid = (1, *(s // c.patch for s in c.size))
         self.layout = Joint()
@@ -323,12 +327,15 @@ def forward(self: DiT, x, t, y=None):
         raise ValueError(f'x must be (B, {", ".join(map(str, shape))}), not {tuple(x.shape)}')
     t = t.expand(len(x))                                                # (B,)
     z = self.output.scale_input(clip, t).squeeze(2)                     # (B, C, H, W)
+    dtype = self.x_embedder.proj.weight.dtype                           # may be of 16 bits
+    z = z.to(dtype)
     h, rope = self.embed_tokens(z)                                      # (B, N, D)
     e = self.condition(t, y)                                            # (B, D)
     for i in range(c.depth):
         h = self.layout.call_block(self, i, h, e, self.block_bias(i), rope)
     out = self.final_layer(h, e)                                        # (B, N, p·p·out)
     out = unpatchify(out, self.grid, (1, c.patch, c.patch))             # (B, out, 1, H, W)
+    out = out if dtype == x.dtype else out.to(x.dtype)
     out = self.output.to_velocity(clip, out, t)
     return out if x.ndim == 5 else out.squeeze(2)
 
@@ -404,18 +411,18 @@ def resize(model, size, method='scaled'):
     return load_strict(other, model.state_dict() | positions).train(model.training)
 
 # %% ../nbs/03_dit.ipynb #d02e35ac
-def load_diffusers_dit(folder):
+def load_diffusers_dit(folder, variant=None, torch_dtype=None):
     """The folder of a `DiTPipeline` or of its transformer, or a repository of the hub -> DiT, in
     eval mode.
 
-    Reads .safetensors, or .bin without unpickling. FileNotFoundError names what is not there,
-    ValueError the file and the key or field that is wrong."""
-    fields, state, file = read_diffusers_dit(folder)
-    try:
-        model = DiT(DiTConfig(**fields))
-    except ValueError as e:
-        raise ValueError(f'{file.parent / "config.json"}: {e}') from None
-    return load_strict(model, state_from_diffusers(state, model.grid[1:], file), file).eval()
+    Reads .safetensors, in one file or in shards, or .bin without unpickling; `variant` and
+    `torch_dtype` as in diffusers. FileNotFoundError names what is not there, ValueError the file
+    and the key or field that is wrong."""
+    dtype = as_dtype(torch_dtype)
+    fields, state, file = read_diffusers_dit(folder, variant)
+    model = DiT.from_config(fields, file.parent / 'config.json', state_size(state))
+    state = state_from_diffusers(state, model.grid[1:], file)
+    return load_strict(model, state, file).to(dtype).eval()
 
 # %% ../nbs/03_dit.ipynb #29902941
 def count_parameters(model):

@@ -20,6 +20,7 @@ from .core.renames import old_names, renamed_attributes, renamed_fields
 from .diffusion import Objective
 from .processes.bounds import mean_flat
 from .processes.schedules import append_dims
+from .processes.times import check_times
 
 # %% ../nbs/05_interpolants.ipynb #83bd2d98
 def path_coefficients(path, t):
@@ -51,6 +52,7 @@ def logit_normal_times(u, mean=0., std=1.):
 def timestep_shift(t, shift=1.):
     """Times moved towards the noise for shift > 1; 0 and 1 stay (Esser et al. 2024, eq. 23; t = 1 −
     sigma)."""
+    shift = check_number('shift', shift, above=0)
     return t / (t + shift * (1 - t))
 
 # %% ../nbs/05_interpolants.ipynb #57eead27
@@ -94,6 +96,14 @@ def time_range(self: Interpolant):
         return (0. if self.prediction == 'velocity' else 1e-3), 1 - 1e-3
     whole = self.prediction == 'velocity' and self.loss_weighting != 'likelihood'
     return (0., 1.) if whole else (1e-3, 1 - 1e-3)
+
+
+@patch
+def check_times(self: Interpolant, t):
+    "As `Objective.check_times`; a data prediction divides by sigma only, and is finite at t = 0."
+    low, high = self.time_range
+    low = 0. if self.prediction == 'data' else low
+    check_times(t, low, high, f'{type(self).__name__}, prediction {self.prediction!r}: t')
 
 
 @patch
@@ -203,6 +213,9 @@ def weights(self: Interpolant, t):
     one = torch.ones_like(sigma)
     noise = dict(velocity=1 / lam, noise=one, data=alpha / sigma, score=sigma)[self.prediction]
     weight = noise ** 2 * (lam ** 2 if self.loss_weighting == 'velocity' else lam / sigma)
+    if self.prediction == 'data':                # at t = 0, where lam is infinite, the limit
+        limit = d_alpha ** 2 if self.loss_weighting == 'velocity' else torch.zeros_like(sigma)
+        weight = torch.where(alpha > 0, weight, limit)
     return weight.clamp(max=self.max_weight).float()
 
 
@@ -210,6 +223,7 @@ def weights(self: Interpolant, t):
 def loss(self: Interpolant, model, latents, condition, noise, t):
     """Per-sample terms (B,): 'loss', weighted; 'mse', plain; with `temporal_diff_weight` also
     'change', with `jerk_weight` also 'jerk' (clips of three frames and more)."""
+    self.check_times(t)
     x = self.add_noise(latents, noise, t)
     out = self.raw_prediction(model, x, t, condition)
     error = out - self.target(latents, noise, t)                        # (B, C, T, H, W)

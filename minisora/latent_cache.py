@@ -14,14 +14,18 @@ from fastcore.basics import patch
 
 from .core.checks import check_choice
 from .core.noise import flip_mask, posterior_noise
+from .core.pairs import innermost
 from .core.renames import old_names, renamed_attributes
 from .latents.cache_encode import eval_mode
 from .latents.cache_format import (find_damage, finish_interrupted_publish, num_views,
                                            read_manifest)
 from .latents.cache_import import IdentityEncoder, LatentClips, NpyFolder
-from .latents.cache_plan import (
-    as_clip_dataset, autoencoder_config, autoencoder_fingerprint, plan_cache, same_autoencoder)
+from minisora.latents.cache_plan import (
+    as_clip_dataset, autoencoder_config, autoencoder_fingerprint, latents_fingerprint, plan_cache,
+    same_autoencoder)
 from .latents.cache_reader import MappedShards, TextRows, empty_batch
+from .latents.cache_resume import note_unreadable
+from .latents.cache_verified import VerifiedFiles
 from .latents.cache_writer import (encode_shards, open_work_folder, publish, rank_and_world,
                                            rewrite_shards)
 
@@ -53,6 +57,8 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
         plan = plan_cache(clips, autoencoder, count, batch_size, shard_size, dtype, moments,
                           sample_seed, per_channel, flips)
         plan = open_work_folder(path, part, plan, overwrite, world_size)
+        if plan and not rank:
+            note_unreadable(part, clips)
         shards = plan and encode_shards(path, part, plan, clips, autoencoder, rank, world_size,
                                         patience, progress)
     if shards:                            # None: another call, or another rank, has published them
@@ -65,7 +71,7 @@ def verify_cache(path, check=True):
 
     `check='size'` skips the checksums. FileNotFoundError, ValueError: there is no cache, or its
     manifest is damaged."""
-    return find_damage(path, read_manifest(path), check)
+    return find_damage(path, read_manifest(path), check, VerifiedFiles(path, again=True))
 
 
 def _check_encoder(path, manifest, autoencoder):
@@ -78,7 +84,7 @@ def _check_encoder(path, manifest, autoencoder):
 
 def _check_whole(path, manifest, check, autoencoder):
     "ValueError: a shard is damaged, or, where one is given, another autoencoder encoded."
-    problems = find_damage(path, manifest, check)
+    problems = find_damage(path, manifest, check, VerifiedFiles(path) if check is True else None)
     if problems:
         raise ValueError('; '.join(problems.values()))
     if autoencoder is not None:
@@ -91,12 +97,13 @@ class LatentCache(torch.utils.data.Dataset):
     normalized, (C, T, h, w) or (B, C, T, h, w); index; with a vocabulary condition, int64).
 
     `vocabulary` is anything with `encode(caption) -> LongTensor (slots,)`, or the name of an
-    integer attribute, such as 'label'. `check=True` compares the sha256 of every file, 'size' only
-    heads and sizes. With `autoencoder` it is an error if another one encoded. A cache of moments
-    gives a new sample per (seed, epoch, index), or means with `sample=False`; one with mirror
-    images shows each sample as it is or flipped, by (seed, epoch, index), or never flipped with
-    `flip=False`. `raw=True` gives what is stored (and with int8 a 'scale'): not normalized, not
-    sampled, fewer bytes to move to a GPU, where `normalize` does the rest.
+    integer attribute, such as 'label'. `check=True` compares the sha256 of every file that changed
+    since it was last compared, 'size' only heads and sizes. With `autoencoder` it is an error if
+    another one encoded. A cache of moments gives a new sample per (seed, epoch, index), or means
+    with `sample=False`; one with mirror images shows each sample as it is or flipped, by (seed,
+    epoch, index), or never flipped with `flip=False`. `raw=True` gives what is stored (and with
+    int8 a 'scale'): not normalized, not sampled, fewer bytes to move to a GPU, where `normalize`
+    does the rest.
 
     FileNotFoundError, ValueError: the cache is not there, or not whole; the message names it."""
 
@@ -123,6 +130,12 @@ class LatentCache(torch.utils.data.Dataset):
         return self.manifest['samples']
 
 # %% ../nbs/02_latent_cache.ipynb #403d4a51
+@patch(as_prop=True)
+def fingerprint(self: LatentCache):
+    "16 hex digits of the latents as they are stored; captions and places do not count."
+    return latents_fingerprint(self.manifest)
+
+
 @patch
 def _set_scale(self: LatentCache, per_channel):
     if per_channel is None:
@@ -140,6 +153,17 @@ def normalize(self: LatentCache, z, scale=None):
     int8 numbers need their `scale` (…, C, 1, 1, 1)."""
     z = z.float() if scale is None else z * scale
     return (z - self.mean.to(z.device)) * self.scale.to(z.device)
+
+
+@patch
+def normalize_as(self: LatentCache, other):
+    "From now on by the mean and standard deviation of another cache, as for validation; self."
+    other = innermost(other)
+    if other.mean.numel() not in (1, self.shape[0]):
+        raise ValueError(f'{self.path} has {self.shape[0]} channels, not {other.mean.numel()}')
+    for name in ('mean', 'std', 'scale'):
+        setattr(self, name, getattr(other, name))
+    return self
 
 
 @patch

@@ -18,9 +18,10 @@ from .clips import OBJECTS, shape_sdf
 from .core.checks import check_choice
 from .core.renames import old_names
 from .evaluation.foreground import (as_pixels, foreground_saliency, foreground_track,
-                                            take_clips)
+                                            shown_clips, take_clips)
 from .evaluation.frechet import (as_features, density_coverage, frechet_distance,
-                                         frechet_infinity, frechet_interval, precision_recall)
+                                         extrapolated, frechet_infinity, frechet_interval,
+                                         precision_recall, regions)
 from .evaluation.intervals import binomial_interval, bootstrap_interval
 from .evaluation.judge import attribute_accuracy
 from .evaluation.samples import GeneratedClips
@@ -217,18 +218,16 @@ def gaussian_frechet(mean_a, cov_a, mean_b, cov_b):
     return max(d.item(), 0.)
 
 # %% ../nbs/09_metrics.ipynb #a57fd8ce
-def _feature_measures(generated, real, k=5, rounds=30):
+def _feature_measures(generated, real, shown, k=5, rounds=30):
     """All that features (M, D) of generated and (N, D) of real clips say: dict(n, n_real,
     dimensions, frechet, frechet_interval, frechet_extrapolated, precision, recall, density,
-    coverage, k)."""
-    few = min(len(generated), len(real)) < 16
+    coverage, k). `shown` (M,): which generated clips have something in them."""
     return dict(
         n=len(generated), n_real=len(real), dimensions=generated.shape[1],
         frechet=frechet_distance(real, generated),
         frechet_interval=frechet_interval(real, generated, rounds),
-        frechet_extrapolated=None if few else frechet_infinity(real, generated),
-        **precision_recall(real, generated, k),
-        **density_coverage(real, generated, k),
+        frechet_extrapolated=extrapolated(real, generated),
+        **regions(generated, real, shown, k),
         k=k)
 
 
@@ -244,6 +243,7 @@ def evaluate(clips, real=None, judge=None, wanted=None, networks=(), k=5, batch=
     if judge is not None and wanted is None and isinstance(clips, (torch.Tensor, GeneratedClips)):
         raise ValueError('a judge needs to know what was asked for: wanted=…')
     report = _motion_measures(clips, batch)
+    shown = shown_clips(clips, batch) if networks else None
     if judge is not None:
         report |= attribute_accuracy(judge, clips, wanted)
     if real is not None:
@@ -251,21 +251,32 @@ def evaluate(clips, real=None, judge=None, wanted=None, networks=(), k=5, batch=
     for network in networks:
         generated_features = network(clips, progress)
         real_features = network(real, progress)
-        report[network.distance_name] = _feature_measures(generated_features, real_features, k)
+        report[network.distance_name] = _feature_measures(generated_features, real_features,
+                                                          shown, k)
     return report
 
 # %% ../nbs/09_metrics.ipynb #f8da78e5
+def _row_line(row):
+    return '  '.join(f'{name} {value:.3g}' if isinstance(value, float) else f'{name} {value}'
+                     for name, value in row.items())
+
+
 def _report_lines(report, indent=''):
     "The lines of a report; what has parts comes last."
-    for name, value in sorted(report.items(), key=lambda item: isinstance(item[1], dict)):
+    for name, value in sorted(report.items(), key=lambda item: isinstance(item[1], dict | list)):
         if name.endswith('_interval'):
             continue
         if isinstance(value, dict):
             yield f'{indent}{name}'
             yield from _report_lines(value, indent + '  ')
             continue
+        if isinstance(value, list):                             # a line for each row
+            yield f'{indent}{name}'
+            yield from (f'{indent}  {_row_line(row)}' for row in value)
+            continue
         low, high = report.get(f'{name}_interval', (None, None))
         number = f'{value:.4g}' if isinstance(value, float) else str(value)
+        number = 'too few' if value is None and name == 'frechet_extrapolated' else number
         interval = '' if low is None else f'  [{low:.3g}, {high:.3g}]'
         yield f'{indent}{name:{26 - len(indent)}} {number:>8}{interval}'
 

@@ -19,7 +19,9 @@ from .autoencoder import load_autoencoder
 from .core.checks import check_choice, check_int, check_number, did_you_mean
 from .core.files import atomic_folder, read_json, write_json
 from .core.hub import MODELS
+from .core.pairs import objective_problem, output_problem, scale_problem
 from .core.protocols import device_of
+from .core.provenance import MadeFrom, weights_fingerprint
 from .core.renames import old_names
 from .data.pictures import resize_crop
 from .data.video import to_float
@@ -28,10 +30,10 @@ from .frames import FrameConditionedModel, generate_long, sample_continuation
 from .interpolants import objective_from_dict
 from .latents.cache_plan import autoencoder_fingerprint, same_autoencoder
 from minisora.pipeline_checks import (
-    TO_PIPELINE, as_statistic, check_sampling, latent_shape_of, options_of_call, output_problem,
+    TO_PIPELINE, as_statistic, check_kinds, check_sampling, latent_shape_of, options_of_call,
     word_problem)
 from .pipeline_output import VideoPipelineOutput, convert_frames
-from .recipe import read_recipe
+from .recipe import read_captions, read_recipe, read_statistics
 from .sampling import renoise_average, sample
 
 # %% ../nbs/94_pipeline.ipynb #a9b255b2
@@ -54,15 +56,13 @@ class VideoPipeline:
     def __post_init__(self):
         if self.objective is None:
             raise ValueError('VideoPipeline: objective=… is missing')
+        check_kinds(self.autoencoder, self.vocabulary)
         channels, *size = latent_shape_of(self.model, self.objective)
         spec = self.autoencoder.spec
         if spec.channels != channels:
             raise ValueError(f'VideoPipeline: the model makes latents of {channels} channels, '
                              f'{spec.name} has {spec.channels}')
-        for problem in (output_problem(self.model, self.objective),
-                        word_problem(self.model, self.vocabulary)):
-            if problem:
-                raise ValueError(f'VideoPipeline: {problem}')
+        self._check_pairs()
         self.mean = as_statistic('mean', self.mean, channels)
         self.std = as_statistic('std', self.std, channels)
         self.fps = check_number('fps', self.fps, above=0)
@@ -73,6 +73,17 @@ class VideoPipeline:
         words = '' if self.vocabulary is None else f'{len(self.vocabulary.words)} words, '
         return (f'VideoPipeline({type(self.model).__name__}, {words}clips of {self.clip_shape}, '
                 f'{self.fps:g} frames per second)')
+
+# %% ../nbs/94_pipeline.ipynb #6168863e
+@patch
+def _check_pairs(self: VideoPipeline):
+    "ValueError where model, objective, words and statistics do not belong together."
+    for problem in (output_problem(self.model, self.objective),
+                    objective_problem(self.model, self.objective),
+                    word_problem(self.model, self.vocabulary),
+                    scale_problem(self.model, self.mean, self.std)):
+        if problem:
+            raise ValueError(f'VideoPipeline: {problem}')
 
 # %% ../nbs/94_pipeline.ipynb #d5e27534
 @patch(as_prop=True)
@@ -201,6 +212,8 @@ def index_list(index, count):
     if index is None:
         return list(range(count))
     index = index.tolist() if torch.is_tensor(index) else index
+    if not hasattr(index, '__iter__'):
+        raise ValueError(f'index must be a list of whole numbers, not {index!r}')
     index = [check_int('index', i, minimum=0) for i in index]
     if len(index) != count:
         raise ValueError(f'index has {len(index)} numbers for {count} clips')
@@ -321,19 +334,31 @@ def saved_parts(file):
         objective=objective_from_dict(about['objective']), mean=about['mean'], std=about['std'],
         fps=about['fps'], sampling=about.get('sampling', about.get('options', {})))
 
-
+# %% ../nbs/94_pipeline.ipynb #04846980
 def run_parts(file):
     "The parts in the folder of a run, by its recipe.json."
     recipe = read_recipe(file)
-    latents = read_json(file.with_name('model') / 'latents.json')
-    captions = read_json(file.with_name('captions.json'), list)
+    statistics = read_statistics(file.with_name('model') / 'latents.json')
+    captions = read_captions(file.with_name('captions.json'))
+    check_parts(file.parent)
     tuned = file.with_name('decoder')
     is_tuned = recipe.decoder_steps or tuned.is_dir()
     autoencoder = tuned if is_tuned else file.with_name('autoencoder')
     return dict(
         autoencoder=load_autoencoder(autoencoder), vocabulary=recipe.vocabulary(captions),
-        objective=recipe.objective(), mean=latents['mean'], std=latents['std'],
-        sampling=recipe.sampling())
+        objective=recipe.objective(), sampling=recipe.sampling(), **statistics)
+
+
+def check_parts(folder):
+    "ValueError where a run's model or decoder was trained beside other weights than are there."
+    made_from = MadeFrom(folder)
+    for stage, parts in dict(model=['autoencoder'], decoder=['autoencoder', 'model']).items():
+        now = {part: weights_fingerprint(folder / part) for part in parts}
+        now = {part: value for part, value in now.items() if value is not None}
+        reasons = made_from.changes(stage, now) if (folder / stage).is_dir() else ()
+        if reasons:
+            raise ValueError(f'{folder / stage} was made from something else: '
+                             f'{"; ".join(reasons)}')
 
 # %% ../nbs/94_pipeline.ipynb #1453a1fa
 def local_folder(name):
@@ -399,6 +424,9 @@ def from_fit(cls: VideoPipeline, result, autoencoder, vocabulary=None, fps=None,
         vocabulary = known
     mean = getattr(data, 'mean', 0.) if mean is None else mean
     std = getattr(data, 'std', 1.) if std is None else std
+    shift = getattr(result.objective, 'shift', None)
+    if shift is not None:
+        sampling = dict(shift=shift) | sampling                         # as it was trained
     return cls(result.ema, autoencoder, vocabulary, result.objective, mean, std,
                8. if fps is None else fps, sampling)
 

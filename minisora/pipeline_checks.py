@@ -10,8 +10,9 @@ import inspect
 
 import torch
 
-from .core.checks import check_int, did_you_mean
+from .core.checks import check_int, check_number, did_you_mean
 from .core.protocols import model_latent_shape
+from .data.vocabulary import Vocabulary
 from .diffusion import ddpm_sample_iter
 from .frames import FrameConditionedModel
 from .sampling import ddim_iter, ode_iter, sample, sample_iter, sde_iter
@@ -23,22 +24,14 @@ def latent_shape_of(model, objective):
         return FrameConditionedModel(model).latent_shape
     return model_latent_shape(model)
 
-
-def output_problem(model, objective):
-    "Why a model's answer is not what the objective asks for, or ''."
-    config = getattr(model, 'config', None)
-    output = getattr(config, 'output', config)            # a DiT has these fields itself
-    kind = getattr(output, 'kind', 'direct')
-    asked = getattr(objective, 'prediction', 'velocity')
-    if kind != 'direct' and asked != 'velocity':
-        return f'a model with output={kind!r} gives a velocity, the objective wants {asked!r}'
-    variance = getattr(output, 'learn_sigma', False)
-    wanted = getattr(objective, 'variance', '') == 'learned-range'
-    if variance and not wanted:
-        return 'the model predicts a variance, and the objective does not use one'
-    if wanted and not variance:
-        return 'the objective needs a variance, and the model does not predict one'
-    return ''
+# %% ../nbs/93_pipeline_checks.ipynb #983c5416
+def check_kinds(autoencoder, vocabulary):
+    "ValueError where these are not an autoencoder, and a vocabulary or None."
+    if not hasattr(autoencoder, 'spec'):
+        raise ValueError('VideoPipeline: autoencoder must have encode, decode and spec, not be '
+                         f'{type(autoencoder).__name__}')
+    if not isinstance(vocabulary, Vocabulary | None):
+        raise ValueError(f'VideoPipeline: vocabulary must be a Vocabulary, not {vocabulary!r}')
 
 
 def word_problem(model, vocabulary):
@@ -105,4 +98,8 @@ def options_of_call(usual, given):
     for name in given:
         if name not in known:
             raise ValueError(f'solver {solver!r} has no option {name!r}')
-    return {name: value for name, value in (usual | given).items() if name in known}
+    options = {name: value for name, value in (usual | given).items() if name in known}
+    for name in ('guidance_scale', 'eta'):
+        if options.get(name) is not None:
+            options[name] = check_number(name, options[name])
+    return options

@@ -77,7 +77,7 @@ def save(self: VideoPipelineOutput, path, scale=1):
 
     `scale`, a whole number, enlarges each pixel. Of several clips the files are numbered,
     ring-0.mp4 … Returns the path, or a list of paths. ValueError: another suffix."""
-    path = Path(path)
+    path = Path(path).expanduser()
     check_choice(f'{path}: the suffix', path.suffix.lower(), SUFFIXES)
     check_choice('output_type of what is saved', self.output_type, ('pt',))
     check_int('scale', scale)

@@ -7,18 +7,24 @@ __all__ = ['euler', 'heun', 'midpoint', 'rk4', 'get_solver', 'time_grid', 'cfg_m
            'renoise_average', 'log_likelihood']
 
 # %% ../nbs/06_sampling.ipynb #6678654c
+import inspect
+
 import torch
 from tqdm.auto import tqdm
 
+from .core.arguments import known_keywords, plain_value
 from .core.checks import check_choice, check_int, check_number
 from .core.noise import indexed_noise
 from .core.protocols import device_of, model_latent_shape
 from .core.renames import old_names
-from .diffusion import GaussianDiffusion
+from .diffusion import GaussianDiffusion, ddpm_sample_iter
 from .interpolants import timestep_shift
 from .processes.adaptive import dopri5, dopri5_iter
 from .processes.likelihood import (Likelihood, bits_per_dimension, hutchinson_probes,
                                            integrate_density)
+from .processes.requests import (as_condition, as_noise, check_asked, check_guidance,
+                                         check_options, choose_shift, in_own_precision,
+                                         resolve_indices)
 from .processes.schedules import append_dims
 from .processes.stochastic import (diffusion_and_drift, euler_maruyama_step, heun_sde_step,
                                            last_sde_step)
@@ -59,8 +65,8 @@ def get_solver(name):
 # %% ../nbs/06_sampling.ipynb #077b6dd7
 def time_grid(steps, shift=1., interval=(0., 1.)):
     "steps + 1 times from noise to data, a list; shift > 1 puts more of them near the noise."
-    steps = check_int('steps', steps)
-    check_number('shift', shift, above=0)
+    steps = check_int('steps', plain_value(steps))
+    shift = check_number('shift', plain_value(shift), above=0)
     low, high = interval
     even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     return (low + (high - low) * timestep_shift(even, shift)).tolist()
@@ -106,6 +112,7 @@ def cfg_model(model, guidance=1.5, null=None, interval=(0., 1.), channels='all')
     from its config; without one there is no guidance. `interval`: the times at which to guide.
     `channels`: 'all' of x's, 'dit' for the first three, or a number; the others, and a variance,
     are the conditional model's. Ho & Salimans 2022, eq. 6, with w = guidance − 1."""
+    guidance, interval = check_guidance(guidance, interval)
     null = getattr(model, 'null_id', None) if null is None else null
     if guidance == 1 or null is None:
         return model
@@ -231,23 +238,6 @@ def ddim_iter(model, objective, x, condition=None, steps=50, shift=1., eta=0., s
         x = objective.add_noise(data, noise, torch.full_like(at, b))
     yield 1., x, x
 
-# %% ../nbs/06_sampling.ipynb #6ca49920
-def resolve_indices(condition, n, index, noise):
-    """The indices of the samples asked for; a ValueError if two of the arguments disagree on their
-    number."""
-    given = dict(index=index, condition=condition, noise=noise)
-    sizes = {name: len(value) for name, value in given.items() if value is not None}
-    if n is not None:
-        sizes['n'] = n
-    if not sizes:
-        raise ValueError('say how many samples: condition, n, index or noise')
-    if len(set(sizes.values())) > 1:
-        counts = ', '.join(f'{name} {size}' for name, size in sizes.items())
-        raise ValueError(f'not the same number of samples: {counts}')
-    if index is None:
-        return list(range(next(iter(sizes.values()))))
-    return [int(i) for i in index]
-
 # %% ../nbs/06_sampling.ipynb #6cb980e0
 @torch.no_grad()
 def sample_iter(model, objective, condition=None, n=None, shape=None, steps=50, solver='euler',
@@ -258,14 +248,17 @@ def sample_iter(model, objective, condition=None, n=None, shape=None, steps=50, 
 
     Arguments as for `sample`; `options` go to the solver (sde: form, norm, last, last_size, method;
     ddim: eta; dopri5: atol, rtol, together; every ODE solver: reverse)."""
+    check_asked(model, objective)
+    condition = as_condition(condition, model)
     index = resolve_indices(condition, n, index, noise)
     device = device_of(model) if device is None else device
     if noise is None:
         x, _ = indexed_noise(seed, 0, index, shape or model_latent_shape(model), device)
     else:
-        x = noise.to(device)
+        x = as_noise(noise, getattr(model, 'latent_shape', None)).to(device)
     condition = None if condition is None else condition.to(device)
-    guided = cfg_model(model, guidance, interval=guidance_interval, channels=guidance_channels)
+    asked = in_own_precision(model, x.dtype)
+    guided = cfg_model(asked, guidance, interval=guidance_interval, channels=guidance_channels)
     states = _make_sampler(solver, guided, objective, x, condition, steps, shift, seed, index,
                            options)
     training = getattr(model, 'training', False)
@@ -281,10 +274,23 @@ def sample_iter(model, objective, condition=None, n=None, shape=None, steps=50, 
 _SOLVERS = ('euler', 'heun', 'midpoint', 'rk4', 'dopri5', 'sde', 'ancestral', 'ddim')
 
 
+def _solver_functions(objective):
+    "The function behind each solver, for an objective."
+    functions = dict.fromkeys(_SOLVERS, ode_iter) | dict(sde=sde_iter, ddim=ddim_iter)
+    if isinstance(objective, GaussianDiffusion):
+        return functions | dict(ancestral=ddpm_sample_iter, ddim=ddpm_sample_iter)
+    return {name: function for name, function in functions.items() if name != 'ancestral'}
+
+
 def _make_sampler(solver, model, objective, x, condition, steps, shift, seed, index, options):
     """The generator of that solver; a ValueError if there is none, or it is not for this
     objective."""
     check_choice('solver', solver, _SOLVERS)
+    functions = _solver_functions(objective)
+    if solver not in functions:
+        raise ValueError(f'solver {solver!r} is for a GaussianDiffusion; '
+                         f'the objective is {type(objective).__name__}')
+    check_options(options, solver, functions, inspect.signature(sample).parameters)
     random = dict(steps=steps, seed=seed, index=index, **options)
     if solver == 'sde':
         return sde_iter(model, objective, x, condition, shift=shift, **random)
@@ -292,28 +298,30 @@ def _make_sampler(solver, model, objective, x, condition, steps, shift, seed, in
         return ode_iter(model, objective, x, condition, steps, solver, shift, **options)
     if isinstance(objective, GaussianDiffusion):
         return objective.sample_iter(model, x, condition, solver=solver, **random)
-    if solver == 'ddim':
-        return ddim_iter(model, objective, x, condition, shift=shift, **random)
-    raise ValueError(f'solver {solver!r} is for a GaussianDiffusion; '
-                     f'the objective is {type(objective).__name__}')
+    return ddim_iter(model, objective, x, condition, shift=shift, **random)
 
 # %% ../nbs/06_sampling.ipynb #d3051049
 def sample(model, objective, condition=None, n=None, shape=None, steps=50, solver='euler',
-           guidance=1.5, guidance_interval=(0., 1.), shift=1., seed=0, index=None, noise=None,
+           guidance=1.5, guidance_interval=(0., 1.), shift=None, seed=0, index=None, noise=None,
            batch_size=None, progress=False, device=None, **options):
     """Latents (B, C, T, H, W), one per row of `condition` (B, …), or `n` of an unconditional
     model.
 
     `solver`: euler, heun, midpoint, rk4, dopri5, sde or ddim; for a GaussianDiffusion also
     ancestral. `guidance` 1: none; `guidance_channels`: 'all', or 'dit' for the first three as DiT's
-    own code. `shift` > 1: more steps near the noise. Sample i starts from indexed_noise(seed, 0,
-    i), or from `noise` (B, C, …), and is the same for any `batch_size`. `index`: the i's, 0 … B−1
-    if left out. Errors name the argument."""
+    own code. `shift` > 1 (1 if left out): more steps near the noise. Sample i starts from
+    indexed_noise(seed, 0, i), or from `noise` (B, C, …), and is the same for any `batch_size`.
+    `index`: the i's, 0 … B−1 if left out. dopri5 asks the network for each sample alone, B times as
+    often as for one; `together=True`: one step size for the batch. Errors name the argument."""
+    check_asked(model, objective)
+    condition = as_condition(condition, model)
     index = resolve_indices(condition, n, index, noise)
-    size = check_int('batch_size', batch_size or max(len(index), 1))
+    size = len(index) if batch_size is None else check_int('batch_size', plain_value(batch_size))
+    steps = [*map(plain_value, steps)] if isinstance(steps, (list, tuple)) else plain_value(steps)
+    shift = choose_shift(shift, model)
     same = dict(shape=shape, steps=steps, solver=solver, guidance=guidance, shift=shift, seed=seed,
                 device=device, guidance_interval=guidance_interval, **options)
-    steps_per_batch = sum(steps) if isinstance(steps, (list, tuple)) else steps
+    steps_per_batch = sum(steps) if isinstance(steps, list) else check_int('steps', steps)
     total = -(-len(index) // size) * steps_per_batch
     done = []
     with tqdm(total=total, disable=not progress, desc='sampling', leave=False) as bar:
@@ -337,7 +345,7 @@ def invert_ode(model, objective, data, condition=None, steps=50, solver='heun', 
     data again, up to the solver's error; guidance above 1 magnifies it. Options and errors as for
     `sample`."""
     return sample(model, objective, condition, steps=steps, solver=solver, guidance=guidance,
-                  noise=data, reverse=True, **options)
+                  noise=as_noise(data, what='data'), reverse=True, **options)
 
 # %% ../nbs/06_sampling.ipynb #824224c5
 @torch.no_grad()
@@ -349,7 +357,12 @@ def renoise_average(model, objective, x, condition=None, t=.5, times=4, seed=0, 
     What the model gets wrong in one way with one noise and in another with the next averages out,
     and so does some detail: the smaller t, the more. Noise k of sample i is indexed_noise(seed,
     10⁶ + k, i): any `batch_size` gives the same. Network calls: `times`."""
+    check_asked(model, objective)
+    t = check_number('t', plain_value(t), *objective.time_range)
+    times = check_int('times', plain_value(times))
+    x = as_noise(x, what='x')
     index = range(len(x)) if index is None else index
+    model = in_own_precision(model, x.dtype)
     done = []
     for rows in torch.arange(len(x)).split(batch_size):
         part = x[rows]
@@ -376,6 +389,8 @@ def log_likelihood(model, objective, data, condition=None, steps=50, solver='heu
     (seed, index), so that it does not depend on the batch. `width` as for `bits_per_dimension`.
     Guidance has no density: none here."""
     check_choice('solver', solver, ('euler', 'heun', 'midpoint', 'rk4', 'dopri5'))
+    check_asked(model, objective)
+    data = as_noise(data, what='data')
     times = time_grid(steps, shift, objective.time_range)[::-1]
 
     def solve(v, state):
@@ -386,7 +401,7 @@ def log_likelihood(model, objective, data, condition=None, steps=50, solver='heu
             state = get_solver(solver)(v, state, a, b)
         return state
 
-    counter = CallCounter(model)
+    counter = CallCounter(in_own_precision(model, data.dtype))
     probes = hutchinson_probes(data, exact, probes, seed, index)
     rows = 1 if solver == 'dopri5' else len(data)
     log_density, noise = integrate_density(counter, objective, data, condition, probes, solve, rows)

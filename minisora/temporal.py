@@ -17,6 +17,7 @@ from .core.checks import check_choice, check_fields
 from .core.hub import MODELS, PretrainedMixin, fields_to_dict, load_strict
 from .core.noise import fork_seed
 from .core.renames import old_names, renamed_attributes
+from .core.sizes import check_machine, transformer_problems
 from .dit import (
     DiTBlock, FinalLayer, TimestepEmbedder, init_weights, patchify, position_buffers, unpatchify)
 from .models.conditions import CONDITIONS, Unconditional, WordCondition
@@ -24,7 +25,7 @@ from .models.flat_config import accepts_flat, flat_wrappers, is_flat, nest_mixed
 from .models.inflate import (
     check_positions, load_image_weights, stretch_bias_table, stretch_time_table)
 from .models.layers import BlockConfig
-from .models.layouts import LAYOUTS, Factorized, Joint, as_part
+from .models.layouts import LAYOUTS, Factorized, Joint, as_part, part_from_fields
 from minisora.models.positions import (
     POSITIONS, InflatedPositions, LattePositions, Positions, RelativePositionBias, RopePositions,
     SinCosPositions)
@@ -59,7 +60,8 @@ class VideoDiTConfig:
             part = as_part(registry, getattr(self, name), 'VideoDiTConfig.')
             object.__setattr__(self, name, part)
         if isinstance(self.block, dict):
-            object.__setattr__(self, 'block', BlockConfig(**self.block))
+            block = part_from_fields(BlockConfig, self.block, 'VideoDiTConfig.block')
+            object.__setattr__(self, 'block', block)
         self.check()
 
     @property
@@ -81,6 +83,8 @@ def check(self: VideoDiTConfig):
         raise ValueError(f'VideoDiTConfig.width: {self.width} is not a multiple of 4')
     if self.width % self.heads:
         raise ValueError(f'VideoDiTConfig.heads: {self.heads} do not divide the width {self.width}')
+    for name, problem in transformer_problems(self, self.block.mlp_ratio, self.grid):
+        raise ValueError(f'VideoDiTConfig.{name}: {problem}')
     for part in (self.positions, self.layout, self.condition):
         for name, problem in part.problems(self):
             raise ValueError(f'VideoDiTConfig.{name}{problem}')
@@ -116,6 +120,7 @@ class VideoDiT(nn.Module, PretrainedMixin, library_name='minisora', license='apa
 
     def __init__(self, config, seed=0):
         super().__init__()
+        check_machine('VideoDiT', config, config.block.mlp_ratio)
         self.config = c = config
         self.grid = c.grid
         self.layout = c.layout
@@ -154,7 +159,8 @@ def forward(self: VideoDiT, x, t, y=None):
     c = self.config
     images, grid = self.infer_layout(x)
     t = t.expand(len(x))
-    h = patchify(c.output.scale_input(x, t), c.patch)                       # (B, N, numbers)
+    dtype = self.x_embedder.weight.dtype                                    # may be of 16 bits
+    h = patchify(c.output.scale_input(x, t), c.patch).to(dtype)             # (B, N, numbers)
     h = c.positions.add(self, self.x_embedder(h), grid)                     # (B, N, D)
     time = self.t_embedder(t)                                               # (B, D)
     steering, tokens = c.condition(self, time, y, images)                   # (B or B · F, D)
@@ -165,6 +171,7 @@ def forward(self: VideoDiT, x, t, y=None):
     out = self.final_layer(rows, steering)
     out = out.reshape(len(x), -1, out.shape[-1])                            # (B, N, numbers)
     out = unpatchify(out, (grid[0] + images, *grid[1:]), c.patch)           # (B, out, T, H, W)
+    out = out if dtype == x.dtype else out.to(x.dtype)
     return c.output.to_velocity(x, out, t)
 
 # %% ../nbs/07_temporal.ipynb #32539944

@@ -8,12 +8,14 @@ __all__ = ['validation_loss', 'select_ema', 'fit', 'estimate_cost', 'plot_agains
 # %% ../nbs/08_train.ipynb #100ff026
 import copy
 import math
+from contextlib import closing
 from types import SimpleNamespace
 
 import torch
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
+from .core.arguments import known_keywords
 from .core.noise import indexed_noise
 from .core.optim import learning_rate, set_lr
 from .core.protocols import device_of
@@ -25,6 +27,7 @@ from .training.batches import (as_dataset, get_batch, make_loader, split_by_buck
 from .training.distributed import Distributed, join_processes
 from .training.ema import ema_decay_at
 from .training.estimate import estimate_from_trials, trial_arguments
+from .training.init_from import init_from
 from .training.inputs import (check_loss_terms, draw_noise, sample_times, seed_torch,
                                       stratified_uniforms, time_range)
 from .training.memory import is_out_of_memory
@@ -93,7 +96,7 @@ def loop(self: _Trainer):
     progress = tqdm(total=args.steps, initial=self.step, disable=not shown, unit='step')
     self.stopwatch.lap(self.samples_seen)
     with self.signals, progress as bar:
-        for batch in loader:
+        for batch in self.saved_if_it_fails(loader):
             self.update(batch)
             self.signals.agree()
             self.record(bar)
@@ -107,15 +110,6 @@ def loop(self: _Trainer):
     self.processes.wait()
     if self.signals.stop:
         self.raise_interrupted()
-
-
-@patch
-def draw_sample(self: _Trainer):
-    "Call `on_sample` with the average, on rank 0, if this is a step for it."
-    if self.args.on_sample and self.step % (self.args.sample_every or self.args.steps) == 0:
-        ema = self.unsharded(self.ema)
-        if self.processes.is_main:
-            self.args.on_sample(self.step, ema)
 
 # %% ../nbs/08_train.ipynb #35f07ee4
 @patch
@@ -297,7 +291,7 @@ def result(self: _Trainer):
 @patch
 def train(self: _Trainer):
     "The whole run; FitResult, or BatchTooLarge if memory runs out."
-    with self.as_trained():
+    with self.as_trained(), closing(self.folder):
         self.open_or_resume()
         try:
             if self.processes.is_main:
@@ -313,6 +307,7 @@ def train(self: _Trainer):
         raise batch_too_large(self)
 
 # %% ../nbs/08_train.ipynb #2bf354e0
+@known_keywords
 def fit(model, data, objective, *, steps,     # what is trained, on what, for what; updates
         out=None, resume=True,         # the run's folder, None: no files; False: refuse a run there
         stop_at=None,                  # stop early; the schedule still spans `steps`
@@ -338,8 +333,8 @@ def fit(model, data, objective, *, steps,     # what is trained, on what, for wh
     model: called as model(x (B, C, T, H, W), t (B,), condition); trained in place. data: map-style
     dataset of dict(latents, condition), or a pair of such tensors. objective: `sample_times(u)`,
     `loss(model, latents, condition, noise, t)` -> {'loss': (B,), …}. On a CPU the result does not
-    depend on where it was stopped, bit for bit. ValueError names the field if the run in `out` was
-    another one; CheckpointError, NonFiniteLoss, BatchTooLarge; Interrupted once the step is saved.
+    depend on where it was stopped, bit for bit. ValueError, before anything is written, names what
+    does not fit; CheckpointError, NonFiniteLoss, BatchTooLarge; Interrupted once the step is saved.
     Under torchrun or `accelerate launch` rank 0 writes; with `shard` whole models come back."""
     args = SimpleNamespace(**locals())
     processes = join_processes(device, shard)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .core.files import atomic_file
 from .core.renames import old_names
@@ -135,6 +135,67 @@ def compare_clips(rows, captions=None, fps=8, scale=2):
         out.append(f'<tr>{label}{cells}</tr>')
     return HTML(f'<table>{"".join(out)}</table>')
 
+# %% ../nbs/90_viz.ipynb #2356d1ef
+# tried first, in this order; a font without the letters is passed over
+FONTS = ('Noto Sans CJK', 'Source Han Sans', 'WenQuanYi', 'PingFang', 'Hiragino', 'Heiti',
+         'Microsoft YaHei', 'SimHei', 'SimSun', 'Malgun Gothic', 'Yu Gothic', 'Arial Unicode',
+         'Noto Sans', 'DejaVu Sans')
+
+
+def installed_fonts():
+    "(name, file) of the fonts of this machine, those of FONTS first."
+    from matplotlib.font_manager import fontManager
+    found = {(f.name, f.fname) for f in fontManager.ttflist if 'Last Resort' not in f.name}
+
+    def place(font):
+        starts = [n for n, name in enumerate(FONTS) if font[0].startswith(name)]
+        return min(starts, default=len(FONTS)), len(font[0]), font
+    return sorted(found, key=place)
+
+
+@functools.lru_cache(maxsize=64)
+def letters_of(file):
+    "The code points that a font file can draw; none, where it cannot be read."
+    from matplotlib.ft2font import FT2Font
+    try:
+        return frozenset(FT2Font(file).get_charmap())
+    except (OSError, RuntimeError, ValueError):
+        return frozenset()
+
+# %% ../nbs/90_viz.ipynb #cb54eae0
+@functools.lru_cache(maxsize=64)
+def font_for(letters, size=11):
+    """A Pillow font that has all of these letters, a string, or else the one that has the most of
+    them; None for the one that Pillow has itself."""
+    wanted = {ord(c) for c in letters}
+    best = None
+    most = 0
+    for _, file in installed_fonts():
+        has = len(wanted & letters_of(file))
+        if has <= most:
+            continue
+        try:
+            best = ImageFont.truetype(file, size)
+            most = has
+        except (OSError, ValueError):                       # a font of pictures, such as emoji
+            continue
+        if most == len(wanted):
+            break
+    return best
+
+
+def draw_caption(image, place, text):
+    "Write one line of text into a PIL image, in whatever script it is."
+    text = ' '.join(str(text).split())
+    foreign = ''.join(sorted({c for c in text if ord(c) > 255}))
+    font = font_for(foreign) if foreign else None
+    options = dict(fill=(230, 230, 230), font=font)
+    try:
+        ImageDraw.Draw(image).text(place, text, **options)
+    except (UnicodeError, OSError):                         # a Pillow without FreeType
+        plain = text.encode('latin-1', 'replace').decode('latin-1')
+        ImageDraw.Draw(image).text(place, plain, fill=options['fill'])
+
 # %% ../nbs/90_viz.ipynb #d717f27c
 def contact_sheet(clips, captions=None, frames=8, scale=1, pad=2):
     """A PIL image: one row per clip, `frames` frames from first to last, the caption above each
@@ -144,13 +205,14 @@ def contact_sheet(clips, captions=None, frames=8, scale=1, pad=2):
     pick = np.linspace(0, T - 1, min(frames, T)).round().astype(int)
     h = round(H * scale)
     w = round(W * scale)
+    captions = [] if captions is None else list(captions)
     top = 14 if captions else 0
     size = (len(pick) * (w + pad) + pad, B * (h + top + pad) + pad)
     sheet = Image.new('RGB', size, (40, 40, 40))
     for b in range(B):
         y = pad + b * (h + top + pad)
         if captions:
-            ImageDraw.Draw(sheet).text((pad, y), str(captions[b]), fill=(230, 230, 230))
+            draw_caption(sheet, (pad, y), captions[b] if b < len(captions) else '')
         for k, t in enumerate(pick):
             small = Image.fromarray(x[b, t]).resize((w, h), Image.NEAREST)
             sheet.paste(small, (pad + k * (w + pad), y + top))
@@ -235,6 +297,16 @@ def _in_style():
     finally:
         mpl.rcParams.update(before)
 
+# %% ../nbs/90_viz.ipynb #a9a89284
+def show_as_text(ax):
+    "Names and titles are what they say: a '$' in a caption begins no formula."
+    legend = ax.get_legend()
+    labels = [*ax.get_xticklabels(), *ax.get_yticklabels()]
+    named = [t for t in labels if t.get_text() and 'mathdefault' not in t.get_text()]
+    for text in [ax.title, ax.xaxis.label, ax.yaxis.label, *named,
+                 *(legend.get_texts() if legend else [])]:
+        text.set_parse_math(False)
+
 
 def styled(draw):
     """Decorator: `draw(ax, …)` becomes a function that makes and returns a figure in the
@@ -247,6 +319,7 @@ def styled(draw):
             # closed, so that a notebook shows it once, as the cell's value
             plt.close(fig)
             draw(ax, *args, **options)
+            show_as_text(ax)
             fig.tight_layout()
         return fig
     own = [*inspect.signature(draw).parameters.values()][1:]

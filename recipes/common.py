@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from minisora.core.files import load_tensors, write_tensors
+from minisora.core.files import write_tensors
+from minisora.core.tensors import load_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks"  # where what was measured is written down

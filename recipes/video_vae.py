@@ -21,7 +21,8 @@ from video_vae_measures import REAL, at_480p, decibels, quality
 from minisora import viz
 from minisora.autoencoder import load_autoencoder
 from minisora.clips import DigitClips, SceneClips
-from minisora.core.files import load_tensors, read_json, write_json
+from minisora.core.files import read_json, write_json
+from minisora.core.tensors import load_tensors
 from minisora.core.hub import load_strict
 from minisora.data.named import load_digits
 from minisora.data.video import read_video, stack_clips, to_float

@@ -1,14 +1,20 @@
 """Before any test: no network, no windows, repeatable."""
 
+import atexit
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", MPLBACKEND="Agg")
+if "MINISORA_CACHE" not in os.environ:  # notes of which caches are whole: not into the user's own
+    os.environ["MINISORA_CACHE"] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ["MINISORA_CACHE"], ignore_errors=True)
 sys.path.insert(0, str(ROOT))
 
 

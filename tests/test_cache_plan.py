@@ -336,6 +336,11 @@ def middle(file):
     touch(file, bytes(raw))
 
 
+def inside(tar):
+    "The same tar with one letter of its second caption changed."
+    touch(tar, tar.read_bytes().replace(b"number 3", b"number 7"))
+
+
 def caption(path):
     touch(
         path / "metadata.csv",
@@ -353,7 +358,7 @@ CHANGES = dict(
     caption=(folder, caption),
     picture=(imagenet, lambda p: middle(p / "train/n00000000/3.JPEG")),
     name=(imagenet, lambda p: (p / "synset_words.txt").write_text("n00000001 goldfish\n")),
-    tar=(tars, lambda p: middle(p / "1.tar")),
+    tar=(tars, lambda p: inside(p / "1.tar")),
     data_set=(saved, another_set),
     npy=(npy, lambda p: middle(p / "x_features/3.npy")),
     label=(npy, lambda p: middle(p / "x_labels/3.npy")),
@@ -405,7 +410,7 @@ def test_a_change_in_the_middle_is_seen(tmp_path, kind, half):
     change(path)
     with pytest.raises(ValueError, match="exists with (listing|data)=") as e:
         write_cache(cache, reopened(make, path), ae(), **options)
-    assert "(a file, its size, date or caption changed)" in str(e.value)
+    assert "(the bytes of a file, or a caption changed; a cache of version 0.1 also" in str(e.value)
     assert content(tmp_path / ("c.part" if half and ae is Tiny else "c")) == before
     write_cache(cache, reopened(make, path), ae(), overwrite=True, **options)
     assert not verify_cache(cache)
@@ -426,7 +431,7 @@ def test_unchanged_data_are_taken_up_again(tmp_path):
         shutil.rmtree(tmp_path / "c")
 
 
-def test_a_listing_opens_no_file(tmp_path, monkeypatch):
+def test_a_listing_reads_each_file_once(tmp_path, monkeypatch):
     data = (
         folder(tmp_path / "data"),
         imagenet(tmp_path / "imagenet"),
@@ -455,6 +460,8 @@ def test_videos_beside_a_data_set_are_listed(tmp_path):
     before = mark()
     assert before == mark()
     touch(tmp_path / "Dance/v_1.avi")
+    assert before == mark(), "another date is not another film"
+    middle(tmp_path / "Dance/v_1.avi")
     assert before != mark()
 
 
@@ -712,3 +719,88 @@ def test_work_begun_with_the_encoder_in_another_folder_is_resumed(tmp_path):
     write_cache(tmp_path / "c", Clips(), ae, **SMALL)
     assert ae.batches == 1 + 2, "a look, and the two batches that were missing"
     assert content(tmp_path / "c") == content(tmp_path / "whole")
+
+
+# ---------------------------------------------------------------- what data are, not where and when
+
+
+@pytest.mark.parametrize("kind", [folder, imagenet, tars, saved, npy])
+def test_moved_data_are_the_same(tmp_path, kind):
+    if kind is saved:
+        pytest.importorskip("datasets")
+    ae = IdentityEncoder if kind is npy else Tiny
+    options = dict(batch_size=2, shard_size=2, progress=False)
+    kind(tmp_path / "data")
+    first = dataset_fingerprint(reopened(kind, tmp_path / "data"))
+    write_cache(tmp_path / "c", reopened(kind, tmp_path / "data"), ae(), **options)
+    before = content(tmp_path / "c")
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    shutil.move(tmp_path / "data", tmp_path / "moved")
+    for place in ("copy", "moved"):
+        for file in (tmp_path / place).rglob("*"):
+            os.utime(file, ns=(7, 7))
+        data = reopened(kind, tmp_path / place)
+        assert dataset_fingerprint(data) == first
+        write_cache(tmp_path / "c", data, ae(), **options)
+        assert content(tmp_path / "c") == before
+
+
+@pytest.mark.parametrize("kind, file", [(folder, "3.gif"), (imagenet, "train/n00000000/3.JPEG")])
+def test_a_change_that_keeps_size_and_date_is_seen(tmp_path, kind, file):
+    kind(tmp_path)
+    first = dataset_fingerprint(reopened(kind, tmp_path))
+    stamp = (tmp_path / file).stat()
+    middle(tmp_path / file)
+    os.utime(tmp_path / file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert (tmp_path / file).stat().st_size == stamp.st_size
+    assert dataset_fingerprint(reopened(kind, tmp_path)) != first
+
+
+class Before(torch.utils.data.Dataset):
+    "Clips as version 0.1 listed them: by size and date, and their place."
+
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, i):
+        return self.clips[i]
+
+    def listing(self):
+        return self.clips.stamp_listing()
+
+
+@pytest.mark.parametrize("kind", [folder, imagenet, tars, saved, npy])
+@pytest.mark.parametrize("half", [False, True], ids=["finished", "half"])
+def test_caches_of_version_0_1_go_on_or_are_refused(tmp_path, monkeypatch, kind, half):
+    if kind is saved:
+        pytest.importorskip("datasets")
+    ae = IdentityEncoder if kind is npy else Tiny
+    options = dict(batch_size=2, shard_size=2, progress=False)
+    kind(tmp_path / "data")
+    old = Before(reopened(kind, tmp_path / "data"))
+    look = "minisora.latents.cache_plan._look"
+    with monkeypatch.context() as m:
+        m.setattr(
+            look,
+            lambda c, listed=False: [short_hash(c.frames.numpy().tobytes()), c.caption, c.source],
+        )
+        if half and ae is Tiny:
+            with pytest.raises(Stop):
+                write_cache(tmp_path / "c", old, Dying(), **options)
+        else:
+            write_cache(tmp_path / "c", old, ae(), **options)
+    plan = tmp_path / ("c.part/plan.json" if half and ae is Tiny else "c/manifest.json")
+    known = json.loads(plan.read_text())["id"]
+    cache = write_cache(tmp_path / "c", reopened(kind, tmp_path / "data"), ae(), **options)
+    assert len(cache) == 6 and cache.manifest["id"] == known and not verify_cache(tmp_path / "c")
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    for file in (tmp_path / "copy").rglob("*.*"):
+        os.utime(file, ns=(7, 7))
+    if kind is saved:
+        return  # its fingerprint travels with it
+    with pytest.raises(ValueError, match="a cache of version 0.1 also if a file was moved"):
+        write_cache(tmp_path / "c", reopened(kind, tmp_path / "copy"), ae(), **options)
+    assert LatentCache(tmp_path / "c").manifest["id"] == known

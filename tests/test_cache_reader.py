@@ -44,6 +44,6 @@ def test_the_system_is_asked_for_a_row_once(tmp_path, monkeypatch, options):
     )
     for index in ([0, 5, 17], [17, 6, 5], [6, 0]):
         cache.shards.read(np.array(index))
-    assert asked == [
-        [r * num_views(cache.manifest) for r in rows] for rows in ([0, 5], [1], [6], [], [])
+    assert [rows for rows in asked if rows] == [
+        [r * num_views(cache.manifest) for r in rows] for rows in ([0, 5], [1], [6])
     ]

@@ -20,6 +20,7 @@ from minisora.experiment import Experiment
 from minisora.clips import SceneClips
 from minisora.data.folders import FolderClips
 from minisora.data.imagenet import ImageNetClips
+from minisora.data import unreadable
 from minisora.data.unreadable import ReadableSubset
 from minisora.data.video import write_video
 from minisora.latent_cache import LatentCache, verify_cache, write_cache
@@ -410,7 +411,72 @@ def test_a_run_says_which_files_it_leaves_out(tmp_path, capsys):
 
 def test_recipes_from_before_on_error_are_read(tmp_path):
     run = Experiment(tmp_path / "run")
+    with run.lock.scope():
+        run.begin()
     old = json.loads((tmp_path / "run/recipe.json").read_text())
     assert old.pop("on_error") == "warn"
     (tmp_path / "run/recipe.json").write_text(json.dumps(old))
     assert Experiment(tmp_path / "run").recipe == run.recipe
+
+
+# ---------------------------------------------------------------- resumed
+
+
+def broken(path):
+    "Four films, of which one opens and cannot be decoded, and one cannot be opened."
+    films(path, 4)
+    names = sorted(path.glob("*.mp4"))
+    raw = bytearray(names[1].read_bytes())
+    at = raw.index(b"mdat")
+    raw[at + 4 : at + 4 + len(raw) // 2] = bytes(len(raw) // 2)
+    names[1].write_bytes(raw)
+    names[2].write_text("no film")
+    return path
+
+
+@pytest.mark.parametrize("name", ["films", "broken", "tar", "parquet"])
+def test_what_was_looked_at_is_not_decoded_again(tmp_path, vae, name, capsys, monkeypatch):
+    "Stopped after its first batch, called again: what is missing is decoded, and the two ends."
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    source = str((broken if name == "broken" else SOURCES[name][0])(tmp_path / "data"))
+    command = ["encode", source, "--autoencoder", vae, "--size", "32", "--batch-size", "1"]
+    assert cli.main([*command, str(tmp_path / "whole")]) == 0
+    encode = ImageVAE.encode
+    calls = []
+
+    def stop(self, x):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, x)
+
+    with monkeypatch.context() as m:
+        m.setattr(ImageVAE, "encode", stop)
+        assert cli.main([*command, str(tmp_path / "c")]) == 130
+    assert (tmp_path / "c.part/plan.json").exists()
+    looked = []
+    collect = unreadable.ReadableSubset._look
+    monkeypatch.setattr(
+        unreadable.ReadableSubset, "_look", lambda self, i: looked.append(i) or collect(self, i)
+    )
+    monkeypatch.setattr(
+        FolderClips, "_keep", lambda self, clip: looked.append(clip.source), raising=True
+    )
+    assert cli.main([*command, str(tmp_path / "c")]) == 0
+    assert looked == [], "nothing is decoded only to see whether it can be"
+    assert content(tmp_path / "c") == content(tmp_path / "whole")
+
+
+def test_other_clips_are_looked_at(tmp_path, vae, capsys):
+    "Work that was begun with other files says nothing about these."
+    source = films(tmp_path / "data")
+    command = ["encode", str(source), str(tmp_path / "c"), "--autoencoder", vae, "--size", "32"]
+    (tmp_path / "c.part").mkdir()
+    (tmp_path / "c.part/plan.json").write_text('{"listing": "0123456789abcdef"}')
+    (source / "new.mp4").write_text("no film")
+    with pytest.warns(UserWarning, match="new.mp4"):
+        assert cli.main(command) == 2
+    assert "plan.json is damaged: it has no id" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="new.mp4"):
+        assert cli.main([*command, "--overwrite"]) == 0
+    assert len(LatentCache(tmp_path / "c")) == 3

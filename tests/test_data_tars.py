@@ -117,7 +117,7 @@ def test_damaged_tars_are_named(shards, tmp_path):
     [
         ({"a.json": b"[1]"}, "no object"),
         ({"a.json": b'{"n": 1}'}, "no caption"),
-        ({"a.txt": b" "}, "no caption"),
+        ({"a.txt": b" "}, "its caption is empty"),
         ({"a.json": b"{oops"}, "a: "),
         ({"a.txt": b"x", "a.cls": b"cat"}, "cat"),
         ({"a.txt": b"\xff\xfe"}, "a: "),

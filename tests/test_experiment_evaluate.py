@@ -241,7 +241,7 @@ def test_the_command_prints_the_report(run, capsys, command, n):
     assert lines.index("real") > last, "single numbers come first"
     report = json.loads((run.out / "metrics.json").read_text())
     assert report["n"] == n
-    by_motion = [line for line in lines if line.startswith("motion ")]
+    by_motion = [line for line in lines if line.startswith("  motion ")]
     assert len(by_motion) == len(report["by_motion"]) == len(run.recipe.motions)
 
 

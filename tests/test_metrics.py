@@ -12,7 +12,13 @@ from minisora.clips import OBJECTS, SIMPLE_MOTIONS, SceneClips
 from minisora.data.video import stack_clips
 from minisora.evaluation.features import FEATURE_EXTRACTORS, FeatureExtractor
 from minisora.evaluation.foreground import as_pixels, foreground_track
-from minisora.evaluation.frechet import frechet_distance, frechet_interval, precision_recall
+from minisora.evaluation.frechet import (
+    extrapolated,
+    frechet_distance,
+    frechet_infinity,
+    frechet_interval,
+    precision_recall,
+)
 from minisora.evaluation.judge import AttributeClassifier
 from minisora.evaluation.samples import GeneratedClips, generate_clips
 from minisora.metrics import (
@@ -267,3 +273,63 @@ def test_an_earlier_name_warns_and_a_wrong_one_is_refused():
         assert metrics.decibels is metrics.mse_to_psnr
     with pytest.raises(AttributeError, match="no attribute 'decibel'"):
         metrics.decibel
+
+
+# ---------------------------------------------------------------- nothing that flatters
+
+
+def looks(x):
+    """Features of a network that does not know black: constant for an empty clip, inside the real
+    ones."""
+    seen = x.std((2, 3, 4))
+    return torch.where(seen > 0.01, seen, torch.full_like(seen, 0.12))
+
+
+EMPTY = {
+    "black": -1.0,
+    "white": 1.0,
+    "gray": 0.1,
+    "gray with the noise of a codec": 0.1
+    + 0.01 * torch.randn(24, 3, 6, 32, 32, generator=generator()),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("count", [24, 23, 12])
+def test_empty_clips_are_outside(name, count):
+    x = torch.full((24, 3, 6, 32, 32), -1.0)
+    g = generator()
+    for clip in x:
+        side = int(torch.randint(6, 14, (), generator=g))
+        clip[:, :, 8 : 8 + side, 8 : 8 + side] = torch.rand(3, 1, 1, 1, generator=g)
+    made = x.clone()
+    value = EMPTY[name]
+    made[:count] = value if isinstance(value, float) else value[:count]
+    network = FeatureExtractor(looks, "looks")
+    found = evaluate(made, x, networks=[network], k=3)[network.distance_name]
+    share = 1 - count / 24
+    assert found["precision"] <= share and found["coverage"] <= share * 4
+    assert found["density"] <= share * 2
+    if share == 0:
+        assert found["precision"] == found["density"] == found["recall"] == found["coverage"] == 0
+    whole = evaluate(x, x, networks=[network], k=3)[network.distance_name]
+    assert whole["precision"] == whole["recall"] == whole["coverage"] == 1
+
+
+@pytest.mark.parametrize("n, dimensions", [(16, 192), (24, 192), (100, 192), (20, 64), (15, 4)])
+def test_too_few_clips_to_extrapolate_are_said(n, dimensions):
+    g = generator()
+    a, b = (torch.randn(n, dimensions, generator=g).exp() for _ in range(2))
+    assert extrapolated(a, b) is None
+    report = dict(judge=dict(frechet=3.0, frechet_extrapolated=extrapolated(a, b)))
+    line = format_report(report).splitlines()[-1]
+    assert line.split(maxsplit=1) == ["frechet_extrapolated", "too few"]
+
+
+def test_enough_clips_to_extrapolate():
+    g = generator()
+    a, b = (torch.randn(400, 16, generator=g) + shift for shift in (0, 0.5))
+    assert extrapolated(a, b) == pytest.approx(frechet_infinity(a, b))
+    assert extrapolated(a, b) == pytest.approx(4, abs=0.5)
+    alike = [extrapolated(*torch.randn(2, 200, 16, generator=g)) for _ in range(8)]
+    assert all(found is None or found >= 0 for found in alike) and any(f == 0 for f in alike)

@@ -145,7 +145,7 @@ def test_recipes_share_what_was_found():
         assert found["kind"] == kind
         assert {**found, **SMOOTH_MOTION, **FAST_SHAPES} == found
     assert RECIPES["folder"] == Recipe(
-        kind="folder", size=96, channels=16, ae_noise=0.05, shift=3.0, steps=3000
+        kind="folder", size=96, channels=16, ae_noise=0.05, shift=3.0, steps=3000, heldout=0.1
     )
 
 

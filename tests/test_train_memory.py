@@ -1,5 +1,9 @@
 """Out of memory, an update goes through in smaller parts; the memory there is."""
 
+import ctypes
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers.train import Greedy, Pure, go, interruptible, same  # noqa: F401
@@ -88,3 +92,20 @@ def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
     assert memory.device_memory(torch.device("cpu")) == 12345
     monkeypatch.setattr(memory, "cgroup_limits", lambda: [])
     assert memory.device_memory(torch.device("cpu")) > 12345
+
+
+def test_the_memory_of_a_machine_without_sysconf(monkeypatch):
+    "Windows says it in the third field, eight bytes in, of a structure of 64 bytes."
+
+    def answer(pointer):
+        status = pointer._obj
+        assert ctypes.c_uint32.from_buffer(status).value == 64 == ctypes.sizeof(status)
+        status[1] = 17 * 2**30
+        return 1
+
+    here = memory.machine_memory()
+    assert here > 2**28
+    kernel32 = SimpleNamespace(GlobalMemoryStatusEx=answer)
+    monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel32), raising=False)
+    monkeypatch.delattr(os, "sysconf")
+    assert memory.machine_memory() == 17 * 2**30

@@ -178,6 +178,116 @@ def test_the_names_of_version_01_still_work():
             assert getattr(viz, old) is new
 
 
+# ---------------------------------------------------------------- text of strangers
+
+PAYLOADS = [
+    "<img src=x onerror=alert(1)>",
+    '"><script>alert(1)</script>',
+    "' onmouseover='alert(1)",
+    "<svg/onload=alert(1)>",
+    "[x](javascript:alert(1))",
+    "&lt;b&gt; &#60;img src=x onerror=alert(1)&#62;",
+    "a\n\n<iframe src=javascript:alert(1)>",
+    '![x](x" onerror="alert(1))',
+]
+
+
+def tags_of(text):
+    from html.parser import HTMLParser
+
+    class Tags(HTMLParser):
+        found = []
+
+        def handle_starttag(self, tag, attributes):
+            self.found.append((tag, dict(attributes)))
+
+    parser = Tags()
+    parser.found = []
+    parser.feed(text)
+    return parser.found
+
+
+@pytest.mark.parametrize("text", PAYLOADS)
+def test_no_text_becomes_html(text):
+    from minisora.pipeline_output import VideoPipelineOutput
+
+    clip = torch.zeros(1, 3, 2, 8, 8)
+    picture = np.zeros((8, 8), np.uint8)
+    shown = [
+        viz.show_clips(clip, [text]).data,
+        viz.compare_clips({text: clip}, [text]).data,
+        viz.show_images([picture], [text]).data,
+        viz.table([{text: text, "b": [text]}], [text, "b"]).data,
+        VideoPipelineOutput(clip, [text])._repr_html_(),
+        viz.clip_html(clip[0], text),
+    ]
+    for page in shown:
+        for tag, attributes in tags_of(page):
+            assert tag in {"img", "figure", "figcaption", "div", "table", "tr", "td", "th", "br"}
+            assert not any(name.startswith("on") for name in attributes)
+            assert "data:image/" in attributes.get("src", "data:image/")
+    assert "](" not in shown[3]
+
+
+CAPTIONS = [
+    "красный мяч",
+    "μέτρο",
+    "红色的球",
+    "빨간 공",
+    "🎈",
+    "a\nb",
+    "",
+    "\x1b[31m",
+    "a" * 500,
+    7,
+    None,
+]
+
+
+@pytest.mark.parametrize("caption", CAPTIONS, ids=repr)
+def test_captions_in_any_script(caption):
+    clips = torch.zeros(2, 3, 2, 16, 64)
+    sheet = viz.contact_sheet(clips, [caption])
+    assert sheet.size == viz.contact_sheet(clips, ["a", "b"]).size
+
+
+def test_letters_are_drawn_by_a_font_that_has_them(monkeypatch):
+    import matplotlib
+    from pathlib import Path
+
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    named = [("cmr10", str(fonts / "cmr10.ttf")), ("DejaVu Sans", str(fonts / "DejaVuSans.ttf"))]
+    monkeypatch.setattr(viz, "installed_fonts", lambda: named)
+    viz.font_for.cache_clear()
+    assert Path(viz.font_for("Ж").path).name == "DejaVuSans.ttf"
+    clips = torch.full((1, 3, 2, 16, 64), -1.0)
+    drawn = [np.asarray(viz.contact_sheet(clips, [c])) for c in ("ЖЖЖ", "ЯЯЯ")]
+    assert not np.array_equal(*drawn)  # letters, not the same boxes
+    monkeypatch.setattr(viz, "installed_fonts", lambda: [])
+    viz.font_for.cache_clear()
+    assert viz.font_for("Ж") is None
+    viz.contact_sheet(clips, ["ЖЖЖ 红"])
+    viz.font_for.cache_clear()
+
+
+def test_a_pillow_without_freetype(monkeypatch):
+    from PIL import ImageFont
+
+    monkeypatch.setattr(viz, "font_for", lambda letters: ImageFont.load_default_imagefont())
+    viz.contact_sheet(torch.zeros(1, 3, 2, 16, 64), ["红色的球"])
+
+
+@pytest.mark.parametrize("name", ["costs $5", "$x$ and $", r"$\frac{", "a_b^c", "$"])
+def test_names_in_figures_are_no_formulas(name):
+    for fig in (
+        viz.curves({name: [1, 2], "b": [2, 3]}, title=name, xlabel=name),
+        viz.hist({name: [1, 2], "b": [2, 3]}, title=name),
+        viz.heatmap([[1, 2]], rows=[name], columns=[name, "b"], title=name),
+    ):
+        fig.canvas.draw()
+        assert fig.axes[0].get_title() == name
+
+
 def test_a_clip_in_a_table_is_described_by_row_and_column():
     page = viz.compare_clips(
         {"a < b": torch.zeros(2, 3, 2, 4, 4), "c": torch.zeros(2, 3, 2, 4, 4)}, ["up"]

@@ -17,6 +17,8 @@ import pages
 from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 
+import playground
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
@@ -96,6 +98,7 @@ def main():
     if code == 0:
         pages.finish(ROOT / "_docs")
         print(f"The site is in _docs/: open {ROOT / '_docs' / 'index.html'}")
+        playground.build(ROOT / "_docs" / "playground")
     return code
 
 

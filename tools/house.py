@@ -55,10 +55,15 @@ TOP = [
     "pipeline_output",
     "pipeline_checks",
     "pipeline",
+    "export",
     "single_gpu",
+    "run_state",
+    "run_report",
+    "run_budget",
     "experiment",
     "check",
     "cli",
+    "__main__",
 ]
 ABOVE_CHECKERS = ["check", "cli"]
 BELOW_VIZ = {"core", "data"}

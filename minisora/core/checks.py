@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/core/checks.ipynb #937075da
 import difflib
+import inspect
 import math
 import numbers
 from dataclasses import asdict, fields
@@ -27,6 +28,12 @@ def check_int(name, value, minimum=1, maximum=None):
         return int(value)
     upper = '' if maximum is None else f' to {maximum}'
     raise ValueError(f'{name} must be a whole number from {minimum}{upper}, not {value!r}')
+
+
+def check_sizes(owner, minimum=1, maximum=8192, **values):
+    "Several such numbers of one owner, in their order: [int, …]."
+    return [check_int(f'{owner}: {name}', value, minimum, maximum)
+            for name, value in values.items()]
 
 
 def check_number(name, value, minimum=None, maximum=None, above=None):
@@ -53,44 +60,116 @@ def did_you_mean(word, known, most=3):
     """'; did you mean 'x' or 'y'?' for the names in `known` that are near `word`, or '' where
     none is."""
     near = difflib.get_close_matches(word, list(known), most, .6)
+    near = [name for name in near if _is_slip(word, name)]
     return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
 
+
+def _is_slip(word, name):
+    "Could `word` be a slip for `name`, not merely a word with some of its letters?"
+    if sorted(word) == sorted(name):                 # letters that changed places
+        return True
+    return difflib.SequenceMatcher(None, word, name).ratio() >= .7
+
+# %% ../../nbs/core/checks.ipynb #87853e76
+_SAID = dict.fromkeys(('true', 'yes', 'on', '1'), True)
+_SAID |= dict.fromkeys(('false', 'no', 'off', '0'), False)
+_WANTED = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a text'}
+
+
+def parse_text(name, text, kind):
+    "`text` as a bool, int, float or str; ValueError names the field and what it takes."
+    text = text.strip()
+    try:
+        if kind is bool:
+            return _SAID[text.lower()]
+        value = kind(text)
+        if kind is float and not math.isfinite(value):
+            raise ValueError
+        return value
+    except (ValueError, KeyError):
+        raise ValueError(f'{name} takes {_WANTED[kind]}, not {text!r}') from None
+
+
+def parse_texts(name, text, kind):
+    "'4,2,2', or (4, 2, 2), or 4x2x2 -> a tuple of values of one kind."
+    text = text.strip().strip('()[]')
+    parts = text.replace('x', ',').split(',') if kind is not str else text.split(',')
+    parts = [part.strip().strip('\'"') for part in parts]
+    return tuple(parse_text(name, part, kind) for part in parts if part)
+
 # %% ../../nbs/core/checks.ipynb #b83db01e
+# no picture, clip or model has so many of anything
+MOST = 2 ** 31 - 1
+
+
 def check_fields(config, may_be_zero=(), skip=()):
     """Refuse a config whose field has another type than its default; lists (from JSON) become
     tuples.
 
-    A field is a bool, a positive int (0 too if named in `may_be_zero`), a float, a str, or a
-    tuple of as many positive ints. Fields in `skip`, and those with no default of such a type,
-    are left to the config itself. Raises a ValueError naming the field."""
+    A field is a bool, a positive int (0 too if named in `may_be_zero`) of any integer type, a
+    finite float, a str, or a tuple of as many positive ints. Fields in `skip`, and those with no
+    default of such a type, are left to the config itself. Raises a ValueError naming the
+    field."""
     for field in fields(config):
         if field.name in skip or type(field.default) not in (bool, int, float, str, tuple):
             continue
         least = 0 if field.name in may_be_zero else 1
-        value = _checked_field(config, field, least)
+        name = f'{type(config).__name__}.{field.name}'
+        value = _checked_field(name, getattr(config, field.name), field.default, least)
         object.__setattr__(config, field.name, value)
 
+# %% ../../nbs/core/checks.ipynb #7fb8f6f9
+def is_whole(value):
+    "Is it a whole number, of any integer type? True is none."
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
-def _checked_field(config, field, least):
+
+def _checked_field(name, value, default, least):
     "The value of one field, as the type of its default."
-    value = getattr(config, field.name)
-    kind = type(field.default)
-    name = f'{type(config).__name__}.{field.name}'
+    kind = type(default)
     if kind is tuple:
-        count = len(field.default)
-        right = isinstance(value, (tuple, list)) and len(value) == count
-        if not right or any(type(v) is not int or v < 1 for v in value):
-            raise ValueError(f'{name} must be {count} positive integers, not {value!r}')
-        return tuple(value)
-    if kind is float and type(value) is int:
-        return float(value)
+        right = isinstance(value, (tuple, list)) and len(value) == len(default)
+        if not right or not all(is_whole(v) and 1 <= v <= MOST for v in value):
+            raise ValueError(f'{name} must be {len(default)} positive integers, not {value!r}')
+        return tuple(map(int, value))
+    if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return check_number(name, value)
+    if kind is int and is_whole(value):
+        if value < least:
+            raise ValueError(f'{name} must be at least {least}, not {value}')
+        return check_int(name, value, least, MOST)
     if type(value) is not kind:
         raise ValueError(f'{name} must be {kind.__name__}, not {value!r}')
-    if kind is int and value < least:
-        raise ValueError(f'{name} must be at least {least}, not {value}')
     return value
 
+# %% ../../nbs/core/checks.ipynb #f36e5886
+def check_types(cls, values):
+    """ValueError unless `values` are arguments of the class, each of the type that is annotated:
+    bool, int, float, str, dict."""
+    parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+    for name, value in values.items():
+        if name not in parameters:
+            hint = did_you_mean(name, parameters)
+            raise ValueError(f'{cls.__name__} has no field {name!r}{hint}')
+        kind = parameters[name].annotation
+        right = {int: is_whole(value), float: is_whole(value) or isinstance(value, float)}
+        if kind in (bool, int, float, str, dict) and not right.get(kind, type(value) is kind):
+            raise ValueError(f'{cls.__name__}.{name} must be {kind.__name__}, not {value!r}')
+        if kind is int:
+            check_int(f'{cls.__name__}.{name}', value, 0, MOST)
+    for name, parameter in parameters.items():
+        needed = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name not in values
+        if needed and parameter.default is parameter.empty:
+            raise ValueError(f'{cls.__name__}: field {name!r} is missing')
+
 # %% ../../nbs/core/checks.ipynb #f4a49c9f
+def first_line(error):
+    "What an exception says, in one line; its kind, where it says nothing."
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    return f'{text} is missing' if isinstance(error, KeyError) else text
+
+
 def config_from_dict(config_class, values, where='config'):
     """A dict (from JSON) -> an object of the dataclass `config_class`.
 
@@ -108,8 +187,8 @@ def config_from_dict(config_class, values, where='config'):
             hint = did_you_mean(unknown[0], known)
             raise ValueError(f'{config_class.__name__} has no field {unknown[0]!r}{hint}')
         return config_class(**values)
-    except (ValueError, TypeError) as e:
-        raise ValueError(f'{where}: {e}') from None
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as e:
+        raise ValueError(f'{where}: {first_line(e)}') from None
 
 
 def config_to_dict(config):

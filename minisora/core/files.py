@@ -6,9 +6,13 @@
 __all__ = []
 
 # %% ../../nbs/core/files.ipynb #18f44f2c
+import errno
 import hashlib
+import itertools
 import json
 import os
+import platform
+import re
 import shutil
 from argparse import Namespace
 from contextlib import contextmanager
@@ -17,6 +21,58 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+# %% ../../nbs/core/files.ipynb #d387646e
+def sha256_file(path):
+    "The sha256 of a file, as hex."
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def short_hash(data):
+    """The first 16 hex digits of the sha256 of bytes, or of anything that JSON can hold (keys
+    sorted)."""
+    if not isinstance(data, bytes):
+        data = json.dumps(data, sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+# %% ../../nbs/core/files.ipynb #2965a93e
+# what systems say that have no locks, or none for folders (NFS)
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF, errno.EINVAL}
+
+
+def lock_file(file, path, wait=False, what='file'):
+    """Keep other processes away from an open file or folder until it is closed, where the system
+    can.
+
+    BlockingIOError names the path if another process has it, unless `wait`."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as e:
+        reason = f'another process is writing this {what}'
+        raise BlockingIOError(e.errno, reason, str(path)) from None
+    except OSError as e:
+        if e.errno not in _NO_LOCKS:
+            raise
+
+
+@contextmanager
+def folder_lock(folder, wait=True, what='folder'):
+    """One process at a time in a folder: waits for its turn, or raises a BlockingIOError that
+    names it."""
+    if os.name != 'posix':
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        lock_file(descriptor, folder, wait, what)
+        yield
+    finally:
+        os.close(descriptor)
 
 # %% ../../nbs/core/files.ipynb #1af4ccb7
 def fsync_path(path):
@@ -39,17 +95,172 @@ def fsync_path(path):
         os.close(descriptor)
 
 # %% ../../nbs/core/files.ipynb #01169542
+_writes = itertools.count()
+
+
+def _machine():
+    "A few letters for this machine: a process number means nothing on another one."
+    return short_hash(platform.node().encode())[:6]
+
+
 def aside(path):
-    """Where a file or folder is written before it is whole: hidden, beside its place, one for
-    each process."""
+    """A folder where a file or folder is written before it is whole: hidden, beside its place, a
+    name of its own for each write."""
     path = Path(path)
-    return path.with_name(f'.{path.name}.{os.getpid()}.part')
+    name = path.name
+    if len(os.fsencode(name)) > 200:                      # a name has 255 bytes at most
+        name = short_hash(os.fsencode(name))
+    return path.with_name(f'.{name}.{_machine()}.{os.getpid()}.{next(_writes)}.part')
+
+# %% ../../nbs/core/files.ipynb #56ee232b
+_OS_ERROR = re.compile(r'\(os error (\d+)\)')            # in the messages of safetensors
 
 
-def disk_error(path, error, what='cannot write'):
+def _is_write_error(error):
+    "Does an error say that writing failed? torch says so in a RuntimeError of its zip writer."
+    zip_writer = isinstance(error, RuntimeError) and 'inline_container' in str(error)
+    return zip_writer or isinstance(error, (OSError, SafetensorError))
+
+
+def _write_error_number(error, folder):
+    "The system's number for an error; where the error has none, the disk is asked."
+    number = getattr(error, 'errno', None)
+    told = _OS_ERROR.search(str(error))
+    if told:
+        number = int(told.group(1))
+    if not number and isinstance(error, RuntimeError):
+        try:
+            with open(Path(folder) / 'probe', 'wb') as file:
+                file.write(bytes(2 ** 16))
+        except OSError as e:
+            number = e.errno
+    return number or 0
+
+# %% ../../nbs/core/files.ipynb #5238819e
+def disk_error(path, error, what='cannot write', number=None):
     "An OSError whose one line names the file and the reason."
-    reason = getattr(error, 'strerror', None) or str(error).rpartition('rror: ')[2]
-    return OSError(getattr(error, 'errno', None) or 0, f'{what} {path}: {reason}')
+    number = number or getattr(error, 'errno', None) or 0
+    reason = getattr(error, 'strerror', None)
+    if reason and reason.startswith(what):                # it was named once, by its place aside
+        reason = reason.rpartition(': ')[2]
+    if not reason and number:
+        reason = os.strerror(number)
+    elif not reason:
+        reason = str(error).rpartition('rror: ')[2]
+        if isinstance(error, RuntimeError):
+            reason = 'not all of it could be written (is the disk full?)'
+    return OSError(number, f'{what} {path}: {reason}')
+
+
+@contextmanager
+def _explain_errors(path, part):
+    "Whatever says inside that `path` cannot be written, in the folder `part`, becomes one OSError."
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as e:
+        if not _is_write_error(e):
+            raise
+        raise disk_error(path, e, number=_write_error_number(e, part)) from None
+
+# %% ../../nbs/core/files.ipynb #c3b76172
+_PART = re.compile(r'\..+\.(?P<machine>[0-9a-f]{6})\.(?P<pid>\d+)\.\d+\.part')
+# folders, and files of few kinds, as earlier versions named them
+_EARLIER_PART = re.compile(r'\.[^.]+(?P<kind>\.(?:json|safetensors|pt|mp4|gif|webp|png))?'
+                           r'\.(?:part-(?P<pid>\d+)|(?P<number>\d+)\.part)')
+
+
+_open_parts = set()                                       # what this process is writing
+
+
+def _is_running(pid):
+    "Is there a process of this number? Yes, where that cannot be known."
+    if os.name != 'posix':
+        return True                                       # os.kill would end it there
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_abandoned(part):
+    "Did a process of this machine, now gone, leave this file or folder behind?"
+    match = _PART.fullmatch(part.name)
+    if match:
+        pid = int(match['pid'])
+        running = part in _open_parts if pid == os.getpid() else _is_running(pid)
+        return match['machine'] == _machine() and not running
+    match = _EARLIER_PART.fullmatch(part.name)
+    if not match or part.is_symlink() or not (match['kind'] or part.is_dir()):
+        return False
+    return not _is_running(int(match['pid'] or match['number']))
+
+# %% ../../nbs/core/files.ipynb #ced4a76b
+def remove_path(path):
+    "Remove a file or a whole folder, if it is there."
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder):
+    """Remove what killed processes were writing into `folder` when they ended; returns the names.
+
+    What another machine or a running process writes stays, and so does what cannot be removed."""
+    folder = Path(folder).absolute()
+    removed = []
+    try:
+        parts = [folder / entry.name for entry in os.scandir(folder)
+                 if entry.name.startswith('.') and 'part' in entry.name]
+    except OSError:
+        return removed
+    for part in filter(_is_abandoned, parts):
+        try:
+            with folder_lock(part, wait=False):           # held by a writer we cannot see: it stays
+                remove_path(part)
+            removed.append(part.name)
+        except OSError:
+            continue
+    return sorted(removed)
+
+# %% ../../nbs/core/files.ipynb #8f01c085
+_looked_at = set()                                        # folders, by this process
+
+
+@contextmanager
+def _folder_aside(path, parents=False):
+    "A new, locked folder beside `path`, removed at the end; OSError names `path`."
+    folder = Path(path).absolute().parent
+    part = aside(folder / Path(path).name)
+    while part.exists():                                  # left by a process of the same number
+        part = aside(folder / Path(path).name)
+    _open_parts.add(part)
+    try:
+        with _explain_errors(path, part):
+            part.mkdir(parents=parents)
+            if folder not in _looked_at:
+                _looked_at.add(folder)
+                remove_abandoned(folder)
+            with folder_lock(part):
+                yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        _open_parts.discard(part)
+
+# %% ../../nbs/core/files.ipynb #5a007574
+def _settle(part):
+    "Flush what a folder aside holds, with the permissions that a new file has."
+    probe = part / '.mode'
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in part.rglob('*'):
+        if file.is_file():
+            os.chmod(file, mode)
+        fsync_path(file)
 
 # %% ../../nbs/core/files.ipynb #477b7e07
 @contextmanager
@@ -59,20 +270,12 @@ def atomic_file(path):
 
     After an error nothing has changed. OSError names the file."""
     path = Path(path)
-    part = aside(path)
-    try:
-        part.touch()
-        # the permissions that the user's umask gives (safetensors would give 0600)
-        mode = part.stat().st_mode
-        yield part
-        fsync_path(part)
-        os.chmod(part, mode)
-        os.replace(part, path)
+    with _folder_aside(path) as part:
+        file = part / path.name
+        yield file
+        _settle(part)
+        os.replace(file, path)
         fsync_path(path.parent)
-    except (OSError, SafetensorError) as e:
-        raise disk_error(path, e) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 # %% ../../nbs/core/files.ipynb #34a7a7af
 @contextmanager
@@ -82,20 +285,12 @@ def new_folder(path):
 
     After an error nothing is there. OSError names the folder."""
     path = Path(path)
-    part = aside(path)
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+    with _folder_aside(path, parents=True) as part:
         yield part
-        for file in part.rglob('*'):
-            fsync_path(file)
+        _settle(part)
         fsync_path(part)
         os.rename(part, path)
         fsync_path(path.parent)
-    except (OSError, SafetensorError) as e:
-        raise disk_error(path, e) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/core/files.ipynb #c1d76406
 @contextmanager
@@ -105,19 +300,13 @@ def atomic_folder(folder):
 
     Other files of `folder` stay. After an error while writing nothing has changed."""
     folder = Path(folder).absolute()
-    part = aside(folder)
-    try:
-        part.mkdir(parents=True)
+    with _folder_aside(folder, parents=True) as part:
         yield part
+        _settle(part)
         for file in sorted(p for p in part.rglob('*') if p.is_file()):
             to = folder / file.relative_to(part)
             to.parent.mkdir(parents=True, exist_ok=True)
-            fsync_path(file)
             os.replace(file, to)
-    except (OSError, SafetensorError) as e:
-        raise disk_error(folder, e) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 # %% ../../nbs/core/files.ipynb #ea4b2270
 def write_json(path, data):
@@ -140,6 +329,33 @@ def read_json(file, kind=dict):
         raise ValueError(f'{file}: holds no JSON {"array" if kind is list else "object"}')
     return values
 
+# %% ../../nbs/core/files.ipynb #354fbf26
+# the name, among the notes of a safetensors file, of the checksum of its numbers
+DIGEST = 'minisora.sha256'
+
+
+def tensors_digest(tensors):
+    "The sha256 of {name: tensor}: of names, types, shapes and bytes, in the order of the names."
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        if tensor.numel():
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            whole.update(flat.numpy().data)
+    return whole.hexdigest()
+
+
+def sort_notes(file):
+    "Put the notes of a safetensors file in order, in place: safetensors writes them in any."
+    with open(file, 'r+b') as f:
+        size = int.from_bytes(f.read(8), 'little')
+        header = json.loads(f.read(size))
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode().ljust(size)
+        if len(text) == size:
+            f.seek(8)
+            f.write(text)
+
 # %% ../../nbs/core/files.ipynb #904728e4
 def plain_tensors(tensors):
     "Tensors as safetensors takes them: on the CPU, contiguous, no two of them the same memory."
@@ -153,70 +369,10 @@ def plain_tensors(tensors):
 
 
 def write_tensors(path, tensors, metadata=None):
-    "Write {name: tensor} as a safetensors file, whole or not at all. OSError names the file."
+    """Write {name: tensor} as a safetensors file with their checksum, whole or not at all: the
+    same tensors, the same bytes. OSError names the file. See `load_tensors`."""
+    tensors = plain_tensors(tensors)
+    notes = dict(metadata or {}) | {DIGEST: tensors_digest(tensors)}
     with atomic_file(path) as part:
-        save_file(plain_tensors(tensors), part, metadata)
-
-
-def load_tensors(file, device='cpu'):
-    """The tensors {name: tensor} of a .safetensors file, or of a pickle (.pt, .bin) that is never
-    unpickled.
-
-    FileNotFoundError or ValueError names the file."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(f'{file}: no such file')
-    try:
-        if str(file).endswith('.safetensors'):
-            return load_file(file, device=str(device))
-        with torch.serialization.safe_globals([Namespace]):
-            state = torch.load(file, map_location=device, weights_only=True)
-    except Exception as e:
-        raise ValueError(f'{file}: holds no plain tensors: {str(e).splitlines()[0]}') from None
-    if not isinstance(state, dict):
-        raise ValueError(f'{file}: holds a {type(state).__name__}, no state dict')
-    return state
-
-# %% ../../nbs/core/files.ipynb #d387646e
-def sha256_file(path):
-    "The sha256 of a file, as hex."
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
-def short_hash(data):
-    """The first 16 hex digits of the sha256 of bytes, or of anything that JSON can hold (keys
-    sorted)."""
-    if not isinstance(data, bytes):
-        data = json.dumps(data, sort_keys=True).encode()
-    return hashlib.sha256(data).hexdigest()[:16]
-
-# %% ../../nbs/core/files.ipynb #2965a93e
-def lock_file(file, path, wait=False, what='file'):
-    """Keep other processes away from an open file or folder until it is closed, where the system
-    can.
-
-    BlockingIOError names the path if another process has it, unless `wait`."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError as e:
-        reason = f'another process is writing this {what}'
-        raise BlockingIOError(e.errno, reason, str(path)) from None
-
-
-@contextmanager
-def folder_lock(folder, wait=True, what='folder'):
-    """One process at a time in a folder: waits for its turn, or raises a BlockingIOError that
-    names it."""
-    if os.name != 'posix':
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        lock_file(descriptor, folder, wait, what)
-        yield
-    finally:
-        os.close(descriptor)
+        save_file(tensors, part, notes)
+        sort_notes(part)

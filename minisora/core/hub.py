@@ -6,17 +6,22 @@
 __all__ = ['AUTOENCODERS', 'OBJECTIVES', 'MODELS', 'Registry', 'PretrainedMixin']
 
 # %% ../../nbs/core/hub.ipynb #c4885eea
+import fnmatch
 import importlib
 import inspect
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import torch
 from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from .checks import (
-    check_choice, config_from_dict, config_to_dict, did_you_mean)
-from .files import atomic_folder, load_tensors, read_json, write_json, write_tensors
+    check_types, check_choice, config_from_dict, config_to_dict, did_you_mean, first_line)
+from .files import atomic_folder, read_json, write_json, write_tensors
+from .sizes import check_size
+from .tensors import count_numbers, load_tensors, named_like, read_index
 
 # %% ../../nbs/core/hub.ipynb #b39b429f
 class Registry:
@@ -41,7 +46,7 @@ class Registry:
         return put
 
     def __getitem__(self, kind):
-        if kind not in self.classes:
+        if isinstance(kind, str) and kind not in self.classes:
             for module in self.modules:
                 importlib.import_module(module)
         known = sorted({cls.kind for cls in self.classes.values()})
@@ -87,8 +92,12 @@ JUDGES = Registry('kind', 'minisora.evaluation.judge')
 def load_strict(model, state, where='state dict'):
     """Load {name: tensor} into the model, all of them and nothing else; returns the model.
 
-    ValueError names `where` and the first key that is missing, unexpected or of another shape."""
+    What wrappers (torch.compile, DataParallel, Lightning) put before names may be there or not.
+    ValueError names `where` and the first key that is missing, unexpected, of another shape or
+    kind of number, or NaN."""
     own = model.state_dict()
+    trained = {name for name, _ in model.named_parameters()}
+    state = named_like(state, own)
     for key in own:
         if key not in state:
             raise ValueError(f'{where}: missing key {key!r}')
@@ -99,7 +108,61 @@ def load_strict(model, state, where='state dict'):
         if shape != own[key].shape:
             raise ValueError(f'{where}: key {key!r} has shape {shape and tuple(shape)}, '
                              f'not {tuple(own[key].shape)}')
+        check_numbers(value, own[key], f'{where}: key {key!r}', key in trained)
     model.load_state_dict(state, strict=True)
+    return model
+
+
+def check_numbers(value, own, name, finite):
+    """ValueError where a tensor holds NaN, or, if it should be `finite`, infinite numbers, or
+    whole numbers in the place of fractions."""
+    if value.is_floating_point() != own.is_floating_point():
+        raise ValueError(f'{name} holds {value.dtype}, not {own.dtype}')
+    if value.is_floating_point() and not value.is_meta:
+        wide = value.float() if value.element_size() == 1 else value
+        if wide.isnan().any() or finite and wide.isinf().any():
+            raise ValueError(f'{name} holds NaN or infinite numbers: these weights are broken')
+
+# %% ../../nbs/core/hub.ipynb #d2a885c2
+def load_except(model, state, fresh, where='state dict'):
+    """As `load_strict`, but for the tensors named in `fresh`, names or patterns such as
+    'y_embedder.*', which stay as they are; returns their names.
+
+    ValueError also names a pattern that no tensor of the model has."""
+    own = model.state_dict()
+    state = named_like(state, own)
+    patterns = [fresh] if isinstance(fresh, str) else list(fresh)
+    kept = {}
+    for pattern in patterns:
+        names = fnmatch.filter(own, pattern)
+        if not names:
+            raise ValueError(f'fresh: the {type(model).__name__} has no tensor {pattern!r}'
+                             f'{did_you_mean(pattern, own)}')
+        kept |= {name: own[name] for name in names}
+
+    def is_fresh(name):
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    taken = {name: value for name, value in state.items() if not is_fresh(name)}
+    load_strict(model, taken | kept, where)
+    return sorted(kept)
+
+# %% ../../nbs/core/hub.ipynb #ed5f5306
+NOTE = 'trained_with.json'
+
+
+def write_note(model, part, folder):
+    "Write what `fit` noted on a model into `part`; without a note, an old one in `folder` goes."
+    note = getattr(model, 'trained_with', None)
+    if note:
+        write_json(part / NOTE, note)
+    else:
+        (folder / NOTE).unlink(missing_ok=True)
+
+
+def with_note(model, folder):
+    "The model, with the note that lies in a folder, if any."
+    if (Path(folder) / NOTE).is_file():
+        model.trained_with = read_json(Path(folder) / NOTE)
     return model
 
 # %% ../../nbs/core/hub.ipynb #b1f6c172
@@ -126,8 +189,11 @@ class PretrainedMixin(PyTorchModelHubMixin):
         with atomic_folder(folder) as part:
             write_json(part / 'config.json', self.pretrained_config())
             write_tensors(part / 'model.safetensors', self.state_dict(), {'format': 'pt'})
+            write_note(self, part, folder)
             if not (folder / 'README.md').exists():
                 self.generate_model_card().save(part / 'README.md')
+        # of other weights, that were in the folder before
+        (folder / 'model.safetensors.sha256').unlink(missing_ok=True)
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.name, **kwargs)
 
@@ -139,23 +205,33 @@ def known_kinds(cls: PretrainedMixin):
 
 
 @patch(cls_method=True)
-def from_config(cls: PretrainedMixin, values, where='config.json'):
-    "A fresh model from what config.json says. ValueError names the field."
+def from_config(cls: PretrainedMixin, values, where='config.json', held=None):
+    """A fresh model from what config.json says; `held`: how many tensors and numbers there are
+    for it, where that is known. ValueError names the field, or says that it is too large."""
     values = dict(values)
     kind = values.pop('kind', None)
-    if kind is not None and kind not in cls.known_kinds():
+    known = cls.known_kinds()
+    if kind is not None and (not isinstance(kind, str) or kind not in known):
         raise ValueError(f'{where}: kind is {kind!r}, not {kind_of(cls)!r}')
-    if cls.config_class:
-        return cls(config_from_dict(cls.config_class, values, where))
-    known = list(inspect.signature(cls.__init__).parameters)[1:]
-    for name in values:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise ValueError(f'{where}: {cls.__name__} has no field {name!r}{hint}')
+    build = cls.builder(values, where)
     try:
-        return cls(**values)
-    except (ValueError, TypeError) as e:
+        check_size(build, values, held)
+        return build()
+    except Exception as e:
+        raise ValueError(f'{where}: {first_line(e)}') from None
+
+
+@patch(cls_method=True)
+def builder(cls: PretrainedMixin, values, where):
+    "A function of no arguments that builds the model. ValueError names the field that is wrong."
+    if cls.config_class:
+        config = config_from_dict(cls.config_class, values, where)
+        return lambda: cls(config)
+    try:
+        check_types(cls, values)
+    except ValueError as e:
         raise ValueError(f'{where}: {e}') from None
+    return lambda: cls(**values)
 
 # %% ../../nbs/core/hub.ipynb #cad4dee6
 HUB_OPTIONS = ('revision', 'token', 'cache_dir', 'force_download', 'local_files_only')
@@ -166,24 +242,68 @@ def pretrained_file(folder, name, **hub):
     names it."""
     local = Path(folder).expanduser()
     for option in hub:
-        check_choice('from_pretrained: option', option, HUB_OPTIONS)
+        check_choice('from_pretrained: option', option,
+                     (*HUB_OPTIONS, 'map_location', 'variant', 'torch_dtype'))
     if local.is_dir():
         if not (local / name).is_file():
             raise FileNotFoundError(f'{local / name}: no such file')
         return local / name
-    if local.is_absolute() or str(folder).count('/') != 1:
+    if local.is_absolute() or str(folder).count('/') != 1 or str(folder).startswith('~'):
         raise FileNotFoundError(f'{folder}: no such folder')
     return Path(hf_hub_download(str(folder), name, **hub))
 
+# %% ../../nbs/core/hub.ipynb #e2593f23
+def weight_names(stem, variant=None):
+    "The names that a file of weights, or the index of its shards, may have in a folder."
+    if variant is None:
+        return f'{stem}.safetensors', f'{stem}.safetensors.index.json'
+    if not isinstance(variant, str) or not variant or '/' in variant or '\\' in variant:
+        raise ValueError(f"variant must be a name such as 'fp16', not {variant!r}")
+    return (f'{stem}.{variant}.safetensors', f'{stem}.safetensors.index.{variant}.json',
+            f'{stem}.{variant}.safetensors.index.json')
+
+
+def pretrained_weights(folder, stem='model', variant=None, **hub):
+    """The path of the weights of a folder or a repository, or of the index of their shards, which
+    are fetched too. FileNotFoundError names the file that is not there."""
+    names = weight_names(stem, variant)
+    for name in names:
+        try:
+            file = pretrained_file(folder, name, **hub)
+            break
+        except (FileNotFoundError, EntryNotFoundError):
+            pass
+    else:
+        return pretrained_file(folder, names[0], **hub)                 # says which is missing
+    if file.suffix == '.json':
+        for shard in read_index(file):
+            pretrained_file(folder, shard.name, **hub)
+    return file
+
+
+def as_dtype(value):
+    "torch.float16, or its name, -> the type; None as it is. ValueError for what is no such type."
+    found = getattr(torch, value.removeprefix('torch.'), None) if isinstance(value, str) else value
+    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        found = value = str(value)
+    if isinstance(found, str) or found is None and value is not None:
+        raise ValueError(f"torch_dtype must be such as torch.float16 or 'float16', not {value!r}")
+    return found
+
 # %% ../../nbs/core/hub.ipynb #314b9c37
 @patch(cls_method=True)
-def from_pretrained(cls: PretrainedMixin, folder, *, map_location='cpu', **hub):
+def from_pretrained(cls: PretrainedMixin, folder, *, map_location='cpu', variant=None,
+                    torch_dtype=None, **hub):
     """A folder of `save_pretrained`, or a repository 'user/name' of the hub -> the model, in
     eval mode.
 
+    `variant`: such as 'fp16', of files that are named so; `torch_dtype`: the type of the weights.
     `hub`: revision, token, cache_dir, force_download, local_files_only. FileNotFoundError
     names what is not there, ValueError the file and the key or field that is wrong."""
+    dtype = as_dtype(torch_dtype)
     file = pretrained_file(folder, 'config.json', **hub)
-    model = cls.from_config(read_json(file), file)
-    file = pretrained_file(folder, 'model.safetensors', **hub)
-    return load_strict(model, load_tensors(file), file).to(map_location).eval()
+    weights = pretrained_weights(folder, 'model', variant, **hub)
+    values = read_json(file)
+    model = cls.from_config(values, file, count_numbers(weights))
+    model = load_strict(model, load_tensors(weights), weights)
+    return with_note(model, weights.parent).to(map_location, dtype).eval()

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from .arguments import check_indices, plain_value
 from .checks import check_int
 
 # %% ../../nbs/core/noise.ipynb #4f1c58c5
@@ -21,11 +22,9 @@ def indexed_noise(seed, step, index, shape, device='cpu'):
     A pure function of (seed, step, sample index), whole numbers from 0: the split into batches
     and their order do not matter. In training the first uniform picks the time, the second
     whether the condition is dropped."""
-    seed = check_int('seed', seed, minimum=0)
-    step = check_int('step', step, minimum=0)
-    index = [int(i) for i in index]
-    if min(index, default=0) < 0:
-        raise ValueError(f'index must be whole numbers from 0, not {min(index)}')
+    seed = check_int('seed', plain_value(seed), minimum=0)
+    step = check_int('step', plain_value(step), minimum=0)
+    index = check_indices('index', index)
     noise = np.empty((len(index), *shape), np.float32)
     uniforms = np.empty((len(index), 2), np.float32)
     for n, i in enumerate(index):

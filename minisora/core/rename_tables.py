@@ -149,7 +149,7 @@ OLD_ATTRIBUTES |= {
 # %% ../../nbs/core/rename_tables.ipynb #6d264836
 for _module in 'dit', 'temporal':
     _moved(_module, 'core.checks', 'check_fields', 'config_from_dict')
-    _moved(_module, 'core.files', read_tensors='load_tensors')
+    _moved(_module, 'core.tensors', read_tensors='load_tensors')
     _moved(_module, 'core.hub', Pretrained='PretrainedMixin', load_state='load_strict')
     _moved(_module, 'dit', initialise='init_weights')
     _moved(_module, 'models.positions', 'sincos_1d', 'sincos_2d',

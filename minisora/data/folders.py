@@ -6,94 +6,71 @@
 __all__ = ['FolderClips']
 
 # %% ../../nbs/data/folders.ipynb #8e1e7bce
-import csv
-import json
+import itertools
+import os
+import re
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from fastcore.basics import patch
 
-from ..core.checks import check_choice
+from ..core.checks import check_choice, check_number
+from ..core.files import short_hash
 from ..core.renames import renamed_attributes
+from .animations import FrameFolder, is_animated
 from .buckets import nearest_bucket
+from .cuts import window_starts
 from .pictures import IMAGE_EXTENSIONS, is_image
-from .sources import ClipReader, file_stamp
+from .sidecars import beside, read_beside
+from .sources import ClipReader, content_digest, file_stamp
+from .tables import MANIFESTS as _MANIFESTS
+from .tables import Cut, Problem, manifest_rows
+from minisora.data.text import (
+    all_captions,
+    caption_from_path,
+    is_utf8,
+    name_to_words,
+    numbered_captions,
+    printable,
+)
 from .unreadable import collect_unreadable
-from .video import VIDEO_EXTENSIONS, caption_from_path, name_to_words, probe
-
-# %% ../../nbs/data/folders.ipynb #a7cae38d
-_MANIFESTS = ('manifest.csv', 'manifest.jsonl', 'captions.csv', 'captions.jsonl', 'metadata.csv',
-              'metadata.jsonl')
-
-
-def manifest_rows(path):
-    """A manifest's rows as dicts with the keys `file` and `caption` and whatever else it has.
-
-    CSV with a header line, or JSONL with one object per line; a `file_name` column will do for
-    `file`."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'no manifest at {path}')
-    with open(path, encoding='utf-8-sig', newline='') as f:
-        try:
-            if path.suffix == '.csv':
-                rows = list(csv.DictReader(f))
-            else:
-                rows = [json.loads(s) for s in f if s.strip()]
-        except ValueError as e:
-            raise ValueError(f'{path} is no {path.suffix[1:].upper()}: {e}') from None
-    if not rows:
-        raise ValueError(f'{path} has no rows')
-    for n, row in enumerate(rows, 1):
-        _check_row(row, f'{path}, row {n}')
-    return rows
-
-# %% ../../nbs/data/folders.ipynb #a8cab71b
-def _check_row(row, where):
-    "ValueError unless a row has a file and a caption; `file_name` becomes `file`."
-    if not isinstance(row, dict):
-        raise ValueError(f'{where}: no object with file and caption')
-    if None in row:                     # more values than columns
-        raise ValueError(f'{where}: {row[None][0]!r} belongs to no column: a text with commas '
-                         'needs double quotes')
-    if 'file' not in row and 'file_name' in row:
-        row['file'] = row.pop('file_name')
-    for key in ('file', 'caption'):
-        if not isinstance(row.get(key), str) or not row[key].strip():
-            columns = ', '.join(map(str, row))
-            raise ValueError(f'{where}: no {key!r}; columns are: {columns}')
+from .video import VIDEO_EXTENSIONS, VideoInfo, probe
+from .walk import class_folders, walk_files
 
 # %% ../../nbs/data/folders.ipynb #8fca0b86
 @renamed_attributes
 class FolderClips(ClipReader, torch.utils.data.Dataset):
     """The video files of a folder and those in it, or its pictures, each a Clip (3, T, H, W).
 
-    Captions are the file names, or come from a manifest (CSV or JSONL, columns file and caption),
-    given or found in the folder as manifest.csv, manifest.jsonl …; `path` may be the manifest
-    itself. With `captions='folder'` they are the names of the folders in `path`, one per class,
-    whose number (0, 1 … in the order of the names) is `attributes['label']`.
+    Captions lie beside the files (x.txt, x.caption, x.json for x.mp4), or come from a manifest
+    (see `manifest_rows`), given or found there as manifest.csv …, or else are the file names;
+    `path` may be the manifest itself, or one film. With `captions='folder'` they are the names of
+    the folders in `path`, one per class, whose number, in their order, is `attributes['label']`.
 
     `size`, `frames` and `fps` are those of `read_video`; with `buckets` (see `make_buckets`) each
-    clip has the size and length of its bucket, `bucket_of[i]`. A picture has one frame; among
-    videos it is read only if `frames` is 1, or in buckets. `crop` is 'center', 'random' (a pure
-    function of `seed`, the epoch given to `set_epoch`, and i) or an anchor, (down, across).
+    clip has the size and length of its bucket, `bucket_of[i]`. With `stride` (s) a film is as many
+    clips of `frames / fps` seconds as begin every so often. With `frame_folders`, a rate, each
+    folder of pictures is a film. A picture has one frame; among videos it is read only if `frames`
+    is 1, or in buckets. `crop` is 'center', 'random' (by `seed`, the epoch of `set_epoch`, and i)
+    or an anchor, (down, across).
 
-    At the start each file is decoded once (`check='decode'`), or only opened ('open'), or not
-    looked at ('no'). Those that cannot be read are listed in `unreadable` as (file, reason), and
-    at the end one warning names them (`on_error='warn'`), or one ValueError ('raise'), or nothing
-    does ('collect'). The first `keep` decoded clips, 256 MiB at most, stay in memory."""
+    At the start each file is decoded once (`check='decode'`), or opened ('open'), or not looked
+    at ('no'). What cannot be read is listed in `unreadable` as (file, reason), what is no data
+    (hidden, a run's own) in `left_out`; one warning names them (`on_error='warn'`), or a ValueError
+    ('raise'), or nothing ('collect'). `keep` decoded clips, 256 MiB at most, stay in memory."""
 
     def __init__(self, path, size=64, frames=16, fps=None, manifest=None, keep=512, progress=False,
                  check='decode', on_error='warn', crop='center', seed=0, buckets=None,
-                 captions='file'):
+                 captions='file', stride=None, frame_folders=None):
         self._set_options(check, captions, buckets, fps)
+        self._set_films(stride, frame_folders, fps)
         self._set_format(size, frames, fps, crop, seed)
         self.keep = keep if check == 'decode' and crop != 'random' else 0
-        rows = self._find_rows(Path(path), manifest)
-        self._set_extensions(rows)
+        rows = self._all_rows(Path(path), manifest)
         self.unreadable = collect_unreadable(rows, self._add_file, _file_of, self.path, on_error,
-                                             progress)
+                                             progress, self._notes(rows))
 
     def __len__(self):
         return len(self.rows)
@@ -101,7 +78,7 @@ class FolderClips(ClipReader, torch.utils.data.Dataset):
     def __getitem__(self, i):
         self._check_index(i)
         if i in self.kept:
-            return self.kept[i]
+            return replace(self.kept[i], caption=self._caption(self.rows[i]['caption'], i))
         return self._read(self.rows[i], i, self.bucket_of[i])
 
 # %% ../../nbs/data/folders.ipynb #5c9db982
@@ -125,17 +102,33 @@ def _set_options(self: FolderClips, check, captions, buckets, fps):
 
 
 @patch
+def _set_films(self: FolderClips, stride, frame_folders, fps):
+    "What is a film here, and how many clips it is."
+    if stride is not None:
+        check_number('stride', stride, above=0)
+        if fps is None or self.buckets:
+            raise ValueError('stride needs fps, which says how long a clip is, and no buckets')
+    if frame_folders is not None:
+        check_number('frame_folders', frame_folders, above=0)
+    self.stride = stride
+    self.frame_folders = frame_folders
+    self.left_out = []
+    self._named_by_file = False
+
+# %% ../../nbs/data/folders.ipynb #8cb5a025
+@patch
 def _add_file(self: FolderClips, row):
     "Look at one file as `check` asks, and take it; ValueError or OSError if it cannot be read."
     file = self.path / row['file']
     reason = self._reason_against(file, row)
     if reason:
         raise ValueError(f'cannot read {file}: {reason}')
+    all_captions(row['caption'])
     bucket = None
     if self.buckets or self.check == 'open':
-        info = probe(file)
+        info = self._info(row)
         bucket = nearest_bucket(self.buckets, info, self.fps) if self.buckets else None
-    if bucket and is_image(file):
+    if bucket and is_image(file) and not info.seconds:
         bucket = replace(bucket, frames=1)
     if self.check == 'decode':
         self._keep(self._read(row, len(self.rows), bucket))
@@ -147,31 +140,60 @@ _KEEP_BYTES = 2 ** 28                   # clips kept in memory: never more than 
 
 
 @patch
+def _is_film(self: FolderClips, row):
+    file = Path(row['file'])
+    if file.suffix.lower() in VIDEO_EXTENSIONS or self._is_frame_folder(row):
+        return True
+    return self.check != 'no' and is_image(file) and is_animated(self.path / file)
+
+
+@patch
 def _set_extensions(self: FolderClips, rows):
-    films = any(Path(row['file']).suffix.lower() in VIDEO_EXTENSIONS for row in rows)
-    only_films = films and self.frames != 1 and not self.buckets
+    only_films = self.frames != 1 and not self.buckets and any(map(self._is_film, rows))
     self._extensions = VIDEO_EXTENSIONS if only_films else VIDEO_EXTENSIONS + IMAGE_EXTENSIONS
 
 
 @patch
 def _reason_against(self: FolderClips, file, row):
     "Why a file is none of these clips, before it is opened; None if it may be one."
+    if isinstance(row.get('problem'), Problem):
+        return row['problem']
+    if not is_utf8(row['file']):
+        return 'its name is not UTF-8: rename it'
+    if self._is_frame_folder(row):
+        return None
     if not file.is_file():
         raise FileNotFoundError(f'cannot read {file}: no such file')
-    if row['caption'] is None:
+    if row['caption'] is None and self.captions == 'folder':
         return 'it lies in none of the folders'
-    if file.suffix.lower() in self._extensions:
+    if file.suffix.lower() in self._extensions or self._is_film(row):
         return None
     if is_image(file):
         return 'a picture beside videos needs buckets, or frames=1'
     return 'its name is not that of a video or a picture'
 
+# %% ../../nbs/data/folders.ipynb #e4559b40
+@patch
+def _is_frame_folder(self: FolderClips, row):
+    return isinstance(row.get('frames'), FrameFolder)
+
 
 @patch
 def _read(self: FolderClips, row, i, bucket):
-    clip = self._read_clip(i, self.path / row['file'], row['caption'], bucket)
-    rest = {k: v for k, v in row.items() if k not in ('file', 'caption')}
-    return replace(clip, attributes=rest)
+    shown = row['frames'] if self._is_frame_folder(row) else self.path / row['file']
+    clip = self._read_clip(i, shown, row['caption'], bucket, *_cut_of(row))
+    return replace(clip, source=str(self.path / row['file']), attributes=_attributes(row))
+
+
+def _cut_of(row):
+    cut = row.get('cut')
+    return cut if isinstance(cut, Cut) else Cut()
+
+
+def _attributes(row):
+    "What a row says of its clip beside the file, the caption and how to read it."
+    return {k: v for k, v in row.items()
+            if k not in ('file', 'caption') and not isinstance(v, (FrameFolder, Cut, Problem))}
 
 
 @patch
@@ -181,18 +203,54 @@ def _keep(self: FolderClips, clip):
     if len(self.kept) < self.keep and self._kept_bytes <= _KEEP_BYTES:
         self.kept[len(self.rows)] = clip
 
+# %% ../../nbs/data/folders.ipynb #947e1739
+@patch
+def _windows(self: FolderClips, row):
+    "A film's row once for each window, with its `start`; any other row as it is."
+    if self.stride is None or not self._is_film(row):
+        return [row]
+    try:
+        film = self._info(row)
+    except (ValueError, OSError):
+        return [row]                    # `_add_file` will say what is wrong
+    cut = _cut_of(row)
+    last = min(film.seconds if cut.end is None else cut.end, film.seconds)
+    starts = window_starts(cut.start or 0., last, self.frames / self.fps, self.stride)
+    return [dict(row, start=s, cut=Cut(s)) for s in starts]
+
+
+@patch
+def _all_rows(self: FolderClips, path, manifest):
+    "A row for each clip that there may be."
+    rows = self._find_rows(path, manifest)
+    self._set_extensions(rows)
+    return [window for row in rows for window in self._windows(row)]
+
+
+@patch
+def _info(self: FolderClips, row):
+    "The `VideoInfo` of a row's film or picture."
+    if not self._is_frame_folder(row):
+        return probe(self.path / row['file'])
+    film = row['frames']
+    width, height = film.size()
+    return VideoInfo(height, width, film.seconds, self.frame_folders)
+
 # %% ../../nbs/data/folders.ipynb #0f554cf1
 @patch
 def _find_rows(self: FolderClips, path, manifest):
     "A row {file, caption, …} for each clip there may be, and `path`, which may be a manifest."
+    film = path if path.is_file() and _may_be_clip(path) else None
     if manifest is None and path.is_file():
-        manifest = path
+        manifest = None if film else path
         path = path.parent
     if not path.exists():
-        raise FileNotFoundError(f'no folder at {path}')
+        raise FileNotFoundError(f'no folder at {printable(path)}')
     if not path.is_dir():
-        raise NotADirectoryError(f'{path} is not a folder')
+        raise NotADirectoryError(f'{printable(path)} is not a folder')
     self.path = path
+    if film:
+        return self._file_rows([Path(film.name)])
     if self.captions == 'folder':
         if manifest:
             raise ValueError("captions='folder' takes no manifest")
@@ -201,25 +259,133 @@ def _find_rows(self: FolderClips, path, manifest):
         manifest = next((path / m for m in _MANIFESTS if (path / m).is_file()), None)
     if manifest is not None:
         return manifest_rows(manifest)
-    return [dict(file=str(f), caption=caption_from_path(f)) for f in self._files()]
+    return self._file_rows(self._files())
 
 
 @patch
 def _files(self: FolderClips):
-    files = sorted(p.relative_to(self.path) for p in self.path.rglob('*') if p.is_file())
-    return [f for f in files if not f.name.startswith('.')]
+    found = walk_files(self.path)
+    self.left_out = found.left_out
+    return found.files
+
+# %% ../../nbs/data/folders.ipynb #36f21b47
+@patch
+def _file_rows(self: FolderClips, files):
+    "Rows of files: captions from the files beside them, or where no clip has one, from the names."
+    rows = self._frame_rows(files) if self.frame_folders else []
+    inside = {file for row in rows for file in row['frames'].names}
+    rows += [dict(file=str(f)) for f in files if f not in inside]
+    clips = {Path(row['file']) for row in rows
+             if self._is_frame_folder(row) or _may_be_clip(row['file'])}
+    said = beside({*files, *clips}, clips.__contains__)
+    used = {f for texts in said.values() for f in texts.values()}
+    rows = [row for row in rows if Path(row['file']) not in used]
+    for row in rows:
+        about = self._said(said.get(Path(row['file'])))
+        row |= {k: v for k, v in about.items() if k != 'file'}
+    self._named_by_file = not any(row['caption'] for row in rows)
+    for row in rows:
+        if self._named_by_file or Path(row['file']) not in clips:
+            row['caption'] = caption_from_path(row['file'])
+        elif row['caption'] is None:
+            row.setdefault('problem', Problem('it has no caption beside it, as other clips have'))
+    return sorted(rows, key=lambda row: Path(row['file']))
+
+
+def _may_be_clip(file):
+    return Path(file).suffix.lower() in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS
+
+# %% ../../nbs/data/folders.ipynb #3710a24b
+@patch
+def _said(self: FolderClips, texts):
+    "Caption and attributes from the files beside a clip; a `problem` where they cannot be read."
+    try:
+        caption, attributes = read_beside(self.path, texts or {})
+    except (ValueError, OSError) as e:
+        return dict(caption=None, problem=Problem(e))
+    return attributes | dict(caption=caption)
 
 
 @patch
 def _class_rows(self: FolderClips):
-    folders = [p.name for p in self.path.iterdir() if p.is_dir()]
-    names = sorted(name for name in folders if not name.startswith('.'))
-    about = {name: dict(caption=name_to_words(name), label=k) for k, name in enumerate(names)}
+    about = {name: dict(caption=name_to_words(name), label=k)
+             for k, name in enumerate(class_folders(self.path))}
     outside = dict(caption=None)
-    return [dict(file=str(f), **about.get(f.parts[0], outside)) for f in self._files()]
+    files = self._files()
+    rows = self._frame_rows(files) if self.frame_folders else []
+    inside = {file for row in rows for file in row['frames'].names}
+    rows += [dict(file=str(f)) for f in files if f not in inside]
+    return [row | about.get(Path(row['file']).parts[0], outside) for row in rows]
+
+# %% ../../nbs/data/folders.ipynb #24e43c1f
+@patch
+def _frame_rows(self: FolderClips, files):
+    "A row for each folder, but the first one, that holds pictures."
+    folders = defaultdict(list)
+    for f in files:
+        if f.suffix.lower() in IMAGE_EXTENSIONS and f.parent != Path('.'):
+            folders[f.parent].append(f)
+    rows = []
+    for folder, names in folders.items():
+        names.sort(key=_by_numbers)
+        film = FrameFolder([self.path / f for f in names], self.frame_folders)
+        film.names = names
+        rows.append(dict(file=str(folder), frames=film))
+    return rows
+
+
+def _by_numbers(path):
+    "frame 10 after frame 9."
+    parts = re.split(r'(\d+)', path.name)
+    return [(int(t), '') if t.isdecimal() else (-1, t) for t in parts]
+
+# %% ../../nbs/data/folders.ipynb #46748a82
+@patch
+def _notes(self: FolderClips, rows):
+    "What a user should know though every clip can be read: what was left out, how clips are named."
+    hidden = [name for name, reason in self.left_out
+              if 'hidden' in reason and _holds_clips(self.path / name)]
+    notes = [f'{printable(name)} left out: {reason}' for name, reason in self.left_out
+             if 'hidden' not in reason]
+    if hidden:
+        some = ', '.join(map(printable, hidden[:3])) + (' …' if len(hidden) > 3 else '')
+        notes.append(f'left out as hidden: {some}')
+    if self._named_by_file:
+        named = [row['caption'] for row in rows
+                 if Path(row['file']).suffix.lower() in VIDEO_EXTENSIONS]
+        notes += [note for note in [numbered_captions(named)] if note]
+    return notes
+
+
+def _holds_clips(path):
+    "Is a hidden file one that would be a clip, or is there such a file in a hidden folder?"
+    if not path.is_dir():
+        return _may_be_clip(path)
+    inside = (Path(name) for _, _, names in os.walk(path) for name in names)
+    return any(_may_be_clip(name) for name in itertools.islice(inside, 1000))
 
 # %% ../../nbs/data/folders.ipynb #cd920825
 @patch
 def listing(self: FolderClips):
-    "For each clip: its row of the manifest, its file's size and time of change."
-    return ([row, *file_stamp(f"{self.path}/{row['file']}")] for row in self.rows)
+    "For each clip: its caption, its attributes and the digest of its file."
+    for row in self.rows:
+        about = [row['caption'], _attributes(row)]
+        if self._is_frame_folder(row):
+            digests = [content_digest(f) for f in row['frames'].files]
+            yield [*about, self.frame_folders, short_hash(digests)]
+        else:
+            yield [*about, content_digest(self.path / row['file'])]
+
+
+@patch
+def stamp_listing(self: FolderClips):
+    "What version 0.1 compared: rows of the manifest, the files' sizes and times of change."
+    for row in self.rows:
+        shown = {k: v for k, v in row.items() if not isinstance(v, (FrameFolder, Cut))}
+        yield [shown, *file_stamp(f"{self.path}/{row['file']}")]
+
+
+@patch
+def every_caption(self: FolderClips):
+    "All captions that the clips may have, without reading a clip."
+    return {text for row in self.rows for text in all_captions(row['caption'])}

@@ -11,12 +11,16 @@ import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 
 from ..core.checks import check_choice
+from ..core.files import short_hash
 from ..core.renames import renamed_attributes
-from .sources import ClipReader, file_stamp
+from .animations import PictureFilm, open_shown
+from .sources import ClipReader, content_digest, file_stamp
+from .text import all_captions, class_id
 from .unreadable import named_errors, report_unreadable
 
 # %% ../../nbs/data/hub.ipynb #fc4410f1
@@ -26,7 +30,12 @@ def open_dataset(name, split='train', streaming=False):
     no copy in the cache."""
     import datasets
     if not Path(name).exists():
-        return datasets.load_dataset(str(name), split=split, streaming=streaming)
+        try:
+            return datasets.load_dataset(str(name), split=split, streaming=streaming)
+        except (OSError, ValueError) as e:
+            why = (str(e).splitlines() or [''])[0]
+            raise FileNotFoundError(f'no data set {name}: no such folder, and from the hub it '
+                                    f'cannot be had: {why}') from None
     try:
         found = datasets.load_from_disk(str(name))
     except FileNotFoundError as e:
@@ -56,15 +65,28 @@ class _RowReader(ClipReader):
         if not kinds:
             kinds = datasets.Dataset.from_list([next(iter(dataset))]).features
         self._find_columns(kinds, column, caption, label)
-        kind = getattr(kinds[self.column], 'feature', kinds[self.column])
-        self.image = replace(kind, decode=True) if isinstance(kind, datasets.Image) else None
-        if isinstance(kinds[self.column], datasets.Video):
-            # we decode: no torchcodec needed
-            dataset = dataset.cast_column(self.column, datasets.Video(decode=False))
-        elif isinstance(dataset, datasets.IterableDataset) and dataset.features:
-            dataset = dataset.decode(False)
-        self.data = dataset
         self.rule = rule or str
+        self._set_undecoded(dataset, kinds[self.column])
+
+# %% ../../nbs/data/hub.ipynb #6f8e8abd
+@patch
+def _set_undecoded(self: _RowReader, dataset, kind):
+    "`data`: the dataset with its clips as bytes or paths; `mark`: what version 0.1 knew it by."
+    import datasets
+    inner = getattr(kind, 'feature', kind)
+    self.image = replace(inner, decode=True) if isinstance(inner, datasets.Image) else None
+    self.numbers = kind.dtype if isinstance(kind, datasets.Array4D) else None
+    self.mark = getattr(dataset, '_fingerprint', None)
+    if isinstance(kind, datasets.Video):
+        dataset = dataset.cast_column(self.column, datasets.Video(decode=False))
+        self.mark = getattr(dataset, '_fingerprint', None)
+    elif isinstance(dataset, datasets.IterableDataset):
+        dataset = dataset.decode(False) if dataset.features else dataset
+    elif self.image:
+        plain = replace(inner, decode=False)
+        whole = plain if kind is inner else type(kind)(plain)
+        dataset = dataset.cast_column(self.column, whole)
+    self.data = dataset
 
 # %% ../../nbs/data/hub.ipynb #2b9eca49
 def _type_names(kind):
@@ -97,6 +119,7 @@ def _find_columns(self: _RowReader, kinds, column, caption, label):
         _find_column(label, kinds, None, 'label')
     # a class label's names
     self.names = getattr(kinds[self.caption], 'names', None)
+    self.label_names = getattr(kinds[label], 'names', None) if label else None
     plain = [k for k in kinds if _type_names(kinds[k]) & {'Value', 'ClassLabel'}]
     self.extra = [k for k in plain if k not in (self.caption, label)]
 
@@ -108,26 +131,38 @@ def _row_clip(self: _RowReader, row, i):
         for k in (self.caption, self.column):
             if row[k] is None:
                 raise ValueError(f'its {k} is missing')
-        value = row[self.caption]
-        text = self.rule(self.names[value] if self.names else str(value))
-        clip = self._read_clip(i, self._opened(row[self.column]), text)
-    attributes = {k: row[k] for k in self.extra}
-    if self.label:
-        attributes['label'] = row[self.label]
+        clip = self._read_clip(i, self._opened(row[self.column]), self._texts(row[self.caption]))
+        attributes = {k: row[k] for k in self.extra}
+        if self.label:
+            attributes['label'] = class_id(row[self.label], self.label, self.label_names)
     return replace(clip, source=f'row {i}', attributes=attributes)
 
 
 @patch
+def _texts(self: _RowReader, value):
+    """The captions in a row: of a class label its name, else a text or a list of texts; by `rule`.
+    ValueError where it is none of these."""
+    if self.names:
+        value = self.names[class_id(value, self.caption, self.names)]
+    return [self.rule(text) for text in all_captions(value)]
+
+
+@patch
 def _opened(self: _RowReader, value):
-    """What a column holds: an undecoded picture is decoded, an undecoded video becomes its bytes
-    or path."""
+    """What a column holds: a picture is opened, an undecoded video becomes its bytes or path."""
+    if self.numbers:
+        return np.asarray(value, self.numbers)
     if isinstance(value, list):
         return [self._opened(v) for v in value]
     if not isinstance(value, dict):
         return value
-    if self.image:
-        return self.image.decode_example(value)
-    return value.get('bytes') or value['path']
+    if not self.image:
+        return value.get('bytes') or value['path']
+    if value.get('bytes') is None and not Path(value['path']).is_file():
+        return self.image.decode_example(value)     # on the hub
+    shown = open_shown(value.get('bytes') or value['path'])
+    wanted = self.image.mode
+    return shown.convert(wanted) if wanted and not isinstance(shown, PictureFilm) else shown
 
 # %% ../../nbs/data/hub.ipynb #81ba4f32
 class HubClips(_RowReader, torch.utils.data.Dataset):
@@ -135,7 +170,7 @@ class HubClips(_RowReader, torch.utils.data.Dataset):
     name.
 
     `column` holds a video, or a list of pictures, or one picture (a clip of one frame); found by
-    its type if not named. `caption` names the column of texts or class labels, `rule` makes a
+    its type if not named. `caption` names the column of texts (or lists of them) or class labels, `rule` makes a
     caption out of such a text, `label` names a column of class ids for `attributes['label']`.
     Other plain columns become attributes. `crop` and `seed` are those of `FolderClips`."""
 
@@ -149,14 +184,46 @@ class HubClips(_RowReader, torch.utils.data.Dataset):
         return self._row_clip(row, i)
 
     def listing(self):
-        """The dataset's fingerprint; of videos in files of their own also size and time of
-        change."""
-        mark = self.data._fingerprint
-        rows = self.data.select_columns(self.column)
-        films = type(rows.features[self.column]).__name__ == 'Video'
-        if not films or rows[0][self.column]['bytes']:
-            return [mark]
-        return ([mark, *file_stamp(row[self.column]['path'])] for row in rows)
+        "For each clip: its caption, its attributes, and the digest of what it shows."
+        columns = [self.column, self.caption, *self.extra, *([self.label] if self.label else [])]
+        for row in self.data.select_columns(list(dict.fromkeys(columns))):
+            about = {k: v for k, v in row.items() if k != self.column}
+            yield [about, _cell_digest(row[self.column])]
+
+# %% ../../nbs/data/hub.ipynb #b6d7492c
+@patch
+def stamp_listing(self: HubClips):
+    "What version 0.1 compared: the dataset's fingerprint, the size and date of video files."
+    rows = self.data.select_columns(self.column)
+    films = type(rows.features[self.column]).__name__ == 'Video'
+    if not films or rows[0][self.column]['bytes']:
+        return [self.mark]
+    return ([self.mark, *file_stamp(row[self.column]['path'])] for row in rows)
+
+
+@patch
+def every_caption(self: HubClips):
+    "All captions that the clips may have; those of rows that have no good one are left out."
+    found = set()
+    for value in self.data.select_columns(self.caption)[self.caption]:
+        try:
+            found.update(self._texts(value))
+        except ValueError:
+            continue
+    return found
+
+# %% ../../nbs/data/hub.ipynb #3edac897
+def _cell_digest(value):
+    "16 hex digits of a cell's content: of the bytes in it, or of the file that it names."
+    if isinstance(value, list):
+        return short_hash([_cell_digest(v) for v in value])
+    if not isinstance(value, dict):
+        found = np.asarray(value)
+        return short_hash(f'{found.dtype} {found.shape}'.encode() + found.tobytes())
+    if value.get('bytes') is not None:
+        return short_hash(value['bytes'])
+    path = value.get('path')
+    return content_digest(path) if path and Path(path).is_file() else str(path)
 
 # %% ../../nbs/data/hub.ipynb #02d6df90
 @renamed_attributes

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from PIL import Image
 
 from ..core.checks import check_choice
-from .sources import ClipReader, file_stamp
+from .pictures import lazy_image
+from .sources import ClipReader, content_digest, file_stamp
 from .unreadable import named_errors
+from .walk import is_hidden
 
 # %% ../../nbs/data/imagenet.ipynb #80ec9e54
 def _first_file(path, names):
@@ -43,7 +44,7 @@ def _val_labels(path, wnids):
     if file is None:
         raise FileNotFoundError(f'{path}/val is one flat folder and has no labels: put val.txt '
                                 f'into {path}/meta')
-    text = file.read_text()
+    text = file.read_text(encoding='utf-8')
     rows = [line.replace(',', ' ').split() for line in text.splitlines() if line.strip()]
     try:
         if file.suffix == '.txt':
@@ -84,23 +85,34 @@ class ImageNetClips(ClipReader, torch.utils.data.Dataset):
         self._check_index(i)
         label = self.labels[i]
         file = self.path / self.files[i]
-        with named_errors(f'cannot read {file}'), Image.open(file) as image:
+        with named_errors(f'cannot read {file}'), lazy_image(file) as image:
             clip = self._read_clip(i, image, self.names[label])
         about = dict(label=label, wnid=self.wnids[label])
         return replace(clip, source=str(file), attributes=about)
 
     def listing(self):
-        "For each clip: its file, class id and name, the file's size and time of change."
+        "For each clip: its class id and name, and the digest of its file."
         files = zip(self.files, self.labels)
-        return ([f, k, self.names[k], *file_stamp(f'{self.path}/{f}')] for f, k in files)
+        return ([k, self.names[k], content_digest(f'{self.path}/{f}')] for f, k in files)
+
+# %% ../../nbs/data/imagenet.ipynb #65e3206c
+@patch
+def stamp_listing(self: ImageNetClips):
+    "For each clip: file, class id and name, the file's size and time of change."
+    files = zip(self.files, self.labels)
+    return ([f, k, self.names[k], *file_stamp(f'{self.path}/{f}')] for f, k in files)
 
 # %% ../../nbs/data/imagenet.ipynb #8f38c585
+_PICTURES = ('.jpeg', '.jpg', '.png')
+
+
 def _class_folders(path):
     return sorted(p.name for p in path.glob('n*') if p.is_dir())
 
 
 def _jpegs(folder):
-    return sorted(e.name for e in os.scandir(folder) if e.name.upper().endswith('.JPEG'))
+    names = [e.name for e in os.scandir(folder)]
+    return sorted(n for n in names if n.lower().endswith(_PICTURES) and not is_hidden(n))
 
 
 @patch

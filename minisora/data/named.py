@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from ..core.checks import check_choice
+from ..core.tensors import load_array, open_arrays
 from .hub import HubClips, StreamClips, open_dataset
 from .imagenet import ImageNetClips
 from .pictures import encode_png
+from .walk import walk_files
 
 # %% ../../nbs/data/named.ipynb #6494c24e
 def load_digits(path='hub', split='train'):
@@ -29,11 +31,22 @@ def load_digits(path='hub', split='train'):
         return np.stack([np.asarray(i) for i in rows['image']]), np.array(rows['label'])
     if not Path(path).is_file():
         raise FileNotFoundError(f'no digits at {path}')
-    with np.load(path, allow_pickle=False) as f:
+    with open_arrays(path) as arrays:
         for name in (f'{split}_images', f'{split}_labels'):
-            if name not in f:
-                raise ValueError(f'{path} has no array {name!r}; it has: {", ".join(f)}')
-        return f[f'{split}_images'], f[f'{split}_labels'].astype(np.int64)
+            if name not in arrays:
+                raise ValueError(f'{path} has no array {name!r}; it has: {", ".join(arrays)}')
+        return _as_digits(path, arrays[f'{split}_images'](), arrays[f'{split}_labels']())
+
+
+def _as_digits(path, images, labels):
+    "Images and as many labels, int64. ValueError where they are of another shape or type."
+    if images.ndim != 3 or images.dtype != np.uint8 or not len(images):
+        raise ValueError(f'{path}: images must be uint8 (N, H, W), not {images.dtype} '
+                         f'{images.shape}')
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu':
+        raise ValueError(f'{path}: labels must be {len(images)} whole numbers, not {labels.dtype} '
+                         f'{labels.shape}')
+    return images, labels.astype(np.int64)
 
 # %% ../../nbs/data/named.ipynb #b9a14b6f
 def _camel_to_words(name):
@@ -46,7 +59,7 @@ def _ucf101_dataset(path, split='train', fold=1):
     below `path`, split by the official lists (trainlist01.txt …, somewhere below `path`; without
     them all is 'train')."""
     import datasets
-    videos = {f'{f.parent.name}/{f.name}': str(f) for f in sorted(Path(path).rglob('*.avi'))}
+    videos = {f'{f.parent.name}/{f.name}': str(f) for f in _avi_files(path)}
     if not videos:
         raise FileNotFoundError(f'no <class>/*.avi below {path}')
     chosen = _listed_videos(path, f'{split}list{fold:02d}.txt', videos, split != 'train')
@@ -57,12 +70,16 @@ def _ucf101_dataset(path, split='train', fold=1):
     return datasets.Dataset.from_list(rows, features=kinds)
 
 
+def _avi_files(path):
+    return [Path(path) / f for f in walk_files(path).files if f.suffix.lower() == '.avi']
+
+
 def _listed_videos(path, name, videos, required):
     "The videos that the list `name`, somewhere below `path`, names; all where there is no list."
     lists = sorted(Path(path).rglob(name))
     if not lists and required:
         raise FileNotFoundError(f'no {name} below {path}')
-    lines = lists[0].read_text().splitlines() if lists else []
+    lines = lists[0].read_text(encoding='utf-8').splitlines() if lists else []
     chosen = [line.split()[0] for line in lines if line.strip()] or [*videos]
     for f in chosen:
         if f not in videos:
@@ -78,7 +95,7 @@ def _moving_mnist_dataset(path, split='train'):
     path = Path(path) / 'mnist_test_seq.npy' if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no Moving MNIST at {path}')
-    films = np.load(path, mmap_mode='r', allow_pickle=False)
+    films = load_array(path, mmap_mode='r')
     if films.ndim != 4 or films.dtype != np.uint8:
         raise ValueError(f'{path} must be uint8 (T, N, h, w), not {films.dtype} {films.shape}')
 

@@ -15,6 +15,7 @@ from einops import rearrange, repeat
 from PIL import Image, ImageOps
 
 from ..core.protocols import Clip
+from .depth import to_eight_bits
 
 # %% ../../nbs/data/pictures.ipynb #b58e21aa
 def parse_size(size):
@@ -26,14 +27,14 @@ def parse_size(size):
 
 # %% ../../nbs/data/pictures.ipynb #4d6efc3c
 def resize_crop(image, size, aspect=1.0, anchor=(.5, .5)):
-    """One picture, uint8 (H, W, 3 or 4) or (H, W), to uint8 (h, w, 3): crop to that shape,
-    antialiased resize.
+    """One picture, (H, W, 3 or 4) or (H, W), to uint8 (h, w, 3): crop to that shape, antialiased
+    resize.
 
     `size` is (h, w), or one number for a square. The crop is the largest of that shape: nothing
     is squeezed. `anchor` says where in the spare room it lies, (down, across), 0 to 1: (.5, .5)
     is the center. Transparent pixels are laid over black. `aspect` is the width of a stored pixel
     over its height."""
-    image = _over_black(np.asarray(image))
+    image = _over_black(to_eight_bits([image])[0])
     height, width = parse_size(size)
     if image.shape[:2] == (height, width) and aspect == 1:
         return image
@@ -79,25 +80,45 @@ def crop_anchor(crop, seed=0, epoch=0, i=0):
                      f'not {crop!r}')
 
 # %% ../../nbs/data/pictures.ipynb #0f58f464
-IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.apng')
 
 
 def is_image(path):
     "Is this a path with the name of a picture?"
     return isinstance(path, (str, Path)) and Path(path).suffix.lower() in IMAGE_EXTENSIONS
 
+# %% ../../nbs/data/pictures.ipynb #5e2fb4bf
+MAX_PIXELS = 2 ** 26                    # of one picture or frame: 8192 × 8192
+_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'TGA', 'JPEG2000')
+
+
+def check_pixels(width, height):
+    "ValueError where a picture or a frame is larger than `MAX_PIXELS`."
+    if width * height > MAX_PIXELS:
+        raise ValueError(f'it has {width} × {height} pixels, more than the {MAX_PIXELS} that are '
+                         'read: make it smaller')
+
+
+def lazy_image(source):
+    "A picture file, or its bytes as a file, opened with PIL and not yet unpacked."
+    try:
+        image = Image.open(source, formats=_FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(f'it has more than the {MAX_PIXELS} pixels that are read: make it '
+                         'smaller') from None
+    check_pixels(*image.size)
+    return image
+
 
 def open_image(path):
     "A picture file to a PIL image, turned the way the camera's note (EXIF) asks for."
-    with Image.open(path) as image:
+    with lazy_image(path) as image:
         return ImageOps.exif_transpose(image)
 
 
 def _to_rgb_array(picture):
-    "A PIL image of any mode, or an array, to a uint8 array (H, W, 3), (H, W, 4) or (H, W)."
-    if not isinstance(picture, Image.Image):
-        return np.asarray(picture, np.uint8)
-    return np.asarray(picture.convert('RGBA' if picture.has_transparency_data else 'RGB'))
+    "One picture of any kind as a uint8 array (H, W, 3), (H, W, 4) or (H, W)."
+    return to_eight_bits([picture])[0]
 
 
 def encode_png(picture):
@@ -113,8 +134,8 @@ def still_clip(pictures, caption, frames=16, size=64, fps=None, several=True, an
     pick = [0]
     if several:
         pick = np.linspace(0, len(pictures), frames, endpoint=False).astype(int).tolist()
-    shown = {}
-    for k in sorted(set(pick)):
-        shown[k] = resize_crop(_to_rgb_array(pictures[k]), size, anchor=anchor)
+    picked = sorted(set(pick))
+    arrays = to_eight_bits([pictures[k] for k in picked])
+    shown = {k: resize_crop(a, size, anchor=anchor) for k, a in zip(picked, arrays)}
     x = torch.from_numpy(np.stack([shown[k] for k in pick]))
     return Clip(rearrange(x, 't h w c -> c t h w').contiguous(), caption, fps or 8.0)

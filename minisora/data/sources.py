@@ -6,14 +6,21 @@
 __all__ = []
 
 # %% ../../nbs/data/sources.ipynb #007fc14f
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from fastcore.basics import patch
 from PIL import Image
 
-from .pictures import crop_anchor, is_image, open_image, parse_size, still_clip
+from ..core.files import sha256_file
+from ..core.protocols import Clip
+from .animations import PictureFilm, open_shown
+from .pictures import crop_anchor, is_image, parse_size, still_clip
+from .text import one_caption
 from .unreadable import named_errors
 from .video import read_video
 
@@ -39,28 +46,59 @@ class ClipReader:
         if not 0 <= i < len(self):
             raise IndexError(f'clip {i} of {len(self)}')
 
-    def _read_clip(self, i, shown, caption, bucket=None):
-        """Clip number i: of a video (path or bytes), of one picture (path, PIL or array), or of
-        several."""
-        size = self.size
-        frames = self.frames
-        if bucket:
-            size = bucket.height, bucket.width
-            frames = bucket.frames
-        anchor = crop_anchor(self.crop, self.seed, self.epoch, i)
-        if is_image(shown):
-            with named_errors(f'cannot read {shown}', shown):
-                picture = open_image(shown)
-                clip = still_clip([picture], caption, 1, size, self.fps, False, anchor)
-            return replace(clip, source=str(shown))
-        if isinstance(shown, (str, Path, bytes)):
-            return read_video(shown, frames, size, self.fps, caption, anchor=anchor)
-        if isinstance(shown, list) or not isinstance(shown, Image.Image) and np.ndim(shown) == 4:
-            return still_clip(shown, caption, frames, size, self.fps, True, anchor)
-        return still_clip([shown], caption, frames, size, self.fps, False, anchor)
+    def _caption(self, value, i):
+        "Clip i's caption: a text, or of a list of texts the one that (seed, epoch, i) picks."
+        return one_caption(value, self.seed, self.epoch, i)
+
+# %% ../../nbs/data/sources.ipynb #71cac9f7
+@patch
+def _read_clip(self: ClipReader, i, shown, caption, bucket=None, start=None, end=None):
+    """Clip number i: of a video (path or bytes), of one picture (path, PIL or array), or of
+    several; of a film from second `start` to `end`."""
+    size = self.size
+    frames = self.frames
+    if bucket:
+        size = bucket.height, bucket.width
+        frames = bucket.frames
+    anchor = crop_anchor(self.crop, self.seed, self.epoch, i)
+    caption = self._caption(caption, i)
+    if is_image(shown):
+        with named_errors(f'cannot read {shown}', shown):
+            clip = self._shown_clip(open_shown(shown), caption, frames, size, anchor)
+        return replace(clip, source=str(shown))
+    if isinstance(shown, (str, Path, bytes)):
+        if self.fps is None and start is not None and end is None:
+            end = math.inf
+        return read_video(shown, frames, size, self.fps, caption, start, anchor, end)
+    return self._shown_clip(shown, caption, frames, size, anchor, start, end)
+
+
+@patch
+def _shown_clip(self: ClipReader, shown, caption, frames, size, anchor, start=None,
+                end=None):
+    "A clip of what is open already: a film of pictures, several pictures, or one."
+    if isinstance(shown, PictureFilm):
+        images, rate = shown.read(frames, size, self.fps, start, end, anchor)
+        return Clip(torch.from_numpy(images), caption, rate)
+    if isinstance(shown, list) or not isinstance(shown, Image.Image) and np.ndim(shown) == 4:
+        return still_clip(shown, caption, frames, size, self.fps, True, anchor)
+    return still_clip([shown], caption, frames, size, self.fps, False, anchor)
 
 # %% ../../nbs/data/sources.ipynb #9ae58a73
 def file_stamp(path):
     "A file's size in bytes and the time of its last change in ns, without reading it."
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns
+
+
+_digests = {}                           # {file: (stamp, digest)} of this process
+
+
+def content_digest(path):
+    "16 hex digits that change with any byte of a file."
+    found = os.stat(path)
+    stamp = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    known = _digests.get(str(path))
+    if known is None or known[0] != stamp:
+        known = _digests[str(path)] = stamp, sha256_file(path)[:16]
+    return known[1]

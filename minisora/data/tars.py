@@ -6,8 +6,7 @@
 __all__ = ['TarClips']
 
 # %% ../../nbs/data/tars.ipynb #87b68d3d
-import io
-import json
+import os
 import re
 import tarfile
 from dataclasses import replace
@@ -15,11 +14,15 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from PIL import Image
 
+from ..core.files import short_hash
 from ..core.renames import renamed_attributes
+from .animations import open_shown
 from .pictures import IMAGE_EXTENSIONS
+from .sidecars import CAPTION_FILES, parse_parts
 from .sources import ClipReader, file_stamp
+from .text import all_captions, is_utf8
+from .walk import is_hidden
 from .unreadable import collect_unreadable, named_errors
 from .video import VIDEO_EXTENSIONS
 
@@ -34,7 +37,26 @@ def _read_part(path, offset, size, exact=True):
         raise ValueError(f'the file ends after {len(data)} of {size} bytes')
     return data
 
+# %% ../../nbs/data/tars.ipynb #afe2939e
+_PART_BYTES = 2 ** 32                   # of one member: a clip, not a feature film
+_SPARSE = -1                            # the size of a member with holes
 
+
+def _is_hidden(name):
+    "Does a system's folder or file stand anywhere in the name of a member?"
+    return any(is_hidden(part) for part in name.split('/') if part not in ('', '.', '..'))
+
+
+def _check_parts(parts):
+    "ValueError names a member that is too large to be read, or has holes."
+    for ext, (_, size) in parts.items():
+        if size == _SPARSE:
+            raise ValueError(f'its {ext} is stored with holes (sparse): write the tar without')
+        if size > _PART_BYTES:
+            raise ValueError(f'its {ext} has {size} bytes, more than the {_PART_BYTES} that are '
+                             'read at once')
+
+# %% ../../nbs/data/tars.ipynb #fce050e2
 def _index_tar(path):
     """The samples of a tar as {key: {ext: (offset, size)}}: its headers are read, nothing else.
 
@@ -48,10 +70,11 @@ def _index_tar(path):
             for member in tar:
                 folder, _, name = member.name.rpartition('/')
                 stem, dot, ext = name.partition('.')
-                if not (member.isreg() and stem and dot):
+                if not (member.isreg() and stem and dot) or _is_hidden(member.name):
                     continue
                 parts = samples.setdefault(f'{folder}/{stem}'.lstrip('/'), {})
-                parts[f'.{ext.lower()}'] = member.offset_data, member.size
+                size = member.size if member.sparse is None else _SPARSE
+                parts[f'.{ext.lower()}'] = member.offset_data, size
             end = tar.offset
     except (tarfile.TarError, EOFError) as e:
         raise ValueError(f'{path} is no whole tar file: {e}') from None
@@ -90,10 +113,11 @@ class TarClips(ClipReader, torch.utils.data.Dataset):
 
     `paths` is a tar, a folder of them, many at once ('s-{000..012}.tar'), or a list. A sample holds
     a video (.mp4 …), or pictures ('.jpg', or one per frame: '.000.jpg', '.001.jpg' …), and its
-    caption: '.txt', or '.json' with a 'caption' or 'text', whose other values become attributes. A
-    '.cls' is the class id, `attributes['label']`. Samples that lack one or the other are listed in
-    `unreadable` as (sample, reason), those that are damaged are errors when read (see
-    `ReadableSubset`). For `on_error`, `crop` and `seed` see `FolderClips`, for `size`, `frames` and
+    caption: '.txt', '.caption', or '.json' with a 'caption' or 'text', whose other values become
+    attributes; of several captions one is picked, as `FolderClips` does it. A '.cls' is the class
+    id, `attributes['label']`. Samples that lack one or the other are listed in `unreadable` as
+    (sample, reason), those that are damaged are errors when read (see `ReadableSubset`). For
+    `on_error`, `crop` and `seed` see `FolderClips`, for `size`, `frames` and
     `fps` `read_video` (`fps` of pictures is what is written into the clip)."""
 
     def __init__(self, paths, size=64, frames=16, fps=None, on_error='warn', crop='center', seed=0):
@@ -113,9 +137,27 @@ class TarClips(ClipReader, torch.utils.data.Dataset):
         return self._sample_clip(i, *self.samples[i])
 
     def listing(self):
-        "For each clip: its tar's name, size and time of change, its key, where its parts are."
+        "For each clip: the digest of each of its parts."
+        for n, _, parts in self.samples:
+            yield {ext: _part_digest(self.paths[n], *part) for ext, part in parts.items()}
+
+    def stamp_listing(self):
+        "What version 0.1 compared: the tars' names, sizes and times of change, keys, and places."
         tars = [(p.name, *file_stamp(p)) for p in self.paths]
         return ([*tars[n], key, parts] for n, key, parts in self.samples)
+
+# %% ../../nbs/data/tars.ipynb #c033a24e
+_digests = {}                           # {(tar, offset): (stamp, digest)} of this process
+
+
+def _part_digest(path, offset, size):
+    "16 hex digits that change with any byte of a part of a file."
+    found = os.stat(path)
+    stamp = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, size)
+    known = _digests.get((str(path), offset))
+    if known is None or known[0] != stamp:
+        known = _digests[str(path), offset] = stamp, short_hash(_read_part(path, offset, size))
+    return known[1]
 
 # %% ../../nbs/data/tars.ipynb #2da5bdb0
 def _find_tars(paths):
@@ -128,7 +170,7 @@ def _find_tars(paths):
     found = [Path(name) for name in named]
     if len(found) == 1 and found[0].is_dir():
         folder = found[0]
-        found = sorted(folder.glob('*.tar'))
+        found = sorted(p for p in folder.glob('*.tar') if not is_hidden(p.name))
         if not found:
             raise FileNotFoundError(f'no .tar file in {folder}')
     for p in found:
@@ -147,10 +189,13 @@ def _add_sample(self: TarClips, sample):
     "Take one sample; a ValueError that says what it lacks."
     parts = sample[2]
     lacks = [] if _shown_parts(parts) else ['no video or picture']
-    if not {'.txt', '.json'} & {*parts}:
+    if not {*CAPTION_FILES} & {*parts}:
         lacks.append('no .txt or .json caption')
     if lacks:
         raise ValueError(f'it has {" and ".join(lacks)}')
+    if not is_utf8(sample[1]):
+        raise ValueError('its name is not UTF-8: rename it')
+    _check_parts(parts)
     self.samples.append(sample)
 
 # %% ../../nbs/data/tars.ipynb #d0721860
@@ -163,19 +208,21 @@ def _shown_parts(parts):
     return video[:1] or sorted((e for e in parts if e.endswith(IMAGE_EXTENSIONS)), key=by_number)
 
 # %% ../../nbs/data/tars.ipynb #a4280fee
-def _parse_caption(parts):
-    "{'.txt' or '.json': bytes, '.cls': bytes} to the caption and the attributes."
-    attributes = json.loads(parts['.json']) if '.json' in parts else {}
-    if not isinstance(attributes, dict):
-        raise ValueError('its .json holds no object')
-    texts = [attributes.pop(k) for k in ('caption', 'text') if k in attributes]
-    if '.txt' in parts:
-        texts = [parts['.txt'].decode('utf-8').strip()]
-    if not texts or not isinstance(texts[0], str) or not texts[0]:
-        raise ValueError('it has no caption')
-    if '.cls' in parts:
-        attributes['label'] = int(parts['.cls'])
-    return texts[0], attributes
+_WORDS = (*CAPTION_FILES, '.cls')
+_parse_caption = parse_parts            # as version 0.1 calls it
+
+
+@patch
+def every_caption(self: TarClips):
+    "All captions that the clips may have; those of clips that have no good one are left out."
+    found = set()
+    for n, _, parts in self.samples:
+        words = {e: _read_part(self.paths[n], *parts[e]) for e in _WORDS if e in parts}
+        try:
+            found.update(all_captions(parse_parts(words)[0]))
+        except ValueError:
+            continue
+    return found
 
 
 @patch
@@ -187,13 +234,12 @@ def _sample_clip(self: TarClips, i, n, key, parts):
         return _read_part(self.paths[n], *parts[ext])
 
     with named_errors(name):
-        words = {e: read(e) for e in ('.txt', '.json', '.cls') if e in parts}
-        caption, attributes = _parse_caption(words)
+        caption, attributes = parse_parts({e: read(e) for e in _WORDS if e in parts})
         shown = _shown_parts(parts)
         if shown[0] in VIDEO_EXTENSIONS:
             found = read(shown[0])
         else:
-            pictures = [Image.open(io.BytesIO(read(e))) for e in shown]
+            pictures = [open_shown(read(e), upright=False) for e in shown]
             found = pictures if len(pictures) > 1 else pictures[0]
         clip = self._read_clip(i, found, caption)
     return replace(clip, source=name, attributes=attributes)

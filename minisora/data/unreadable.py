@@ -7,6 +7,7 @@ __all__ = ['ReadableSubset']
 
 # %% ../../nbs/data/unreadable.ipynb #fb252a97
 import io
+import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..core.checks import check_choice
 from ..core.renames import renamed_attributes
+from .text import printable
 
 # %% ../../nbs/data/unreadable.ipynb #2b51806c
 #: what libraries raise on damaged files
@@ -29,12 +31,18 @@ def error_reason(error):
     "Why something cannot be read, in one line, from the error that was raised."
     if isinstance(error, UnidentifiedImageError):
         return 'it is no picture'
-    return getattr(error, 'strerror', None) or str(error)
+    if isinstance(error, RecursionError):
+        return 'it is nested too deeply'
+    if isinstance(error, MemoryError):
+        return 'it needs more memory than there is'
+    text = getattr(error, 'strerror', None) or str(error)
+    known = isinstance(error, DECODE_ERRORS)
+    return printable(text if known else f'{type(error).__name__}: {text}')
 
 
 @contextmanager
 def named_errors(name, path=None):
-    """Whatever a decoder raises inside becomes one ValueError, 'name: reason'.
+    """Whatever is raised inside becomes one ValueError, 'name: reason', as it may be printed.
 
     If `path` is given, it is first looked at: a missing file is a FileNotFoundError, an empty one
     a ValueError."""
@@ -42,10 +50,11 @@ def named_errors(name, path=None):
         if path is not None and not isinstance(path, (bytes, io.BytesIO)):
             _check_file(Path(path))
         yield
-    except DECODE_ERRORS as e:
+    except Exception as e:
         missing = path is not None and isinstance(e, FileNotFoundError)
         kind = FileNotFoundError if missing else ValueError
-        raise kind(f'{name}: {error_reason(e)}') from None
+        cause = None if isinstance(e, DECODE_ERRORS) else e
+        raise kind(f'{printable(name)}: {error_reason(e)}') from cause
 
 
 def _check_file(path):
@@ -55,30 +64,45 @@ def _check_file(path):
         raise ValueError('the file is empty')
 
 # %% ../../nbs/data/unreadable.ipynb #e9bb7618
-def collect_unreadable(items, look, name, where, on_error='warn', progress=False):
-    """Call `look(item)` for each of a list; (name(item), reason) of those on which it fails.
+def collect_unreadable(items, look, name, where, on_error='warn', progress=False, notes=()):
+    """Call `look(item)` for each of a list; (name(item), reason) of those on which it fails,
+    whatever the error is.
 
-    They are reported at the end: `on_error` 'warn' gives one warning, 'raise' a ValueError,
-    'collect' says nothing. Where nothing can be read it is a ValueError in any case."""
+    They are reported at the end, with `notes` on all of them: `on_error` 'warn' gives one warning,
+    'raise' a ValueError, 'collect' says nothing. Where nothing can be read it is a ValueError in
+    any case."""
     check_choice('on_error', on_error, ('warn', 'raise', 'collect'))
     unreadable = []
-    for item in tqdm(items, desc=f'reading {Path(where).name}', unit='clip', disable=not progress):
+    title = f'reading {printable(Path(where).name)}'
+    for item in tqdm(items, desc=title, unit='clip', disable=not progress):
         try:
             look(item)
-        except DECODE_ERRORS as e:
-            unreadable.append((name(item), str(e).split(f'{name(item)}: ', 1)[-1]))
-    report_unreadable(unreadable, len(items), where, on_error)
+        except Exception as e:
+            shown = printable(name(item))
+            unreadable.append((shown, error_reason(e).split(f'{shown}: ', 1)[-1]))
+    report_unreadable(unreadable, len(items), where, on_error, notes)
     return unreadable
 
 # %% ../../nbs/data/unreadable.ipynb #c0bf6439
-def report_unreadable(unreadable, n, where, on_error):
+def report_unreadable(unreadable, n, where, on_error, notes=()):
     "Report (name, reason) of what could not be read of `n`; see `collect_unreadable`."
-    text = _format_unreadable(unreadable, n, where)
     if len(unreadable) == n or unreadable and on_error == 'raise':
-        raise ValueError(text)
-    if unreadable and on_error == 'warn':
+        raise ValueError('; '.join([_format_unreadable(unreadable, n, where), *notes]))
+    text = _format_unreadable(unreadable, n, where) if unreadable else f'{printable(where)}: '
+    if on_error != 'collect' and (unreadable or notes):
+        between = '; ' if unreadable else ''
         # the line that is shown is that of the user
-        warnings.warn(text, stacklevel=4)
+        warnings.warn(text + between + '; '.join(notes), stacklevel=_user_level())
+
+
+def _user_level():
+    "How far up, from the function that calls this one, the first line outside this package is."
+    frame = sys._getframe(1)
+    level = 1
+    while frame.f_back and frame.f_globals.get('__name__', '').startswith('minisora.'):
+        frame = frame.f_back
+        level += 1
+    return level
 
 
 def _format_unreadable(unreadable, n, where):
@@ -88,7 +112,7 @@ def _format_unreadable(unreadable, n, where):
         count = 'no readable clip'
     reasons = ''.join(f'; {name}: {reason}' for name, reason in unreadable[:3])
     more = '; …' if len(unreadable) > 3 else ''
-    return f'{count} in {where}{reasons}{more}'
+    return f'{count} in {printable(where)}{reasons}{more}'
 
 # %% ../../nbs/data/unreadable.ipynb #5b918651
 @renamed_attributes

@@ -8,7 +8,6 @@ __all__ = ['to_float', 'to_uint8', 'stack_clips', 'write_video', 'read_video', '
 # %% ../../nbs/data/video.ipynb #c7010ff0
 import io
 import math
-import re
 import statistics
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +21,19 @@ from einops import rearrange, repeat
 from ..core.checks import check_int, check_number
 from ..core.files import atomic_file
 from ..core.protocols import Clip
-from .pictures import crop_anchor, is_image, open_image, parse_size, resize_crop
+from .animations import Animation, open_shown
+from .containers import file_url, film_stream, open_container
+from .cuts import check_cut, clip_times
+from .hdr import is_hdr, to_standard_range
+from minisora.data.pictures import (
+    check_pixels,
+    crop_anchor,
+    is_image,
+    parse_size,
+    resize_crop,
+    still_clip,
+)
+from .text import caption_from_path, name_to_words
 from .unreadable import named_errors
 
 # %% ../../nbs/data/video.ipynb #cdfed129
@@ -88,7 +99,7 @@ def _encode_mp4(path, pictures, fps):
     h264 = 'libx264' in av.codecs_available
     options = {'movflags': 'faststart'}
     try:
-        with av.open(_file_url(path), 'w', format='mp4', options=options) as out:
+        with av.open(file_url(path), 'w', format='mp4', options=options) as out:
             rate = Fraction(fps).limit_denominator(1000)
             stream = out.add_stream('libx264' if h264 else 'mpeg4', rate=rate)
             stream.height, stream.width = pictures.shape[1:3]
@@ -101,28 +112,18 @@ def _encode_mp4(path, pictures, fps):
     except av.FFmpegError as e:
         raise OSError(e.errno, e.strerror) from None
 
-
-def _file_url(path):
-    "A path as FFmpeg takes it: a name may begin with a dash or hold a colon."
-    return f'file:{Path(path).absolute()}'
-
 # %% ../../nbs/data/video.ipynb #72ad8924
 _HOLD_BYTES = 2 ** 26                   # compressed: a film of a few minutes
 
 
 def _open_video(path):
-    "Open a path or bytes with PyAV; returns the container and its first video stream."
-    if isinstance(path, bytes):
-        path = io.BytesIO(path)
-    if isinstance(path, io.BytesIO):
-        path.seek(0)
-    else:
-        path = _file_url(path)
-    container = av.open(path)
-    if container.streams.video:
-        return container, container.streams.video[0]
-    container.close()
-    raise ValueError('it holds no video stream')
+    "Open a path or bytes with PyAV; returns the container and its first film (no cover picture)."
+    container = open_container(path)
+    try:
+        return container, film_stream(container)
+    except ValueError:
+        container.close()
+        raise
 
 
 def _packet_stamps(container, stream, held):
@@ -173,19 +174,26 @@ def _decoder(stream):
     return stream.decode
 
 
-def _frames_at(container, stream, times, rate=None, held=()):
-    """For each of the rising `times` (s), the frame on screen at that moment; one frame is held at
-    a time. `held` are the packets, if they have been read already."""
+def _stamped_frames(container, stream, rate=None, held=()):
+    "All frames, each with the moment (s) at which it appears."
     decode = _decoder(stream)
     frames = (f for p in held or container.demux(stream) for f in decode(p))
-    k = 0
-    shown = None
     stamp = -math.inf
     for i, frame in enumerate(frames):
+        check_pixels(frame.width, frame.height)
         if rate:
             stamp = i / rate
         elif frame.pts is not None:
             stamp = float(frame.pts * stream.time_base)
+        yield stamp, frame
+
+# %% ../../nbs/data/video.ipynb #a5505f26
+def _shown_at(stamped, times):
+    """For each of the rising `times` (s), the frame on screen at that moment; one frame is held at
+    a time."""
+    k = 0
+    shown = None
+    for stamp, frame in stamped:
         while shown is not None and k < len(times) and stamp > times[k] + 1e-6:
             yield shown
             k += 1
@@ -197,11 +205,18 @@ def _frames_at(container, stream, times, rate=None, held=()):
     for _ in times[k:]:
         yield shown
 
+
+def _frames_at(container, stream, times, rate=None, held=()):
+    "The frames on screen at `times`; `held` are the packets, if they have been read already."
+    return _shown_at(_stamped_frames(container, stream, rate, held), times)
+
 # %% ../../nbs/data/video.ipynb #de11ff93
 def _frame_to_array(frame, convert=None):
     """A PyAV frame to uint8 (H, W, 3), or (H, W, 4) where it has transparency.
 
     `convert` is a `VideoReformatter`, which saves time when many frames share it."""
+    if is_hdr(frame):
+        return to_standard_range(frame.to_ndarray(format='rgb48le'), frame.color_trc)
     alpha = any(c.is_alpha for c in frame.format.components) or frame.format.name == 'pal8'
     kind = 'rgba' if alpha else 'rgb24'
     if convert:
@@ -226,13 +241,13 @@ def _oriented_crop(frame, size, aspect=1.0, anchor=(.5, .5), convert=None):
     return np.rot90(resize_crop(stored, size, aspect, anchor), turns)
 
 # %% ../../nbs/data/video.ipynb #fa5d9875
-def _decode_frames_at(container, stream, times, size, anchor=(.5, .5), rate=None, held=()):
-    "The pictures on screen at `times`, upright, cropped and resized: uint8 (3, T, h, w)."
-    out = np.empty((3, len(times), *parse_size(size)), np.uint8)
+def _crop_all(shown, stream, count, size, anchor=(.5, .5)):
+    "The `count` frames of an iterator, upright, cropped and resized: uint8 (3, T, h, w)."
+    out = np.empty((3, count, *parse_size(size)), np.uint8)
     aspect = float(stream.sample_aspect_ratio or 1)
     convert = av.video.reformatter.VideoReformatter()
     last = None
-    for k, frame in enumerate(_frames_at(container, stream, times, rate, held)):
+    for k, frame in enumerate(shown):
         if frame is last:
             out[:, k] = out[:, k - 1]
             continue
@@ -242,37 +257,33 @@ def _decode_frames_at(container, stream, times, size, anchor=(.5, .5), rate=None
             out[c, k] = picture[..., c]
     return out
 
-# %% ../../nbs/data/video.ipynb #766ce288
-def name_to_words(name):
-    "'Thank_You' to 'thank you': lower-cased, underscores and dashes to spaces."
-    return ' '.join(re.sub(r'[_\-]+', ' ', name).lower().split()) or name.lower()
 
-
-def caption_from_path(path):
-    "'signs/Thank_You.mp4' to 'thank you': the name of the file, as words."
-    return name_to_words(Path(path).stem)
+def _decode_frames_at(container, stream, times, size, anchor=(.5, .5), rate=None, held=()):
+    "The pictures on screen at `times`: uint8 (3, T, h, w)."
+    shown = _frames_at(container, stream, times, rate, held)
+    return _crop_all(shown, stream, len(times), size, anchor)
 
 # %% ../../nbs/data/video.ipynb #9353f2fb
-def read_video(path, frames=16, size=64, fps=None, caption=None, start=None, anchor=(.5, .5)):
+def read_video(path, frames=16, size=64, fps=None, caption=None, start=None, anchor=(.5, .5),
+               end=None):
     """A video file (path) or its bytes to a Clip of uint8 (3, frames, h, w), evenly spaced in time.
 
     Without `fps` the whole video is squeezed into the frames; with it, `frames / fps` seconds are
     taken, the middle ones or those from second `start` on (a shorter video holds its last frame).
+    With `start` and `end` (s) the same is done of that part; what comes before is not decoded.
+    The clip's `fps` is the rate at which it is as fast as the film.
     `size` is a side or (h, w). Frames are turned upright, cropped at `anchor` and resized (see
-    `resize_crop`), transparency is laid over black. A file that is missing, empty, damaged or
-    without video raises an error that names it and says why."""
+    `resize_crop`), transparency is laid over black. Animated pictures are films too. A file that is
+    missing, empty, damaged or without video raises an error that names it and says why."""
     check_int('frames', frames)
     if fps is not None:
         check_number('fps', fps, above=0)
-    if start is not None:
-        if fps is None:
-            raise ValueError(f'start={start} requires fps, which says how long the clip is')
-        check_number('start', start, minimum=0)
+    check_cut(fps, start, end)
     parse_size(size)
     crop_anchor(anchor)
     name = _name_of(path)
     with named_errors(f'cannot read {name}', path):
-        images, rate = _decode_video(path, frames, size, fps, start, anchor)
+        images, rate = _decode_video(path, frames, size, fps, start, anchor, end)
     if caption is None:
         caption = caption_from_path(path)
     return Clip(torch.from_numpy(images), caption, rate, name)
@@ -282,25 +293,77 @@ def _name_of(path):
     return 'video bytes' if isinstance(path, (bytes, io.BytesIO)) else str(path)
 
 # %% ../../nbs/data/video.ipynb #28b62ba6
-def _decode_video(path, frames, size, fps, start=None, anchor=(.5, .5)):
+def _decode_video(path, frames, size, fps, start=None, anchor=(.5, .5), end=None):
     "The upright pictures, uint8 (3, T, h, w), and their rate; see `read_video`."
+    if is_image(path):
+        return _decode_pictures(open_shown(path), frames, size, fps, start, anchor, end)
+    if start is not None:
+        sought = _decode_part(path, frames, size, fps, start, anchor, end)
+        if sought:
+            return sought
     container, stream = _open_video(path)
     with container:
         held = []
-        begin, end, rate = _video_time_span(container, stream, held)
-        span = frames / fps if fps else end - begin
-        first = max(begin, (begin + end - span) / 2) if start is None else begin + start
-        if first >= end:
-            raise ValueError(f'second {start:g} lies behind its end at {end - begin:g}')
-        # the middle of each frame's turn
-        times = [first + (k + .5) * span / frames for k in range(frames)]
+        begin, finish, rate = _video_time_span(container, stream, held)
+        times, shown_rate = clip_times(begin, finish, frames, fps, start, end)
         if held:
             images = _decode_frames_at(container, stream, times, size, anchor, rate, held)
-            return images, frames / span
+            return images, shown_rate
     # a long film: from its start again
     container, stream = _open_video(path)
     with container:
-        return _decode_frames_at(container, stream, times, size, anchor, rate), frames / span
+        return _decode_frames_at(container, stream, times, size, anchor, rate), shown_rate
+
+# %% ../../nbs/data/video.ipynb #55d2a0f0
+def _decode_pictures(shown, frames, size, fps, start, anchor, end):
+    "An opened picture file as a film: an `Animation`, or a still that stays."
+    if isinstance(shown, Animation):
+        return shown.read(frames, size, fps, start, end, anchor)
+    clip = still_clip([shown], '', frames, size, fps, anchor=anchor)
+    return clip.frames.numpy(), clip.fps
+
+# %% ../../nbs/data/video.ipynb #13a7c215
+_INDEXED = ('mov', 'matroska')
+
+
+def _decode_part(path, frames, size, fps, start, anchor, end):
+    """What `_decode_video` gives for a part of a film, from the key frame before it; None where
+    only reading the whole film would tell."""
+    if fps is None and end == math.inf:
+        return None
+    for earlier in (0., 1.):            # the index may lead to a key frame that is shown later
+        container, stream = _open_video(path)
+        with container:
+            if container.format.name.split(',')[0] not in _INDEXED or stream.start_time is None:
+                return None
+            begin = float(stream.start_time * stream.time_base)
+            times, rate = clip_times(begin, math.inf, frames, fps, start, end)
+            target = max(times[0] - earlier, begin)
+            try:
+                container.seek(int(target / stream.time_base), stream=stream)
+                shown = _shown_at(_from_key_frame(container, stream, times), times)
+                return _crop_all(shown, stream, frames, size, anchor), rate
+            except (LookupError, av.FFmpegError):
+                continue
+    return None
+
+# %% ../../nbs/data/video.ipynb #f72acc88
+def _from_key_frame(container, stream, times):
+    """Frames with their moments from the first key frame on. LookupError: it comes too late for the
+    first of `times`, or the file ends before the last."""
+    begun = False
+    stamp = -math.inf
+    frame = None
+    for stamp, frame in _stamped_frames(container, stream):
+        if not begun:
+            if not frame.key_frame:
+                continue
+            if stamp > times[0] + 1e-6:
+                raise LookupError
+            begun = True
+        yield stamp, frame
+    if not begun or times[-1] > stamp + (frame.duration or 0) * float(stream.time_base):
+        raise LookupError
 
 # %% ../../nbs/data/video.ipynb #44364c5a
 @dataclass(frozen=True)
@@ -315,17 +378,24 @@ class VideoInfo:
 # %% ../../nbs/data/video.ipynb #d59a5153
 def probe(path):
     """A video file's (or its bytes') `VideoInfo`: all time stamps are read, but only one frame is
-    decoded. A picture file has 0 seconds."""
+    decoded. A picture that does not move has 0 seconds."""
     with named_errors(f'cannot read {_name_of(path)}', path):
         if is_image(path):
-            width, height = open_image(path).size
-            return VideoInfo(height, width, 0., 0.)
+            return _probe_picture(open_shown(path))
         frame, stream, begin, end, rate = _first_frame(path)
         size = (frame.height, round(frame.width * float(stream.sample_aspect_ratio or 1)))
         fps = float(rate or stream.average_rate or 25)
     if _quarter_turns(frame) % 2:
         size = size[::-1]
     return VideoInfo(*size, end - begin, fps)
+
+
+def _probe_picture(shown):
+    if isinstance(shown, Animation):
+        width, height = shown.size()
+        return VideoInfo(height, width, shown.seconds, len(shown.stamps) / shown.seconds)
+    width, height = shown.size
+    return VideoInfo(height, width, 0., 0.)
 
 
 def _first_frame(path):

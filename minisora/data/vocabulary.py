@@ -6,20 +6,19 @@
 __all__ = ['Vocabulary']
 
 # %% ../../nbs/data/vocabulary.ipynb #c77087e5
-import re
-
 import torch
 from fastcore.basics import patch
 
-from ..core.checks import did_you_mean
+from ..core.checks import check_int, did_you_mean
 from ..core.renames import renamed_attributes, renamed_fields
+from .text import printable
+from .words import split_words, split_words_earlier
 
 # %% ../../nbs/data/vocabulary.ipynb #efe5d5d1
-def tokenize(caption, drop=(), known=()):
-    """A caption's words, lower-cased, without those in `drop` unless all are; forms of a word in
-    `known` become that word."""
-    words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", caption.lower())
-    words = [_known_form(w, {*drop, *known}, drop) for w in words]
+def tokenize(caption, drop=(), known=(), split=split_words):
+    """A caption's words (see [words](words.ipynb)), without those in `drop` unless all are; forms
+    of a word in `known` become that word."""
+    words = [_known_form(w, {*drop, *known}, drop) for w in split(caption)]
     return [w for w in words if w not in drop] or words
 
 
@@ -40,12 +39,13 @@ class Vocabulary:
 
     Words in `drop` carry no meaning ('a', 'moves') and are left out, unless nothing else is left.
     `ids_by_slot` holds the ids that captions had in each slot, for `encode(…, strict=True)`; empty
-    if not known."""
+    if not known. `split` is 2 where captions were split otherwise than version 0.1 did, else 1."""
 
-    def __init__(self, words, slots, drop=(), ids_by_slot=()):
+    def __init__(self, words, slots, drop=(), ids_by_slot=(), split=1):
         self.words = tuple(words)
         self.slots = int(slots)
         self.drop = tuple(drop)
+        self.split = check_int('split', split, maximum=2)
         twice = [w for w in self.words if self.words.count(w) > 1]
         if twice:
             raise ValueError(f'duplicate word {twice[0]!r} in the vocabulary')
@@ -73,7 +73,9 @@ def encode(self: Vocabulary, caption, strict=False):
     """One caption to ids, int64 (slots,). An unknown word, or too many, is a ValueError that says
     which; with `strict` so is a known word where no caption had it ('ring red left'), or a missing
     one."""
-    words = tokenize(caption, self.drop, self.ids)
+    if not isinstance(caption, str):
+        raise ValueError(f'a prompt is a text, not {printable(repr(caption)[:60])}')
+    words = self._words(caption)
     for w in words:
         if w not in self.ids:
             raise ValueError(f'unknown word {w!r} in prompt {caption!r}; {self._known(w)}')
@@ -88,6 +90,16 @@ def encode(self: Vocabulary, caption, strict=False):
             if i not in seen:
                 raise ValueError(f'prompt {caption!r}: {self._misplaced(i, slot, seen)}')
     return torch.tensor(ids)
+
+# %% ../../nbs/data/vocabulary.ipynb #5c575485
+@patch
+def _words(self: Vocabulary, caption):
+    "The words of a prompt, as the captions were split."
+    if self.split == 1:
+        words = tokenize(caption, self.drop, self.ids, split_words_earlier)
+        if words and all(w in self.ids for w in words):
+            return words
+    return tokenize(caption, self.drop, self.ids)
 
 # %% ../../nbs/data/vocabulary.ipynb #a9f047cf
 @patch
@@ -109,16 +121,22 @@ def _misplaced(self: Vocabulary, i, slot, seen):
 
 # %% ../../nbs/data/vocabulary.ipynb #a6d0b10a
 @patch(cls_method=True)
-def from_captions(cls: Vocabulary, captions, drop=()):
-    "The words of these captions, sorted, and as many slots as the longest needs."
-    split = [tokenize(c, drop) for c in captions]
-    if not any(split):
+def from_captions(cls: Vocabulary, captions, drop=(), split=None):
+    """The words of these captions, sorted, and as many slots as the longest needs; with `split=1`
+    as version 0.1 splits them."""
+    captions = list(captions)
+    found = [tokenize(c, drop, split=split_words_earlier) for c in captions]
+    if split != 1:
+        today = [tokenize(c, drop) for c in captions]
+        split = 1 if today == found else 2
+        found = today
+    if not any(found):
         raise ValueError('no words in the captions')
-    words = sorted({w for s in split for w in s})
-    vocab = cls(words, max(map(len, split)), drop)
-    ids = vocab.encode_batch([c for c, s in zip(captions, split) if s])  # (B, slots)
+    words = sorted({w for s in found for w in s})
+    vocab = cls(words, max(map(len, found)), drop, split=split)
+    ids = vocab.encode_batch([c for c, s in zip(captions, found) if s])  # (B, slots)
     by_slot = [sorted(set(column)) for column in ids.T.tolist()]
-    return cls(vocab.words, vocab.slots, drop, by_slot)
+    return cls(vocab.words, vocab.slots, drop, by_slot, split)
 
 # %% ../../nbs/data/vocabulary.ipynb #2cb164b1
 @patch
@@ -126,11 +144,14 @@ def to_dict(self: Vocabulary):
     "What `from_dict` needs, as JSON can hold it."
     # 'places' is what version 0.1 called ids_by_slot; fingerprints of runs rest on this dict
     places = [list(ids) for ids in self.ids_by_slot]
-    return dict(words=list(self.words), slots=self.slots, drop=list(self.drop), places=places)
+    split = dict(split=self.split) if self.split != 1 else {}
+    return dict(words=list(self.words), slots=self.slots, drop=list(self.drop), places=places,
+                **split)
 
 
 @patch(cls_method=True)
 def from_dict(cls: Vocabulary, values):
     "The vocabulary of which `to_dict` gave these values."
     ids_by_slot = values.get('places', ())
-    return cls(values['words'], values['slots'], values['drop'], ids_by_slot)
+    split = values.get('split', 1)
+    return cls(values['words'], values['slots'], values['drop'], ids_by_slot, split)

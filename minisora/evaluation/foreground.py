@@ -112,3 +112,9 @@ def _centroid_and_mass(clips, empty=5.):
 def _empty_frames(clips, empty=5.):
     "`empty` of `foreground_track`."
     return foreground_track(clips, empty).empty
+
+# %% ../../nbs/evaluation/foreground.ipynb #7a1997cc
+def shown_clips(clips, batch=64):
+    "Which of a tensor or a dataset of Clip have something in at least one frame: (N,), bool."
+    parts = torch.arange(len(clips)).split(batch)
+    return torch.cat([~foreground_track(take_clips(clips, i)).empty.all(1) for i in parts])

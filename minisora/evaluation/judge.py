@@ -75,6 +75,15 @@ def _time_network(w):
     "(B, 2w, T, h, w) -> (B, 4w, T/2, h/2, w/2)."
     return nn.Sequential(_conv_bn_silu(3, 2 * w, 3 * w, 3, 2), _conv_bn_silu(3, 3 * w, 4 * w, 3))
 
+# %% ../../nbs/evaluation/judge.ipynb #081d9a30
+def checked_attributes(attributes):
+    "A dict {attribute: its values} with lists. ValueError where it is none, or has no values."
+    whole = isinstance(attributes, dict) and attributes
+    if not whole or not all(isinstance(v, (list, tuple)) and v for v in attributes.values()):
+        raise ValueError('attributes must be a dict that names the values of each, such as '
+                         f"{{'motion': ['left', 'right']}}, not {attributes!r}")
+    return {name: list(values) for name, values in attributes.items()}
+
 # %% ../../nbs/evaluation/judge.ipynb #6cdbb3a7
 @JUDGES.register('attribute-classifier', 'Judge')
 @renamed_attributes
@@ -89,10 +98,10 @@ class AttributeClassifier(nn.Module, PretrainedMixin):
     def __init__(self, attributes: dict, width: int = 16, frames: int = 8, size: int = 64,
                  seed: int = 0):
         super().__init__()
-        self.attributes = {name: list(values) for name, values in attributes.items()}
-        self.width = check_int('width', width)
-        self.frames = check_int('frames', frames)
-        self.size = check_int('size', size)
+        self.attributes = checked_attributes(attributes)
+        self.width = check_int('width', width, maximum=4096)
+        self.frames = check_int('frames', frames, maximum=4096)
+        self.size = check_int('size', size, maximum=8192)
         with fork_seed(seed):
             self.what = _what_network(width)
             self.space = _space_network(width)

@@ -17,7 +17,8 @@ from safetensors.torch import save
 from tqdm.auto import tqdm
 
 from ..core.checks import check_int
-from ..core.files import atomic_file, folder_lock, read_json, short_hash, write_json
+from ..core.files import (
+    atomic_file, folder_lock, read_json, remove_path, short_hash, write_json)
 from ..core.protocols import Clip
 from ..data.video import to_uint8
 from .foreground import as_pixels, take_clips
@@ -86,6 +87,7 @@ class GeneratedClips(torch.utils.data.Dataset):
             raise FileNotFoundError(f'{self.folder / "about.json"}: no such file, so no generated '
                                     'clips')
         self.about = read_json(self.folder / 'about.json')
+        check_int(f'{self.folder / "about.json"}: batch', self.about.get('batch'))
         self._path = None                                   # the batch that was read last
         self._frames = None
         held = self._count()
@@ -127,8 +129,8 @@ def __getitem__(self: GeneratedClips, i):
 def _remove_leftovers(folder):
     "Remove what killed processes left unfinished; the folder must be locked."
     for pattern in ('.*.part', 'clips-*.safetensors.tmp'):
-        for file in folder.glob(pattern):
-            file.unlink(missing_ok=True)
+        for left in folder.glob(pattern):
+            remove_path(left)
 
 
 def _make_batch(path, make, index):

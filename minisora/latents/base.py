@@ -11,8 +11,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..core.files import load_tensors
 from ..core.hub import PretrainedMixin, load_strict
+from ..core.protocols import DiagonalGaussian
+from ..core.tensors import load_tensors
+
+# %% ../../nbs/latents/base.ipynb #740445f0
+def weight_dtype(model, like):
+    "The type of a model's weights, of 16, 32 or 64 bits; that of `like`, where it has none."
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), like.dtype)
 
 # %% ../../nbs/latents/base.ipynb #c4639c60
 class AutoencoderBase(nn.Module, PretrainedMixin):
@@ -26,14 +32,15 @@ class AutoencoderBase(nn.Module, PretrainedMixin):
 
         ValueError names what is wrong with the clips."""
         self.spec.check_clips(x)
-        return self._encode(x)
+        mean, logvar = self._encode(x.to(weight_dtype(self, x)))
+        return DiagonalGaussian(mean.to(x.dtype), logvar.to(x.dtype))
 
     def decode(self, z):
         """Latents (B, C, t, h, w) -> clips (B, 3, T, H, W), about [-1, 1] (not clamped).
 
         ValueError names what is wrong with the latents."""
         self.spec.check_latents(z)
-        return self._decode(z)
+        return self._decode(z.to(weight_dtype(self, z))).to(z.dtype)
 
     def forward(self, x):
         "Reconstruction of clips (B, 3, T, H, W) by way of the mean latent."

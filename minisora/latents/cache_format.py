@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import torch
 
 from ..core.checks import check_choice
 from ..core.files import folder_lock, read_json, sha256_file, short_hash
+from .cache_verified import VerifiedFiles, file_identity
 
 # %% ../../nbs/latents/cache_format.ipynb #0c0a9c19
 class StoredType(NamedTuple):
@@ -159,6 +161,31 @@ def finish_interrupted_publish(path):
         elif old.exists():
             os.rename(old, path)
 
+# %% ../../nbs/latents/cache_format.ipynb #2e38495e
+_FIELDS = dict(id=str, samples=int, shape=list, dtype=str, tensors=list, shard_size=int,
+               autoencoder=dict, statistics=dict, shards=list)
+_SHARD_FIELDS = dict(file=str, rows=str, start=int, samples=int, bytes=int, sha256=str,
+                     rows_sha256=str, sums=list)
+
+
+def _check_types(where, values, kinds):
+    for name, kind in kinds.items():
+        if not isinstance(values.get(name), kind):
+            raise ValueError(f'{where}: {name} is {values.get(name)!r}, not {kind.__name__}')
+
+
+def _check_fields(file, manifest):
+    "ValueError names the field of a manifest that is missing or of the wrong kind."
+    _check_types(file, manifest, _FIELDS)
+    check_choice(f'{file}: dtype', manifest['dtype'], DTYPES)
+    for shard in manifest['shards']:
+        if not isinstance(shard, dict):
+            raise ValueError(f'{file}: shards holds {shard!r}, not dict')
+        _check_types(file, shard, _SHARD_FIELDS)
+        for name in (shard['file'], shard['rows']):
+            if Path(name).name != name:
+                raise ValueError(f'{file}: {name!r} is no name of a file beside it')
+
 # %% ../../nbs/latents/cache_format.ipynb #02135c0e
 def load_manifest(path):
     "The manifest in a folder; a ValueError names the file if it is damaged or of another version."
@@ -172,7 +199,7 @@ def load_manifest(path):
         raise ValueError(f'{file} has format version {version}; this code reads {VERSION}')
     if manifest.pop('sha256', None) != short_hash(manifest):
         raise ValueError(f'{file} was changed after it was written: its checksum is wrong')
-    check_choice(f'{file}: dtype', manifest['dtype'], DTYPES)
+    _check_fields(file, manifest)
     return manifest
 
 # %% ../../nbs/latents/cache_format.ipynb #958c9d41
@@ -197,7 +224,7 @@ def header_mismatch(file, manifest, shard):
             size = struct.unpack('<Q', f.read(8))[0]
             head = json.loads(f.read(min(size, 2 ** 20)))
         version, cache, start = (head['__metadata__'][k] for k in ('version', 'cache', 'start'))
-    except (ValueError, KeyError, TypeError, struct.error):
+    except (ValueError, KeyError, TypeError, struct.error, RecursionError):
         return 'is damaged: its head cannot be read'
     if version != str(manifest['version']):
         return f'has format version {version}; this code reads {manifest["version"]}'
@@ -208,15 +235,7 @@ def header_mismatch(file, manifest, shard):
     return 'is damaged: its head is not the one that was written'
 
 # %% ../../nbs/latents/cache_format.ipynb #dc25da10
-def diagnose_shard(path, manifest, shard, check=True):
-    """What is wrong with a shard, in a line that names the file, or None.
-
-    `check='size'` skips the checksums."""
-    data = Path(path) / shard['file']
-    rows = Path(path) / shard['rows']
-    for file in (data, rows):
-        if not file.is_file():
-            return f'{file} is missing'
+def _diagnose_head(data, manifest, shard):
     want = shard_header(manifest, shard['start'])
     with open(data, 'rb') as f:
         have = f.read(len(want))
@@ -225,18 +244,47 @@ def diagnose_shard(path, manifest, shard, check=True):
         return f'{data} {header_mismatch(data, manifest, shard)}'
     if size != shard['bytes']:
         return f'{data} has {size:,} bytes where {shard["bytes"]:,} were written'
-    if check is not True:
-        return None
-    for file, sha256 in ((data, shard['sha256']), (rows, shard['rows_sha256'])):
+
+
+def diagnose_shard(path, manifest, shard, check=True, verified=None):
+    """What is wrong with a shard, in a line that names the file, or None.
+
+    `check='size'` skips the checksums; in a `VerifiedFiles` is noted what is well."""
+    files = [(Path(path) / shard['file'], shard['sha256']),
+             (Path(path) / shard['rows'], shard['rows_sha256'])]
+    for file, _ in files:
+        if not file.is_file():
+            return f'{file} is missing'
+    problem = _diagnose_head(files[0][0], manifest, shard)
+    if problem or check is not True:
+        return problem
+    for file, sha256 in files:
+        identity = file_identity(file)
         if sha256_file(file) != sha256:
             return f'{file} is damaged: its sha256 is not the one in the manifest'
+        if verified:
+            verified.add(file, sha256, identity)
 
 # %% ../../nbs/latents/cache_format.ipynb #ebc1becf
-def find_damage(path, manifest, check=True):
-    "{file name: what is wrong with that shard}, empty if all is well."
-    def diagnose(shard):
-        return diagnose_shard(path, manifest, shard, check)
+def _diagnose(path, manifest, shard, check, verified):
+    try:
+        return diagnose_shard(path, manifest, shard, check, verified)
+    except OSError as e:
+        return f'{e.filename or Path(path) / shard["file"]} cannot be read: {e.strerror or e}'
+
+
+def find_damage(path, manifest, check=True, verified=None):
+    """{file name: what is wrong with that shard}, empty if all is well.
+
+    `check='size'` skips the checksums; with a `VerifiedFiles` only what changed is read."""
     shards = manifest['shards']
+    if verified:
+        shards = [shard for shard in shards if not verified.has_shard(path, shard)]
+    if not shards:
+        return {}
+    look = partial(_diagnose, path, manifest, check=check, verified=verified)
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(diagnose, shards))
+        found = list(pool.map(look, shards))
+    if verified:
+        verified.save()
     return {shard['file']: problem for shard, problem in zip(shards, found) if problem}

@@ -13,15 +13,19 @@ import numpy as np
 import torch
 
 from ..core.checks import check_choice
+from ..core.tensors import load_array
 from ..core.renames import renamed_attributes
+from ..data.sources import content_digest, file_stamp
+from ..data.walk import is_hidden
 
 # %% ../../nbs/latents/cache_import.ipynb #9a1c96b0
 def _load_npy(file):
     "An array from a .npy file; never unpickles; errors name the file."
     try:
-        return np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as e:
-        raise ValueError(f'{file} is no .npy file of numbers: {e}') from None
+        return load_array(file)
+    except ValueError as e:
+        reason = str(e).rpartition(': ')[2]
+        raise ValueError(f'{file} is no .npy file of numbers: {reason}') from None
 
 
 def _by_number(path):
@@ -67,7 +71,8 @@ class NpyFolder(torch.utils.data.Dataset):
         self.axes = axes
         features = self._find_folder('features')
         labels = self._find_folder('labels')
-        self.files = [(p, labels / p.name) for p in sorted(features.glob('*.npy'), key=_by_number)]
+        named = [p for p in features.glob('*.npy') if not is_hidden(p.name)]
+        self.files = [(p, labels / p.name) for p in sorted(named, key=_by_number)]
         if not self.files:
             raise FileNotFoundError(f'no .npy files in {features}')
         for _, label in self.files:
@@ -75,7 +80,8 @@ class NpyFolder(torch.utils.data.Dataset):
                 raise FileNotFoundError(f'{label} is missing')
 
     def _find_folder(self, kind):
-        found = [p for p in self.folder.glob(f'*{kind}') if p.is_dir()]
+        named = self.folder.glob(f'*{kind}')
+        found = [p for p in named if p.is_dir() and not is_hidden(p.name)]
         if len(found) != 1:
             raise FileNotFoundError(f'{self.folder} must have one folder *_{kind}, '
                                     f'it has {len(found)}')
@@ -120,8 +126,10 @@ class LatentClips:
                                attributes=dict(label=label))
 
     def listing(self):
-        "Name, size and time of change of each sample's two files."
-        def stamp(file):
-            found = file.stat()
-            return (found.st_size, found.st_mtime_ns)
-        return ([file.name, *stamp(file), *stamp(label)] for file, label in self.data.files)
+        "The digests of each sample's two files."
+        return ([content_digest(file), content_digest(label)] for file, label in self.data.files)
+
+    def stamp_listing(self):
+        "What version 0.1 compared: name, size and time of change of each sample's two files."
+        return ([file.name, *file_stamp(file), *file_stamp(label)]
+                for file, label in self.data.files)

@@ -58,10 +58,19 @@ def autoencoder_fingerprint(autoencoder):
 
 
 def _comparable(fingerprint):
-    spec = fingerprint['spec']
+    spec = fingerprint.get('spec')
     if isinstance(spec, dict):
         spec = {k: v for k, v in spec.items() if k != 'name'}
-    return fingerprint | dict(name=AUTOENCODERS.current(fingerprint['name']), spec=spec)
+    return fingerprint | dict(name=AUTOENCODERS.current(fingerprint.get('name', '')), spec=spec)
+
+
+def latents_fingerprint(manifest):
+    "16 hex digits of the latents of a cache, of any version, from what its manifest says."
+    fields = ('samples', 'shape', 'dtype', 'tensors', 'seed', 'shard_size')
+    about = {name: manifest.get(name) for name in fields}
+    about['autoencoder'] = _comparable(manifest['autoencoder'])
+    about['flips'] = bool(manifest.get('flips'))
+    return short_hash([about, [shard['sums'] for shard in manifest['shards']]])
 
 
 def same_autoencoder(a, b):
@@ -82,15 +91,20 @@ def dataset_fingerprint(clips, samples=None):
     """16 hex digits of what `clips.listing()` says of its first `samples` clips; None if it has no
     listing.
 
-    A listing has something per clip that JSON can hold, such as file, size, time of change and
-    caption."""
+    A listing has something per clip that JSON can hold, such as its caption and the digest of its
+    bytes."""
+    return _listed(clips, samples, 'listing')
+
+
+def _listed(clips, samples, listing):
+    "16 hex digits of the listing that the method `listing` gives; None if there is no such method."
     if isinstance(clips, torch.utils.data.Subset):
-        inside = dataset_fingerprint(clips.dataset)
+        inside = _listed(clips.dataset, None, listing)
         return inside and short_hash([inside, [int(i) for i in clips.indices[:samples]]])
-    if not hasattr(clips, 'listing'):
+    if not hasattr(clips, listing):
         return None
     h = hashlib.sha256()
-    for row in islice(clips.listing(), samples):
+    for row in islice(getattr(clips, listing)(), samples):
         h.update(json_line(row).encode() + b'\n')
     return h.hexdigest()[:16]
 
@@ -176,8 +190,29 @@ def _stored_tensor(moments, sample_seed):
     return 'mean' if sample_seed is None else 'sample'
 
 
-def _look(clip):
-    return [short_hash(clip.frames.numpy().tobytes()), clip.caption, clip.source]
+def _look(clip, listed=False):
+    "What is compared of one clip; where it lies only if there is no listing."
+    place = [] if listed else [clip.source]
+    return [short_hash(clip.frames.numpy().tobytes()), clip.caption, *place]
+
+# %% ../../nbs/latents/cache_plan.ipynb #940815b2
+class CachePlan(dict):
+    "All that decides a cache's bytes; `earlier()` is what version 0.1 wrote of the same clips."
+
+    def earlier(self):
+        return {}
+
+    @classmethod
+    def of(cls, plan, clips, seen):
+        "A plan of `clips`, of which those in `seen` were looked at."
+        made = cls(plan)
+
+        def earlier():
+            found = dict(data=short_hash([_look(c) for c in seen]))
+            stamps = _listed(clips, plan['samples'], 'stamp_listing')
+            return found | (dict(listing=stamps) if stamps else {})
+        made.earlier = earlier
+        return made
 
 # %% ../../nbs/latents/cache_plan.ipynb #9f7f2818
 def plan_cache(clips, autoencoder, samples, batch_size, shard_size=None, dtype='float16',
@@ -191,24 +226,25 @@ def plan_cache(clips, autoencoder, samples, batch_size, shard_size=None, dtype='
     ends = (0,) if isinstance(clips, SequentialDataset) else (0, samples - 1)
     seen = [clips[i] for i in ends]
     shape = _latent_shape(autoencoder, seen[0], moments or sample_seed is not None)
+    listing = dataset_fingerprint(clips, samples)
     plan = dict(
         version=VERSION, samples=samples, shape=shape, dtype=dtype, flips=bool(flips),
         tensors=[_stored_tensor(moments, sample_seed)], seed=sample_seed,
         frames=list(seen[0].frames.shape), batch_size=batch_size, shard_size=0,
         per_channel=bool(per_channel), autoencoder=autoencoder_fingerprint(autoencoder),
-        data=short_hash([_look(c) for c in seen]),
+        data=short_hash([_look(c, bool(listing)) for c in seen]),
     )
-    listing = dataset_fingerprint(clips, samples)
     if listing:
         plan['listing'] = listing
     size = shard_size or max(1, 2 ** 26 // sample_bytes(plan))                 # 64 MiB
     plan['shard_size'] = math.ceil(size / batch_size) * batch_size             # whole batches
-    return plan | dict(id=short_hash(plan))
+    return CachePlan.of(plan | dict(id=short_hash(plan)), clips, seen)
 
 # %% ../../nbs/latents/cache_plan.ipynb #86e1065d
 # what a changed hash in the plan means, for the reader of an error
-_CHANGED = dict(data=' (the first or the last clip changed)',
-                listing=' (a file, its size, date or caption changed)')
+_EARLIER = '; a cache of version 0.1 also if a file was moved or has another date'
+_CHANGED = dict(data=f' (the first or the last clip changed{_EARLIER})',
+                listing=f' (the bytes of a file, or a caption changed{_EARLIER})')
 
 # %% ../../nbs/latents/cache_plan.ipynb #3c516fad
 def check_same_plan(file, stored, plan):
@@ -216,8 +252,20 @@ def check_same_plan(file, stored, plan):
     stored = dict(flips=False, listing=plan.get('listing')) | stored
     if same_autoencoder(stored['autoencoder'], plan['autoencoder']):
         stored['autoencoder'] = plan['autoencoder']
+    stored |= _same_earlier(stored, plan)
     for key, value in plan.items():
         if key not in ('id', 'version') and stored.get(key) != value:
             raise ValueError(f'{Path(file).parent} exists with {key}={stored.get(key)!r}, '
                              f'requested {value!r}{_CHANGED.get(key, "")}; '
                              'use another path or overwrite=True')
+
+# %% ../../nbs/latents/cache_plan.ipynb #06bfe713
+def _same_earlier(stored, plan):
+    "What a stored plan says of the clips in the words of version 0.1, in today's where it is true."
+    names = [name for name in ('data', 'listing') if stored.get(name) != plan.get(name)]
+    if not names or not hasattr(plan, 'earlier'):
+        return {}
+    earlier = plan.earlier()
+    if all(stored.get(name) == earlier.get(name) for name in names):
+        return {name: plan[name] for name in names}
+    return {}

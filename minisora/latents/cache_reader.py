@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/latents/cache_reader.ipynb #c256195a
+import ctypes
 import json
 import math
 import mmap
@@ -19,8 +20,8 @@ import torch
 from fastcore.basics import patch
 
 from ..core.renames import renamed_attributes
-from .cache_format import (DTYPES, num_views, sample_bytes, shard_header,
-                                           stored_shape)
+from .cache_format import (DTYPES, header_mismatch, num_views, sample_bytes,
+                                           shard_header, stored_shape)
 
 # %% ../../nbs/latents/cache_reader.ipynb #723f158a
 def empty_batch(shape, dtype):
@@ -30,25 +31,71 @@ def empty_batch(shape, dtype):
     return torch.from_numpy(np.empty(shape, kind.numpy)).view(kind.torch)
 
 
-def take_rows(tensor, rows, out, places):
-    "out[places] = tensor[rows]: numpy is faster at that than torch."
-    bits = torch.int16 if tensor.dtype == torch.bfloat16 else tensor.dtype      # numpy has none
-    tensor = tensor.view(bits).numpy()
-    out = out.view(bits).numpy()
+def as_array(tensor):
+    "A tensor as the same memory in numpy, which has no bfloat16."
+    bits = torch.int16 if tensor.dtype == torch.bfloat16 else tensor.dtype
+    return tensor.view(bits).numpy()
+
+
+def take_rows(array, rows, out, places):
+    "out[places] = array[rows], in numpy, which is faster at that than torch."
+    if isinstance(array, torch.Tensor):
+        array = as_array(array)
+        out = as_array(out)
     if len(places) == len(out):
-        np.take(tensor, rows, 0, out, 'clip')
+        np.take(array, rows, 0, out, 'clip')
     else:
         for place, row in zip(places.tolist(), rows.tolist()):                  # copied only once
-            out[place] = tensor[row]
+            out[place] = array[row]
+
+# %% ../../nbs/latents/cache_reader.ipynb #e36d9ff4
+def map_file(file, size):
+    """The first `size` bytes of a file, uint8, mapped for reading: no descriptor stays open, and
+    what is written to the tensor does not reach the file."""
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    try:
+        return torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
+    except RuntimeError:
+        check_uncut(file, size, missing='is missing: it was removed after the cache was opened')
+        raise OSError(f'{file} cannot be mapped into memory') from None
+
+
+def check_uncut(file, size, missing=None):
+    """ValueError if a file is shorter than what is mapped of it. A file that was removed is not:
+    what is mapped stays, unless `missing` says otherwise."""
+    try:
+        found = os.stat(file).st_size
+    except FileNotFoundError:
+        if missing:
+            raise ValueError(f'{file} {missing}') from None
+        return
+    if found < size:
+        raise ValueError(f'{file} has {found:,} bytes where {size:,} were written: it was cut '
+                         'after the cache was opened')
 
 # %% ../../nbs/latents/cache_reader.ipynb #053e7c62
 class MappedShard(NamedTuple):
-    """One shard: its memory map, the offset of its numbers, these as a tensor (samples · views,
+    """One shard: its memory map, the offset of its numbers, these as an array (samples · views,
     C, T, h, w) and, for int8, the scales, float32 (samples · views, C), else None."""
-    memory: mmap.mmap
+    memory: torch.Tensor
     offset: int
-    latents: torch.Tensor
+    latents: np.ndarray
     scales: np.ndarray | None
+    file: str
+
+
+def _find_madvise():
+    "The system's call, or None where there is none."
+    try:
+        call = ctypes.CDLL(None).madvise
+    except (AttributeError, OSError, TypeError):
+        return None
+    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return call if hasattr(mmap, 'MADV_RANDOM') else None
+
+
+_madvise = _find_madvise()
 
 # %% ../../nbs/latents/cache_reader.ipynb #4fdc3e3b
 @renamed_attributes
@@ -68,27 +115,36 @@ class MappedShards:
         return self.__dict__ | dict(maps={})
 
     def shard(self, k):
-        "Shard k, a `MappedShard`, mapped when it is first asked for."
-        if k not in self.maps:
-            self.maps[k] = self._map(self.manifest['shards'][k])
+        """Shard k, a `MappedShard`, mapped when it is first asked for. ValueError: since the cache
+        was opened, another one took its place, or the file was cut."""
+        if k in self.maps:
+            shard = self.maps[k]
+            check_uncut(shard.file, len(shard.memory))
+            return shard
+        entry = self.manifest['shards'][k]
+        self.maps[k] = self._map(entry, str(self.path / entry['file']))
         return self.maps[k]
 
-    def _map(self, entry):
-        kind = DTYPES[self.manifest['dtype']].torch
-        with open(self.path / entry['file'], 'rb') as f:
-            # a private view: nobody can write to the file
-            memory = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
-        if hasattr(memory, 'madvise'):
-            memory.madvise(mmap.MADV_RANDOM)
-        offset = len(shard_header(self.manifest, entry['start']))
-        count = entry['samples'] * self.views
-        numbers = count * math.prod(self.shape)
-        flat = torch.frombuffer(memory, dtype=kind, count=numbers, offset=offset)
-        scales = None
-        if kind == torch.int8:
-            scales = np.frombuffer(memory, '<f4', count * self.shape[0], offset + numbers)
-            scales = scales.reshape(count, self.shape[0])
-        return MappedShard(memory, offset, flat.view(count, *self.shape), scales)
+# %% ../../nbs/latents/cache_reader.ipynb #e7d37f18
+@patch
+def _map(self: MappedShards, entry, file):
+    kind = DTYPES[self.manifest['dtype']].torch
+    head = shard_header(self.manifest, entry['start'])
+    count = entry['samples'] * self.views
+    end = len(head) + count * self.row_bytes
+    scale_size = 4 * count * self.shape[0] if kind == torch.int8 else 0
+    memory = map_file(file, end + scale_size)
+    if memory[:len(head)].numpy().tobytes() != head:
+        what = header_mismatch(file, self.manifest, entry)
+        raise ValueError(f'{file} {what}; it was changed after the cache was opened')
+    if _madvise:
+        _madvise(memory.data_ptr(), len(memory), mmap.MADV_RANDOM)
+    latents = as_array(memory[len(head):end].view(kind).view(count, *self.shape))
+    scales = None
+    if scale_size:
+        scales = np.frombuffer(memory.numpy(), '<f4', count * self.shape[0], end)
+        scales = scales.reshape(count, self.shape[0])
+    return MappedShard(memory, len(head), latents, scales, file)
 
 # %% ../../nbs/latents/cache_reader.ipynb #675e814f
 @patch
@@ -98,18 +154,23 @@ def locate(self: MappedShards, index, view=0):
     index = index * self.views + view
     size = self.manifest['shard_size'] * self.views
     shards = index // size
-    for k in np.unique(shards):
-        places = np.flatnonzero(shards == k)
-        yield int(k), index[places] - k * size, places
+    rows = index - shards * size
+    order = np.argsort(shards, kind='stable')             # samples of one shard beside each other
+    shards = shards[order]
+    starts = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
+    for start, end in zip(starts, [*starts[1:], len(order)]):
+        places = order[start:end]
+        yield int(shards[start]), rows[places], places
 
 
 @patch
 def will_need(self: MappedShards, memory, offset, rows):
     "Ask the system for all these rows at once, not page by page."
-    for row in rows.tolist() if hasattr(memory, 'madvise') else ():
+    base = memory.data_ptr()
+    for row in rows.tolist() if _madvise else ():
         start = (offset + row * self.row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
         end = offset + (row + 1) * self.row_bytes
-        memory.madvise(mmap.MADV_WILLNEED, start, end - start)
+        _madvise(base + start, end - start, mmap.MADV_WILLNEED)
 
 # %% ../../nbs/latents/cache_reader.ipynb #d3306bad
 @patch
@@ -117,12 +178,16 @@ def read(self: MappedShards, index, view=0):
     """The latents of samples `index` (B,) int64 as they are stored, (B, C, T, h, w); `view` 1 is
     the mirror image; a view per sample (B,) works too."""
     out = empty_batch((len(index), *self.shape), self.manifest['dtype'])
+    array = as_array(out)
+    stored = index * self.views + view
+    new = ~self.seen[stored]
+    some_new = new.any()
     for k, rows, places in self.locate(index, view):
         shard = self.shard(k)
-        seen = self.seen[k * self.manifest['shard_size'] * self.views:]
-        self.will_need(shard.memory, shard.offset, rows[~seen[rows]])
-        seen[rows] = True
-        take_rows(shard.latents, rows, out, places)
+        if some_new:
+            self.will_need(shard.memory, shard.offset, rows[new[places]])
+        take_rows(shard.latents, rows, array, places)
+    self.seen[stored] = True
     return out
 
 
@@ -155,9 +220,12 @@ class TextRows(Sequence):
         return self.manifest['samples']
 
     def lines(self, k):
-        "The bytes of shard k's rows, mapped, and where its lines begin and end."
+        "The bytes of shard k's rows, uint8, mapped, and where its lines begin and end."
+        file = str(self.path / self.manifest['shards'][k]['rows'])
         if k not in self.texts:
-            self.texts[k] = self._map(self.manifest['shards'][k])
+            self.texts[k] = self._map(file, self.manifest['shards'][k]['samples'])
+        else:
+            check_uncut(file, len(self.texts[k][0]))
         return self.texts[k]
 
     def __getitem__(self, i):
@@ -166,17 +234,34 @@ class TextRows(Sequence):
         if not -len(self) <= i < len(self):
             raise IndexError(f'row {i} of a cache with {len(self)}')
         k, j = divmod(int(i) % len(self), self.manifest['shard_size'])
-        raw, ends = self.lines(k)
-        return json.loads(raw[ends[j]:ends[j + 1]])
+        return self._parse(k, j, *self.lines(k))
+
+    def __iter__(self):
+        for k, shard in enumerate(self.manifest['shards']):
+            raw, ends = self.lines(k)
+            for j in range(shard['samples']):
+                yield self._parse(k, j, raw, ends)
 
 # %% ../../nbs/latents/cache_reader.ipynb #dd30b4ea
 @patch
-def _map(self: TextRows, entry):
-    file = self.path / entry['rows']
-    with open(file, 'rb') as f:
-        empty = os.fstat(f.fileno()).st_size == 0
-        raw = b'' if empty else mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-    ends = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord('\n')) + 1
-    if len(ends) != entry['samples']:
-        raise ValueError(f'{file} has {len(ends)} lines for {entry["samples"]} samples')
+def _map(self: TextRows, file, samples):
+    try:
+        raw = map_file(file, os.stat(file).st_size).numpy()
+    except FileNotFoundError:
+        raise ValueError(f'{file} is missing: it was removed after the cache was opened') from None
+    ends = np.flatnonzero(raw == ord('\n')) + 1
+    if len(ends) != samples:
+        raise ValueError(f'{file} has {len(ends)} lines for {samples} samples')
     return raw, np.concatenate([[0], ends])
+
+
+@patch
+def _parse(self: TextRows, k, j, raw, ends):
+    try:
+        row = json.loads(raw[ends[j]:ends[j + 1]].tobytes())
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        file = self.path / self.manifest['shards'][k]['rows']
+        raise ValueError(f'{file} is damaged: line {j + 1} holds no row of text')
+    return row

@@ -23,7 +23,8 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 import minisora
-from ..core.files import folder_lock, lock_file, read_json, short_hash, write_json
+from ..core.files import (
+    folder_lock, lock_file, read_json, remove_path, short_hash, write_json)
 from ..core.renames import renamed_attributes
 from .cache_encode import encode_batch
 from .cache_format import (FORMAT, latent_statistics, load_manifest, sample_bytes,
@@ -79,7 +80,7 @@ class ShardWriter:
 
     def _open(self):
         for path in reversed(self.paths):                 # the lock first, then what it guards
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             self.files.insert(0, open(descriptor, 'r+b'))
             if len(self.files) == 1:
                 lock_file(self.files[0], path, what='cache')
@@ -142,9 +143,13 @@ def append(self: ShardWriter, latents, rows, sums, scales=None):
 
 @patch
 def close(self: ShardWriter):
-    "Close the files, and with them the lock."
+    """Close the files, and with them the lock. What could not be written is in no journal and does
+    not count, so a full disk is no second error here."""
     for file in self.files:
-        file.close()
+        try:
+            file.close()
+        except OSError:
+            continue
 
 # %% ../../nbs/latents/cache_writer.ipynb #27a2bd76
 @patch
@@ -163,7 +168,8 @@ def finish(self: ShardWriter):
             file.flush()
             os.fsync(file.fileno())
         self.journal.write(json.dumps(dict(finished=entry)).encode() + b'\n')
-        self.close()
+        self.journal.flush()
+    self.close()
     return entry
 
 # %% ../../nbs/latents/cache_writer.ipynb #aa3a098e
@@ -337,8 +343,9 @@ def encode_shards(path, part, plan, clips, autoencoder, rank=0, world_size=1, pa
 # %% ../../nbs/latents/cache_writer.ipynb #19202838
 def remove_work_files(path):
     "Remove what only a cache in the making needs."
-    for file in [path / 'plan.json', *path.glob('*.journal'), *path.glob('.*.part')]:
-        file.unlink(missing_ok=True)
+    names = ('plan.json', 'unreadable.json', '*.journal', '.*.part')
+    for file in [file for name in names for file in path.glob(name)]:
+        remove_path(file)
 
 
 def publish(path, part, plan, shards, config=None):
@@ -365,6 +372,10 @@ def _begun_plan(part, plan, overwrite):
         return None
     try:
         begun = read_json(file)
+        missing = [name for name in ('id', 'shape', 'autoencoder') if name not in begun]
+        if missing:
+            raise ValueError(f'{file} is damaged: it has no {missing[0]}; overwrite=True starts '
+                             'again')
         check_same_plan(file, begun, plan)
         return begun
     except ValueError:

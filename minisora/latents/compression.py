@@ -12,7 +12,7 @@ from einops import rearrange
 from fastcore.basics import patch
 from torch import nn
 
-from ..core.checks import check_int
+from ..core.checks import check_int, check_types
 from ..core.hub import AUTOENCODERS, load_strict
 from ..core.noise import fork_seed
 from ..core.optim import lr_factor, optimizer_step, set_lr, training_steps, zero_init
@@ -70,6 +70,9 @@ class PCACompressedVAE(AutoencoderBase):
     `train_refiner` to train; 0: none. ValueError: more channels than there are."""
     def __init__(self, inner: dict, fold: int = 4, channels: int = 64, refine: int = 0):
         super().__init__()
+        check_types(CausalVideoVAE, inner)
+        fold = check_int('PCACompressedVAE: fold', fold, maximum=64)
+        refine = check_int('PCACompressedVAE: refine', refine, minimum=0, maximum=8192)
         self.inner = CausalVideoVAE(**inner)
         self.fold = fold
         spec = self.inner.spec
@@ -152,7 +155,8 @@ def _decode(self: PCACompressedVAE, z):
 def decode_tiled(self: PCACompressedVAE, z, tile=64, overlap=10, margin=4):
     """As `decode`, in tiles of the *inner* latents (see `tiled_decode`): a large clip in little
     memory."""
-    return tiled_decode(self.inner, self.decompress(z), tile, overlap, margin)
+    latents = self.decompress(z.to(self.basis.dtype))
+    return tiled_decode(self.inner, latents, tile, overlap, margin).to(z.dtype)
 
 # %% ../../nbs/latents/compression.ipynb #e79a768d
 @torch.no_grad()

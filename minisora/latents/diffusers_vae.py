@@ -13,11 +13,13 @@ from fastcore.basics import patch
 from huggingface_hub import hf_hub_download
 from torch import nn
 
-from ..core.checks import check_choice
+from ..core.checks import check_choice, check_int, first_line
 from ..core.files import read_json
-from ..core.hub import AUTOENCODERS
+from ..core.hub import AUTOENCODERS, weight_names
 from ..core.protocols import AutoencoderSpec, DiagonalGaussian
 from ..core.renames import renamed_attributes
+from ..core.sizes import check_size
+from ..core.tensors import count_numbers
 from ..data.video import to_clips, to_frames
 
 # %% ../../nbs/latents/diffusers_vae.ipynb #59e04eff
@@ -87,7 +89,7 @@ DIFFUSERS_VAES = dict(AutoencoderKL=_kl_spec, AutoencoderTiny=_tiny_spec,
 def _find_config(name, subfolders):
     """(path, subfolder) of the first config.json in `subfolders` ('' is the top) of a folder or
     of a repository of the hub. FileNotFoundError: there is none."""
-    folder = Path(name)
+    folder = Path(name).expanduser()
     reason = None
     for subfolder in subfolders:
         inside = f'{subfolder}/config.json'.lstrip('/')
@@ -118,8 +120,27 @@ def _load_diffusers_vae(name, subfolder=None, **options):
     config, path, subfolder = read_autoencoder_config(name, subfolder)
     family = config.get('_class_name', 'AutoencoderKL')
     check_choice(f'{path}: _class_name', family, DIFFUSERS_VAES)
-    return getattr(diffusers, family).from_pretrained(name, subfolder=subfolder,
-                                                      use_safetensors=True, **options)
+    cls = getattr(diffusers, family)
+    folder = path.parent
+    if Path(name).expanduser().exists():
+        name = str(Path(name).expanduser())
+        held = count_numbers(find_weights(folder, options.get('variant')))
+        check_size(lambda: cls.from_config(config), config, held)
+    try:
+        return cls.from_pretrained(name, subfolder=subfolder, use_safetensors=True, **options)
+    except Exception as e:
+        message = f'{folder}: no {family} that diffusers can read: {first_line(e)}'
+        raise ValueError(message) from None
+
+
+def find_weights(folder, variant=None, stem='diffusion_pytorch_model'):
+    """The file of weights of diffusers in a folder, or the index of their shards.
+    FileNotFoundError names it."""
+    names = weight_names(stem, variant)
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f'{folder / names[0]}: no such file')
+    return file
 
 # %% ../../nbs/latents/diffusers_vae.ipynb #ad983c4b
 @renamed_attributes
@@ -139,7 +160,7 @@ class DiffusersVAE(nn.Module):
         self.family = type(source).__name__
         check_choice('DiffusersVAE: the class of source', self.family, DIFFUSERS_VAES)
         self.vae = source.eval().requires_grad_(False)
-        self.chunk = chunk
+        self.chunk = check_int('DiffusersVAE: chunk', chunk)
         fields = DIFFUSERS_VAES[self.family](source, source.config)
         self.spec = AutoencoderSpec(**dict(causal=True, name=self.family) | fields)
         self.per_frame = self.spec.factors[0] == 1 and not self.spec.first_alone

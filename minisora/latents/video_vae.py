@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..core.checks import check_int
+from ..core.checks import check_int, check_sizes
 from ..core.hub import AUTOENCODERS
 from ..core.noise import fork_seed
 from ..core.optim import zero_init
@@ -115,6 +115,8 @@ class CausalVideoVAE(AutoencoderBase):
     def __init__(self, channels: int = 16, width: int = 64, depth: int = 2,
                  first_alone: bool = True, seed: int = 0):
         super().__init__()
+        channels, width = check_sizes('CausalVideoVAE', channels=channels, width=width)
+        depth = check_int('CausalVideoVAE: depth', depth, minimum=0, maximum=256)
         size = (4, 8, 8)
         self.spec = AutoencoderSpec(size, channels, True, 'CausalVideoVAE', first_alone)
         with fork_seed(seed):

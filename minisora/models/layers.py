@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import nn
 
-from ..core.checks import check_choice, check_fields
+from ..core.checks import check_choice, check_fields, check_number
 
 # %% ../../nbs/models/layers.ipynb #551a2238
 NORMS = ('layer', 'rms')
@@ -28,6 +28,7 @@ class BlockConfig:
 
     def __post_init__(self):
         check_fields(self)
+        check_number('BlockConfig.mlp_ratio', self.mlp_ratio, above=0, maximum=1024)
         check_choice('BlockConfig.norm', self.norm, NORMS)
         check_choice('BlockConfig.mlp', self.mlp, MLPS)
 

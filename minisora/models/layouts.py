@@ -8,13 +8,14 @@ __all__ = ['Joint', 'Factorized', 'Wrapper', 'unwrap', 'Checkpointed', 'Routed',
 # %% ../../nbs/models/layouts.ipynb #3e3c650a
 import math
 from dataclasses import dataclass, replace
+from dataclasses import fields as fields_of
 
 import torch
 from einops import rearrange, repeat
 from fastcore.basics import patch
 from torch.utils.checkpoint import checkpoint
 
-from ..core.checks import check_choice, check_int, check_number
+from ..core.checks import check_choice, check_int, check_number, did_you_mean
 from ..core.hub import Registry
 from ..core.noise import hash32
 from ..core.protocols import wrap, wrapped
@@ -187,6 +188,16 @@ def attend_along_time(model, i, h, c, frames):
     return torch.cat([clip, images], 1) if images.shape[1] else clip
 
 # %% ../../nbs/models/layouts.ipynb #dc5a3051
+def part_from_fields(part_class, fields, name):
+    "A part of a config from the fields in JSON. ValueError for one that it does not have."
+    known = [field.name for field in fields_of(part_class)]
+    for field in fields:
+        if field not in known:
+            raise ValueError(f'{name}: {part_class.__name__} has no field {field!r}'
+                             f'{did_you_mean(field, known)}')
+    return part_class(**fields)
+
+
 def as_part(registry, value, owner=''):
     """A part of a config: the object itself, its kind as a string, or {'kind': …, fields} from
     JSON.
@@ -199,7 +210,7 @@ def as_part(registry, value, owner=''):
     except ValueError as e:
         raise ValueError(f'{owner}{e}') from None
     if isinstance(value, (str, dict)):
-        return part_class(**fields)
+        return part_from_fields(part_class, fields, owner + registry.what)
     if not isinstance(value, part_class):                                   # of another family
         raise ValueError(f'{owner}{registry.what} must be a part such as {part_class.__name__}(), '
                          f'not {value!r}')

@@ -179,6 +179,9 @@ class Positions:
     base_size: tuple = ()            # clip size the tokens are spread over; (): the model's own
 
     def __post_init__(self):
+        if not isinstance(self.base_size, (tuple, list)):
+            raise ValueError('positions: base_size must be (frames, height, width) or (), '
+                             f'not {self.base_size!r}')
         object.__setattr__(self, 'base_size', tuple(self.base_size))
 
     def base_grid(self, config):

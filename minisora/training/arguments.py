@@ -7,10 +7,36 @@ __all__ = []
 
 # %% ../../nbs/training/arguments.ipynb #04e8681c
 import math
+import os
+import warnings
 
+import numpy as np
+
+from ..core.arguments import check_bool, check_limit, plain_value
 from ..core.checks import check_choice, check_int, check_number
 from ..core.optim import SCHEDULES
 from .trackers import tracker_names
+
+# %% ../../nbs/training/arguments.ipynb #7e8c6ce4
+NOT_PLAIN = ('model', 'data', 'valid', 'objective', 'on_sample')
+
+
+def _as_tuple(value):
+    "One thing, or several, as a tuple; a text counts as one."
+    several = np.iterable(value) and not isinstance(value, (str, bytes, dict))
+    return tuple(map(plain_value, value)) if several else (value,)
+
+
+def make_plain(args):
+    "The arguments of `fit` with Python's numbers and with tuples, in place."
+    for name, value in vars(args).items():
+        if name not in NOT_PLAIN:
+            setattr(args, name, plain_value(value))
+    args.betas = _as_tuple(args.betas)
+    args.more_ema = _as_tuple(args.more_ema)
+    args.wrappers = _as_tuple(args.wrappers)
+    if isinstance(args.batch_size, dict):
+        args.batch_size = {bucket: plain_value(size) for bucket, size in args.batch_size.items()}
 
 # %% ../../nbs/training/arguments.ipynb #a8258b3a
 CHOICES = dict(schedule=SCHEDULES, precision=('fp32', 'bf16', 'fp16'), optimizer=('adamw', 'muon'),
@@ -18,26 +44,46 @@ CHOICES = dict(schedule=SCHEDULES, precision=('fp32', 'bf16', 'fp16'), optimizer
                compile=(False, True, 'blocks'))
 COUNTS = ('steps', 'accumulate', 'log_every', 'save_every', 'keep', 'valid_bins')
 OPTIONAL_COUNTS = ('valid_every', 'sample_every', 'stop_at')
+SWITCHES = ('resume', 'ema_warmup', 'shard', 'progress')
 
 
 def _check_numbers(args):
     "Whole numbers, numbers from 0, and shares."
     for name in (*COUNTS, *(name for name in OPTIONAL_COUNTS if getattr(args, name) is not None)):
         check_int(name, getattr(args, name))
-    for name in ('lr', 'warmup', 'weight_decay', 'clip'):
-        value = getattr(args, name)
-        if value is not None and value != math.inf:          # no clipping
-            check_number(name, value, minimum=0)
+    for name in ('seed', 'workers'):
+        check_int(name, getattr(args, name), minimum=0)
+    for name in ('lr', 'warmup', 'weight_decay'):
+        check_number(name, getattr(args, name), minimum=0)
     for name in ('decay_from', 'ema', 'condition_dropout'):
         check_number(name, getattr(args, name), minimum=0, maximum=1)
     for decay in args.more_ema:
         check_number('more_ema', decay, minimum=0, maximum=1)
-    if args.spike_factor != math.inf:
-        check_number('spike_factor', args.spike_factor, above=1)
+    if args.clip is not None:                                # no clipping, as 0 and infinity
+        check_limit('clip', args.clip, minimum=0)
+    check_limit('spike_factor', args.spike_factor, above=1)
+    if len(args.betas) != 2:
+        raise ValueError(f'betas must be two numbers from 0 to below 1, not {args.betas!r}')
+    for beta in args.betas:
+        check_number('betas', beta, minimum=0, maximum=1 - 1e-9)
 
 # %% ../../nbs/training/arguments.ipynb #ef0481dc
+def _check_kinds(args):
+    "Switches, the folder and what is called."
+    for name in SWITCHES:
+        check_bool(name, getattr(args, name))
+    if args.out is not None and not isinstance(args.out, (str, os.PathLike)):
+        raise ValueError(f'out must be a folder, not {args.out!r}')
+    if args.out is not None and os.path.isfile(os.path.expanduser(args.out)):
+        raise ValueError(f'out must be a folder; {args.out} is a file')
+    if args.on_sample is not None and not callable(args.on_sample):
+        raise ValueError(f'on_sample must be a function of (step, model), not {args.on_sample!r}')
+
+
 def _check_together(args, processes):
     "Arguments that need each other, or do not go together."
+    if not args.ema_warmup and 1 in (args.ema, *args.more_ema):
+        raise ValueError('ema must be below 1 without ema_warmup: the average would never move')
     for every, what in dict(valid_every='valid', sample_every='on_sample').items():
         if getattr(args, every) is not None and getattr(args, what) is None:
             raise ValueError(f'{every}={getattr(args, every)!r} requires {what}=…')
@@ -57,13 +103,22 @@ def batch_sizes(batch_size):
     "The numbers in a batch size, which may be one for each bucket."
     return list(batch_size.values()) if isinstance(batch_size, dict) else [batch_size]
 
-
+# %% ../../nbs/training/arguments.ipynb #d5751575
 def check_arguments(args, processes):
     "Refuse arguments of `fit` that cannot be meant: ValueError or ModuleNotFoundError by name."
+    make_plain(args)
     for size in batch_sizes(args.batch_size):
         check_int('batch_size', size)
     _check_numbers(args)
+    _check_kinds(args)
     for name, choices in CHOICES.items():
         check_choice(name, getattr(args, name), choices)
     tracker_names(args.track, args.out)
     _check_together(args, processes)
+
+
+def warn_of_warmup(args):
+    "A warning where the warm-up is longer than the run: the rate never reaches `lr`."
+    if args.warmup > args.steps:
+        warnings.warn(f'fit: warmup={args.warmup} is longer than steps={args.steps}, so the '
+                      f'learning rate stays below lr={args.lr:g}', stacklevel=4)

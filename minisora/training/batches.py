@@ -10,9 +10,11 @@ import copy
 import signal
 from bisect import bisect_right
 
+import numpy as np
 import torch
 from fastcore.basics import patch
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch.utils.data import (DataLoader, Dataset, IterableDataset, TensorDataset,
+                              default_collate, get_worker_info)
 
 from ..core.noise import epoch_permutation
 from ..core.renames import renamed_attributes
@@ -51,11 +53,24 @@ class EpochOrder:
         return step * self.batch_size // self.n
 
 # %% ../../nbs/training/batches.ipynb #024de582
+def as_ids(condition, name='data'):
+    "A condition as a tensor. ValueError for text."
+    first = condition
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if isinstance(first, str):
+        raise ValueError(f'{name}: condition holds text, {first!r}; a model takes ids: '
+                         'vocabulary.encode_batch(captions)')
+    return torch.as_tensor(condition)
+
+
 class _TensorDataset:
     "Tensors (latents, condition or None) as a map-style dataset."
-    def __init__(self, latents, condition=None):
+    def __init__(self, latents, condition=None, name='data'):
+        latents = torch.as_tensor(latents)
+        condition = None if condition is None else as_ids(condition, name)
         if condition is not None and len(condition) != len(latents):
-            raise ValueError(f'data: {len(latents)} latents but {len(condition)} conditions')
+            raise ValueError(f'{name}: {len(latents)} latents but {len(condition)} conditions')
         self.latents = latents
         self.condition = condition
 
@@ -68,13 +83,85 @@ class _TensorDataset:
             batch['condition'] = self.condition[index]
         return batch
 
+# %% ../../nbs/training/batches.ipynb #39f29775
+ARRAYS = (torch.Tensor, np.ndarray)
 
+
+def is_clip(sample):
+    "Is this a clip, frames and a caption, and no latents?"
+    return hasattr(sample, 'frames') and hasattr(sample, 'caption')
+
+
+def refuse_clips(clips, name='data'):
+    "The error for clips where latents belong."
+    return ValueError(f'{name} holds clips ({type(clips).__name__}), and fit trains on latents: '
+                      'write_cache(path, clips, autoencoder) makes them')
+
+
+def as_sample(sample, name='data'):
+    "One sample, a dict, a pair or bare latents, as dict(latents, condition). ValueError for else."
+    if isinstance(sample, ARRAYS):
+        sample = dict(latents=sample)
+    elif isinstance(sample, (tuple, list)) and 1 <= len(sample) <= 2:
+        sample = dict(zip(('latents', 'condition'), sample))
+    if is_clip(sample):
+        raise refuse_clips(sample, name)
+    if not isinstance(sample, dict):
+        raise ValueError(f'{name}: a sample must be dict(latents, condition), not '
+                         f'{type(sample).__name__}')
+    if 'latents' not in sample:
+        raise ValueError(f"{name}: a sample needs 'latents', it has {sorted(map(str, sample))}")
+    return sample
+
+# %% ../../nbs/training/batches.ipynb #4ecb0076
+def _is_pair(data):
+    "Is this (latents, condition), and not a list of two samples?"
+    if not 1 <= len(data) <= 2 or not isinstance(data[0], ARRAYS):
+        return False
+    condition = data[1] if len(data) == 2 else None
+    if isinstance(condition, ARRAYS):
+        return condition.ndim < 4 or condition.shape != data[0].shape
+    lists = len(data) == 1 and isinstance(data, list) and data[0].ndim == 4
+    return not lists and (condition is None or isinstance(condition, (list, tuple, range)))
+
+
+def _stack(samples, name):
+    "A list of samples of one shape as a dataset."
+    samples = [as_sample(sample, name) for sample in samples]
+    with_condition = [sample.get('condition') is not None for sample in samples]
+    if any(with_condition) and not all(with_condition):
+        raise ValueError(f'{name}: sample {with_condition.index(False)} has no condition')
+    columns = []
+    for key in ('latents', 'condition') if all(with_condition) else ('latents',):
+        parts = [as_ids(sample[key], name) for sample in samples]
+        for i, part in enumerate(parts):
+            if part.shape != parts[0].shape:
+                raise ValueError(f'{name}: {key} of sample {i} is {tuple(part.shape)}, of sample 0 '
+                                 f'{tuple(parts[0].shape)}; a BucketDataset takes several shapes')
+        columns.append(torch.stack(parts))
+    return _TensorDataset(*columns, name=name)
+
+
+def _collected(data, name):
+    "Tensors, arrays and lists as a dataset; anything else as it is."
+    if isinstance(data, ARRAYS):
+        return _TensorDataset(data, name=name)
+    if isinstance(data, TensorDataset):
+        return _collected(tuple(data.tensors), name)
+    if isinstance(data, dict) and 'latents' in data:
+        return _TensorDataset(data['latents'], data.get('condition'), name=name)
+    if not isinstance(data, (tuple, list)) or not data:
+        return data
+    return _TensorDataset(*data, name=name) if _is_pair(data) else _stack(data, name)
+
+# %% ../../nbs/training/batches.ipynb #b3aad923
 def as_dataset(data, name='data'):
     "Whatever `fit` takes as data -> a map-style dataset of at least one sample."
-    if torch.is_tensor(data):
-        data = _TensorDataset(data)
-    elif isinstance(data, (tuple, list)):
-        data = _TensorDataset(*data)
+    data = _collected(data, name)
+    if isinstance(data, (DataLoader, IterableDataset)) or isinstance(data, (type, dict, str)):
+        data = data if isinstance(data, type) else type(data)
+        raise ValueError(f'{name} must be a map-style dataset or (latents, condition), not '
+                         f'{data.__name__}')
     has_items = hasattr(data, '__getitems__') or hasattr(data, '__getitem__')
     if not hasattr(data, '__len__') or not has_items:
         kind = type(data).__name__
@@ -92,7 +179,7 @@ def get_batch(data, index):
     else:
         batch = [data[i] for i in index]
     if not isinstance(batch, dict):
-        batch = default_collate(batch)
+        batch = default_collate([as_sample(sample) for sample in batch])
     if 'latents' not in batch:
         raise ValueError(f"data: a batch needs 'latents', it has {sorted(batch)}")
     return batch
@@ -103,7 +190,7 @@ def to_device(batch, device):
     latents = torch.as_tensor(batch['latents']).to(device, torch.float32, non_blocking=True)
     condition = batch.get('condition')
     if condition is not None:
-        condition = torch.as_tensor(condition).to(device, non_blocking=True)
+        condition = as_ids(condition).to(device, non_blocking=True)
     return latents, condition
 
 # %% ../../nbs/training/batches.ipynb #8d9e5903
@@ -299,8 +386,9 @@ def make_loader(data, steps, batch_size=8, seed=0, workers=0, rank=0, world=1, *
 
 def _start_worker(_):
     "Prepare a loader's process: no signals, and a dataset of its own where that keeps an epoch."
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     batches = get_worker_info().dataset
     if hasattr(batches.data, 'set_epoch'):
         batches.data = copy.deepcopy(batches.data)

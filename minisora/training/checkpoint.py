@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 
 from ..core.files import new_folder, plain_tensors, sha256_file
-from ..core.hub import load_strict
+from ..core.hub import OBJECTIVES, load_strict
 from ..core.renames import renamed_attributes
 
 # %% ../../nbs/training/checkpoint.ipynb #de50077c
@@ -151,7 +152,24 @@ class Checkpoint:
         theirs = getattr(self, weights) if isinstance(weights, str) else self.emas[weights]
         ours = model.state_dict()
         parts = {key: shard_like(tensor, ours.get(key)) for key, tensor in theirs.items()}
-        return load_strict(model, parts, self.path)
+        model = load_strict(model, parts, self.path)
+        model.trained_with = self.trained_with
+        return model
+
+# %% ../../nbs/training/checkpoint.ipynb #dbb46705
+@patch(as_prop=True)
+def trained_with(self: Checkpoint):
+    "What `fit` noted on the model: see `core.pairs`; of an earlier version, the objective."
+    objective = self.state.get('config', {}).get('objective', {})
+    kind = objective.get('kind', objective.get('class'))
+    if 'trained_with' in self.state or kind is None:
+        return self.state.get('trained_with')
+    fields = {k: v for k, v in objective.items() if k not in ('kind', 'class')}
+    try:
+        upgraded = OBJECTIVES[kind].from_dict(fields)
+    except (ValueError, ImportError):                    # a user's own
+        return None
+    return dict(objective=upgraded.to_dict())
 
 # %% ../../nbs/training/checkpoint.ipynb #ab0260ea
 def load_checkpoint(path):

@@ -54,9 +54,19 @@ class Distributed:
         return self.rank == 0
 
 
+def check_device(device):
+    "ValueError for a device that this machine does not have."
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as e:
+        reason = str(e).partition('\n')[0]
+        raise ValueError(f'device={device!r} cannot be used: {reason}') from None
+
+
 def join_processes(device=None, shard=False):
     """The processes that accelerate or torchrun started, this one among them; alone: rank 0 of
     world 1."""
+    check_device(device)
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     dist = torch.distributed
     if not dist.is_available():

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/training/memory.ipynb #3d953f25
+import ctypes
 import os
 import weakref
 from pathlib import Path
@@ -67,13 +68,22 @@ class SavedForBackward(torch.autograd.graph.saved_tensors_hooks):
         "How much that is."
         return sum(self._kept.values())
 
+# %% ../../nbs/training/memory.ipynb #67bb1a85
+def machine_memory():
+    "The bytes of memory of this machine. Windows has no sysconf: there its own call says it."
+    if hasattr(os, 'sysconf'):
+        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    status = (ctypes.c_uint64 * 8)()                      # MEMORYSTATUSEX: length, load, total, …
+    ctypes.c_uint32.from_buffer(status).value = ctypes.sizeof(status)
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return status[1]
+
 # %% ../../nbs/training/memory.ipynb #8a1b3cb9
 def device_memory(device):
     "The bytes of memory of a device; on a CPU, of what a container or job may use of them."
     if device.type == 'cuda':
         return torch.cuda.get_device_properties(device).total_memory
-    machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return min([machine, *cgroup_limits()])
+    return min([machine_memory(), *cgroup_limits()])
 
 
 def cgroup_limits(root='/sys/fs/cgroup', own='/proc/self/cgroup'):

@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
+
+from ..core.pairs import innermost, statistics_of
 
 # %% ../../nbs/training/result.ipynb #ff222681
 @dataclass(repr=False)
 class FitResult:
     """What `fit` returns. Sample from `ema`, the moving average; `path` is the newest checkpoint,
     if any; `emas` holds all averages by decay, `config` what was trained and how; `objective` and
-    `data` are those of the call."""
+    `data` are those of the call, `vocabulary`, `mean` and `std` those of the data, None where they
+    have none."""
     model: torch.nn.Module
     ema: torch.nn.Module
     log: list
@@ -37,6 +41,25 @@ class FitResult:
         loss = f'{self.log[-1]["loss"]:.4f}' if self.log else None
         return (f'FitResult(step={self.step}, loss={loss}, cpu_minutes={self.cpu_minutes:.2f}, '
                 f'path={self.path})')
+
+# %% ../../nbs/training/result.ipynb #8a5b5a15
+@patch(as_prop=True)
+def vocabulary(self: FitResult):
+    "The vocabulary of the conditions, None where they are of no `Vocabulary`."
+    found = getattr(innermost(self.data), 'vocabulary', None)
+    return found if hasattr(found, 'to_dict') else None
+
+
+@patch(as_prop=True)
+def mean(self: FitResult):
+    "The mean by which the latents were normalized, a list: of one number, or one per channel."
+    return (statistics_of(self.data) or (None, None))[0]
+
+
+@patch(as_prop=True)
+def std(self: FitResult):
+    "Their standard deviation, as `mean`."
+    return (statistics_of(self.data) or (None, None))[1]
 
 # %% ../../nbs/training/result.ipynb #53d49b1c
 class Interrupted(KeyboardInterrupt):

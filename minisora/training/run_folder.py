@@ -6,11 +6,13 @@
 __all__ = []
 
 # %% ../../nbs/training/run_folder.ipynb #49549f5c
+import os
 import shutil
 from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..core.files import lock_file, remove_abandoned
 from .checkpoint import (CheckpointError, explain_write_errors, latest_checkpoint,
                                           load_checkpoint, prune_checkpoints, save_checkpoint)
 from .log import append_log, read_log, write_log
@@ -24,6 +26,7 @@ class RunFolder:
         self.processes = processes
         self.keep = keep
         self.path = None
+        self._lock = None
 
     def open(self, resume=True):
         """Make the folder, or find the run that is in it: its newest `Checkpoint`, or None.
@@ -46,9 +49,41 @@ class RunFolder:
         with explain_write_errors(self.out):
             checkpoints = self.out / 'checkpoints'
             checkpoints.mkdir(parents=True, exist_ok=True)
-            for part in checkpoints.glob('.*.part'):         # left by a killed process
+        self._take()
+        with explain_write_errors(self.out):
+            for part in checkpoints.glob('.*.part*'):        # left by a killed process
                 shutil.rmtree(part)
+            remove_abandoned(self.out)
+            (self.out / '.log.jsonl.part').unlink(missing_ok=True)
             (self.out / 'log.jsonl').touch()
+
+# %% ../../nbs/training/run_folder.ipynb #f4c77599
+@patch
+def _take(self: RunFolder):
+    "Hold the folder. BlockingIOError where another call of `fit` holds it."
+    if os.name != 'posix':
+        return
+    self._lock = os.open(self.out, os.O_RDONLY)
+    try:
+        lock_file(self._lock, self.out, what='run: wait for it, or give another folder, out=…')
+    except BlockingIOError:
+        self.close()
+        raise
+    except OSError:                                          # a disk without locks
+        pass
+
+
+@patch
+def close(self: RunFolder):
+    "Let go of the folder."
+    if self._lock is not None:
+        os.close(self._lock)
+        self._lock = None
+
+
+@patch
+def __del__(self: RunFolder):
+    self.close()
 
 # %% ../../nbs/training/run_folder.ipynb #0f5f007b
 @patch

@@ -12,9 +12,13 @@ import threading
 from fastcore.basics import patch
 
 # %% ../../nbs/training/signals.ipynb #6945e3b3
+STOP_SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
+                if hasattr(signal, name)]                    # Windows has no SIGHUP
+
+
 class StopSignals:
-    """While open, SIGINT and SIGTERM only leave their name in `.caught`. Idle outside the main
-    thread; a signal that is ignored stays ignored."""
+    """While open, SIGINT, SIGTERM and SIGHUP (the terminal was closed) only leave their name in
+    `.caught`. Idle outside the main thread; a signal that is ignored stays ignored."""
     def __init__(self, processes=None):
         self.processes = processes
         self.caught = None
@@ -24,7 +28,7 @@ class StopSignals:
     def __enter__(self):
         self.caught = None
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._old[number] = signal.signal(number, self._note)
         return self

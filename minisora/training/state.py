@@ -13,23 +13,30 @@ from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
 
+from ..core.pairs import check_same_data, note_of
 from ..core.protocols import wrapped
+from .arguments import warn_of_warmup
 from .batches import as_dataset, batch_order, scale_batch_size
 from .checkpoint import load_optimizers, optimizer_tensors
 from .ema import EMA
 from .log import LogSums, Stopwatch
+from .memory import is_out_of_memory
 from .optimizers import SpikeFilter, make_optimizers
 from .precision import autocast, compile_model, keep_fp32, make_scaler
 from .run_config import (check_condition, check_same_run, config_dict, data_dict,
                                           default_fields, recipe_dict, upgrade_config)
 from .run_folder import RunFolder
 from .signals import StopSignals
+from .together import (check_model, check_objective, check_together,
+                                        try_one_sample)
 from .trackers import Trackers
 
 # %% ../../nbs/training/state.ipynb #ca74e58f
 class TrainerState:
     "What is trained, with what, and how far it is; `args` holds the arguments of `fit`."
     def __init__(self, model, data, objective, args, processes):
+        check_model(model)
+        check_objective(objective)
         self.args = args
         self.processes = processes
         self.device = processes.device
@@ -41,6 +48,10 @@ class TrainerState:
         self.prepare_optimizers()
         self.start_at_zero()
         self.config = json.loads(json.dumps(self.describe()))
+        check_together(self.source_model, objective, self.data, self.valid, self.order.members)
+        self.try_one_sample()
+        self.note_training()
+        compile_model(self.model, args.compile)
 
 # %% ../../nbs/training/state.ipynb #652eea47
 @patch
@@ -55,7 +66,6 @@ def prepare_model(self: TrainerState, model):
     decays = dict.fromkeys((self.args.ema, *self.args.more_ema))
     self.averages = {decay: EMA(self.model, copied(model)) for decay in decays}
     self.ema = self.averages[self.args.ema].model
-    compile_model(self.model, self.args.compile)
     self.forward = autocast(self.replica, self.device, self.args.precision)
     self.ema_forward = autocast(self.ema, self.device, self.args.precision)
 
@@ -113,6 +123,22 @@ def logs_at(self: TrainerState, step):
 
 # %% ../../nbs/training/state.ipynb #1ad1fd3f
 @patch
+def try_one_sample(self: TrainerState):
+    "One sample through model and objective, as they are trained; not where the model is in parts."
+    if not self.processes.sharded:
+        with self.as_trained():
+            try_one_sample(self.model, self.objective, self.data, self.args.precision)
+
+
+@patch
+def note_training(self: TrainerState):
+    "Note on the model and its averages what they learn to answer: see `core.pairs`."
+    self.note = json.loads(json.dumps(note_of(self.objective, self.data)))
+    for model in (self.source_model, *(average.model for average in self.averages.values())):
+        model.trained_with = self.note
+
+
+@patch
 def describe(self: TrainerState):
     "Recipe, model, objective and data, as a dict."
     data = data_dict(self.data, self.order.members)
@@ -137,7 +163,8 @@ def save(self: TrainerState):
     "Write the checkpoint of this step, unless it is there. All processes must call."
     if self.folder.out is None or self.folder.path == self.folder.checkpoint_path(self.step):
         return
-    state = dict(step=self.step, config=self.config, parts=self.microbatches)
+    state = dict(step=self.step, config=self.config, parts=self.microbatches,
+                 trained_with=self.note)
     if self.scaler.is_enabled():
         state['scaler'] = self.scaler.state_dict()
     for part in (self.log_sums, self.spikes, self.stopwatch):
@@ -151,11 +178,13 @@ def restore(self: TrainerState, checkpoint):
     then = upgrade_config(checkpoint.state['config'], self.source_model, self.objective)
     defaults = default_fields(model=self.source_model, objective=self.objective)
     check_same_run(self.config, then, checkpoint.path, defaults)
+    check_same_data(self.note, checkpoint.state.get('trained_with'), checkpoint.path)
     if checkpoint.step > self.args.steps:
         raise ValueError(f'{checkpoint.path} is past steps={self.args.steps}')
     checkpoint.load_into(self.model, 'model')
     for decay, average in self.averages.items():
         checkpoint.load_into(average.model, 'ema' if decay == self.args.ema else decay)
+    self.note_training()                                     # and not what the checkpoint notes
     load_optimizers(self.optimizers, self.parameters, checkpoint.optimizer)
     if self.scaler.is_enabled():
         self.scaler.load_state_dict(checkpoint.state['scaler'])
@@ -164,10 +193,54 @@ def restore(self: TrainerState, checkpoint):
         part.load_state(checkpoint.state)
     self.step = checkpoint.step
 
+# %% ../../nbs/training/state.ipynb #67d3498c
+@patch
+def save_before(self: TrainerState, error):
+    "Save what was trained, and note on the error that will be raised where it is."
+    if self.folder.out is None or self.processes.sharded:
+        return
+    if not self.step or is_out_of_memory(error):
+        return
+    try:
+        self.save()
+        error.add_note(f'saved {self.folder.path}; the same call resumes from there')
+    except Exception as e:
+        error.add_note(f'the weights of step {self.step} could not be saved: {e}')
+
+
+@patch
+def saved_if_it_fails(self: TrainerState, loader):
+    "The batches of a loader; before an error in it is raised, the weights are saved."
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except BaseException as e:
+            self.save_before(e)
+            raise
+        if batch is None:
+            return
+        yield batch
+
+# %% ../../nbs/training/state.ipynb #7a5afde0
+@patch
+def draw_sample(self: TrainerState):
+    "Call `on_sample` with the average, on rank 0, if this is a step for it."
+    if not self.args.on_sample or self.step % (self.args.sample_every or self.args.steps):
+        return
+    ema = self.unsharded(self.ema)
+    try:
+        if self.processes.is_main:
+            self.args.on_sample(self.step, ema)
+    except BaseException as e:
+        self.save_before(e)
+        raise
+
 # %% ../../nbs/training/state.ipynb #f93a6a77
 @patch
 def open_or_resume(self: TrainerState):
     "Make the run's folder, or resume the run in it; the log is cut back to the checkpoint's step."
+    warn_of_warmup(self.args)
     checkpoint = self.folder.open(self.args.resume)
     if checkpoint:
         self.restore(checkpoint)
@@ -187,7 +260,7 @@ def unsharded(self: TrainerState, module, into=None):
     if not self.processes.sharded:
         return module
     if into is None:
-        into = copy.deepcopy(self.source_model).requires_grad_(False)
+        into = copy.deepcopy(self.source_model).requires_grad_(False)       # with its note
     into.load_state_dict(self.processes.gather_full(module.state_dict(), everywhere=True))
     return into.eval()
 
