@@ -6,7 +6,7 @@ SHELL  := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help video test lint lab docs readme export clean distclean
+.PHONY: help video test lint lab docs site-check readme export clean distclean
 
 # The words a user gives reach the commands through the environment, untouched: spaces, quotes and $ are safe.
 PROMPT ?=
@@ -28,7 +28,7 @@ export PROMPT DATA OUT STEPS SIZE FPS MINUTES
 
 help:  ## list the commands
 	@echo "MiniSora: text to video on your own computer. Commands:"; echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s%s\n' "$$a" "$$b"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s%s\n' "$$a" "$$b"; done
 	@echo; echo '  make video PROMPT="a red ring moves left"   asks for a clip; what is trained already is reused'
 	@echo '  make video DATA=folder-of-clips             the same on your own videos'
 	@echo '  make video MINUTES=5                        trains about so long (or STEPS=, SIZE=96x160, FPS=8)'
@@ -60,6 +60,9 @@ export: .venv/.ready  ## write the modules from the notebooks and clean the note
 docs: .venv/.ready  ## render the lessons as a web site in _docs/ (Quarto where installed, smalldocs otherwise)
 	@$(BIN)/python tools/docs.py
 
+site-check: .venv/.ready  ## open every page of the site in Chromium and say what is wrong (ARGS="03_dit.html")
+	@$(BIN)/python tools/check_site.py $(ARGS)
+
 readme: .venv/.ready  ## write README.md from nbs/index.ipynb
 	@$(BIN)/python tools/readme.py
 
@@ -67,8 +70,8 @@ clean:  ## remove build outputs and caches (keeps .venv, data/ and runs/)
 	@rm -rf _proc _docs build dist *.egg-info .pytest_cache .ruff_cache
 	@find . -path ./.venv -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -print0 | xargs -0 rm -rf
 
-distclean: clean  ## clean, and remove .venv too
-	@rm -rf .venv
+distclean: clean  ## clean, and remove .venv and node_modules too
+	@rm -rf .venv node_modules
 
 # One environment for everything. The stamp is written last, so an interrupted installation starts again.
 .venv/.ready: constraints.txt settings.ini

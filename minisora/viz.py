@@ -80,21 +80,24 @@ def save_gif(path, clip, fps=8, scale=1):
         part.write_bytes(data)
 
 # %% ../nbs/90_viz.ipynb #536d0f76
-def _figure_html(data, kind, caption='', width=None):
-    "One picture's bytes and its caption as an HTML figure, `width` pixels wide, in one piece."
-    text = html.escape(str(caption or ''))
+def _figure_html(data, kind, caption='', width=None, alt=None):
+    """One picture's bytes and its caption as an HTML figure, `width` pixels wide, in one piece.
+
+    `alt` says what the picture shows to those who do not see it; without it the caption does."""
+    text = '' if caption is None else html.escape(str(caption))
+    said = text if alt is None else html.escape(str(alt))
     wide = f' width="{round(width)}"' if width else ''
     return (
         f'<figure style="margin:4px;display:inline-block;text-align:center;vertical-align:top">'
-        f'<img class="clip" alt="{text}"{wide} style="image-rendering:pixelated" '
+        f'<img class="clip" alt="{said}"{wide} style="image-rendering:pixelated" '
         f'src="data:image/{kind};base64,{base64.b64encode(data).decode()}"/>'
         f'<figcaption style="font-size:85%">{text}</figcaption></figure>')
 
 
-def clip_html(clip, caption='', fps=8, scale=2):
+def clip_html(clip, caption='', fps=8, scale=2, alt=None):
     """One clip (C, T, H, W) as an HTML figure; the browser enlarges it, so that the page stays
-    small."""
-    return _figure_html(animation_bytes(clip, fps), 'webp', caption, clip.shape[-1] * scale)
+    small. `alt` describes it; without it the caption does."""
+    return _figure_html(animation_bytes(clip, fps), 'webp', caption, clip.shape[-1] * scale, alt)
 
 # %% ../nbs/90_viz.ipynb #fa1aa716
 def html_grid(cells, columns):
@@ -120,11 +123,15 @@ def compare_clips(rows, captions=None, fps=8, scale=2):
     """Moving pictures in labeled rows: `rows` maps names to clips (B, C, T, H, W); captions are on
     top."""
     from IPython.display import HTML
-    head = ''.join(f'<th>{html.escape(str(c))}</th>' for c in captions or [])
-    out = [f'<tr><th></th>{head}</tr>'] if captions else []
+    captions = list(captions or [])
+    head = ''.join(f'<th>{html.escape(str(c))}</th>' for c in captions)
+    out = [f'<tr><td></td>{head}</tr>'] if captions else []
     for name, clips in rows.items():
         label = f'<th style="text-align:right">{html.escape(str(name))}</th>'
-        cells = ''.join(f'<td>{clip_html(k, "", fps, scale)}</td>' for k in _as_batch(clips))
+        cells = ''
+        for i, clip in enumerate(_as_batch(clips)):
+            column = captions[i] if i < len(captions) else f'clip {i + 1}'
+            cells += f'<td>{clip_html(clip, "", fps, scale, alt=f"{name}: {column}")}</td>'
         out.append(f'<tr>{label}{cells}</tr>')
     return HTML(f'<table>{"".join(out)}</table>')
 

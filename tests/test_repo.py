@@ -89,7 +89,7 @@ def tracked(*ends):
     run = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
-    skip = {".venv", "_proc", "_docs", "runs", "data", ".git"}
+    skip = {".venv", "node_modules", "_proc", "_docs", "runs", "data", ".git"}
     names = (
         run.stdout.splitlines()
         if run.returncode == 0

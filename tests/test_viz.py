@@ -286,3 +286,21 @@ def test_names_in_figures_are_no_formulas(name):
     ):
         fig.canvas.draw()
         assert fig.axes[0].get_title() == name
+
+
+def test_a_clip_in_a_table_is_described_by_row_and_column():
+    page = viz.compare_clips(
+        {"a < b": torch.zeros(2, 3, 2, 4, 4), "c": torch.zeros(2, 3, 2, 4, 4)}, ["up"]
+    ).data
+    assert re.findall(r'alt="([^"]*)"', page) == [
+        "a &lt; b: up",
+        "a &lt; b: clip 2",
+        "c: up",
+        "c: clip 2",
+    ]
+
+
+def test_a_caption_may_be_zero_and_an_alternative_text_its_own():
+    assert 'alt="0"' in viz.clip_html(torch.zeros(3, 2, 4, 4), 0)
+    page = viz.clip_html(torch.zeros(3, 2, 4, 4), "seen", alt="what it shows")
+    assert 'alt="what it shows"' in page and ">seen</figcaption>" in page

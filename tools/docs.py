@@ -2,8 +2,9 @@
 
 With Quarto on the machine this is `nbdev_docs`. Without it, nbdev still processes the notebooks
 into _proc/ (hidden cells out, signatures and links in), and smalldocs, pure Python, renders the
-same _quarto.yml."""
+same _quarto.yml. tools/alts.py describes the figures, and tools/pages.py finishes the pages."""
 
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import alts
+import pages
 from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 
@@ -45,6 +48,13 @@ def to_pages(text, pages, hosted, folder):
     return re.sub(re.escape(hosted) + r"([\w/]+)\.html(#[\w.]+)?", here, text)
 
 
+def without_nested(text):
+    "Markdown whose links hold no other link: nbdev links names inside the texts of links, too."
+    name = r"\[(`[^`\]]*`)\]\([^)\s]*\)"
+    link = re.compile(rf"(?<!\\)\[((?:[^\[\]]|{name})*{name}(?:[^\[\]]|{name})*)\](?=\()")
+    return link.sub(lambda m: "[" + re.sub(name, r"\1", m[1]) + "]", text)
+
+
 def relink(text, folder, pages):
     "nbdev links a name to the hosted page of its module: make it a link to the page here."
     cfg = get_config()
@@ -57,10 +67,15 @@ def with_smalldocs():
     shutil.rmtree(ROOT / "_proc", ignore_errors=True)
     proc = proc_nbs(force=True, n_workers=0)
     nbs = get_config().nbs_path
-    pages = {module_of(p): p.relative_to(nbs).as_posix() for p in nbs.rglob("*.ipynb")}
+    homes = {module_of(p): p.relative_to(nbs).as_posix() for p in nbs.rglob("*.ipynb")}
     for page in proc.rglob("*.ipynb"):
         folder = page.parent.relative_to(proc).as_posix()
-        page.write_text(relink(page.read_text(encoding="utf-8"), folder, pages), encoding="utf-8")
+        notebook = json.loads(relink(page.read_text(encoding="utf-8"), folder, homes))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = without_nested("".join(cell["source"]))
+        alts.describe(notebook)
+        page.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
     done = subprocess.run(
         [BIN / "smalldocs", "render", str(proc), "--quiet"], capture_output=True, text=True
     )
@@ -81,6 +96,7 @@ def main():
     print(f"Rendering nbs/ with {renderer} ...", flush=True)
     code = with_quarto() if quarto else with_smalldocs()
     if code == 0:
+        pages.finish(ROOT / "_docs")
         print(f"The site is in _docs/: open {ROOT / '_docs' / 'index.html'}")
         playground.build(ROOT / "_docs" / "playground")
     return code
