@@ -293,11 +293,12 @@ _moved('pipeline', 'recipe', 'RECIPES', 'Recipe', 'recipe_for', 'open_recipe', M
        SMOOTH='SMOOTH_MOTION', QUICK='FAST_SHAPES')
 _PRIVATE = ('field_value', 'open_run', 'clips_command', 'cache_command', 'train_command',
             'sample_command', 'convert_command', 'verify_command', 'repair_command',
-            'video_command', 'encode_command', 'summary', 'open_rows', 'source_arguments',
-            'axes_argument', 'encode_arguments', 'source_clips', 'open_autoencoder', 'parser',
-            'stopped', 'open_clips')
+            'video_command', 'encode_command', 'summary', 'source_arguments',
+            'axes_argument', 'encode_arguments', 'source_clips', 'open_autoencoder', 'parser')
 _moved('cli', 'cli', **{name: f'_{name}' for name in _PRIVATE}, metrics_command='_evaluate_command',
        measure_command='_evaluate_command', made_of='_repair_inputs')
+_moved('cli', 'data.opening', open_rows='_open_rows')
+_moved('cli', 'core.boundary', stopped='stop_status')
 
 # %% ../../nbs/core/rename_tables.ipynb #22c7d4c1
 OLD_FIELDS |= {
