@@ -21,7 +21,7 @@ from .core.checks import did_you_mean, parse_text
 from .core.errors import printable
 from .core.renames import old_names
 from .data.folders import FolderClips
-from .data.opening import open_clips
+from .data import opening
 from .data.unreadable import ReadableSubset
 from .data.video import stack_clips
 from .evaluation.features import FEATURE_EXTRACTORS
@@ -155,7 +155,7 @@ def _open_autoencoder(name):
 def _source_clips(args, size, frames, check=None):
     "The clips that the command names; progress on the first rank only."
     first = not rank_and_world()[0]
-    return open_clips(args.source, args.split, args.streaming, size, frames, args.fps,
+    return opening.open_clips(args.source, args.split, args.streaming, size, frames, args.fps,
                       check or args.check, args.on_error, progress=first)
 
 # %% ../nbs/96_cli.ipynb #6903fe0f

@@ -297,7 +297,7 @@ _PRIVATE = ('field_value', 'open_run', 'clips_command', 'cache_command', 'train_
             'axes_argument', 'encode_arguments', 'source_clips', 'open_autoencoder', 'parser')
 _moved('cli', 'cli', **{name: f'_{name}' for name in _PRIVATE}, metrics_command='_evaluate_command',
        measure_command='_evaluate_command', made_of='_repair_inputs')
-_moved('cli', 'data.opening', open_rows='_open_rows')
+_moved('cli', 'data.opening', 'open_clips', open_rows='_open_rows')
 _moved('cli', 'core.boundary', stopped='stop_status')
 
 # %% ../../nbs/core/rename_tables.ipynb #22c7d4c1
