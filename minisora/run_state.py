@@ -267,6 +267,11 @@ def fingerprint(self: RunState, part):
         return short_hash(read_manifest(path)['shards']) if found else None
     return weights_fingerprint(path)
 
+# %% ../nbs/95_run_state.ipynb #8f21a409
+def content_rows(clips):
+    "What the clips of a folder hold, {name of the file: hash}."
+    return listing_rows(clips.listing(), (str(row['file']) for row in clips.rows))
+
 # %% ../nbs/95_run_state.ipynb #58083fa3
 @stage
 def data_content(self):
@@ -277,13 +282,13 @@ def data_content(self):
     if r.kind == 'digits':
         return sha256_file(r.data)[:16]
     known = self.made_from.read()
-    rows = listing_rows(open_folder(r, check='no', on_error='collect').listing())
+    rows = content_rows(open_folder(r, check='no', on_error='collect'))
     bad = known['unreadable']
     readable = {name: row for name, row in rows.items() if bad.get(name) != row}
     if readable in known['clips'].values():
         self.unreadable = None                            # as it was
         return readable
-    readable = listing_rows(self.folder_clips.listing())
+    readable = content_rows(self.folder_clips)
     self.unreadable = {name: row for name, row in rows.items() if name not in readable}
     return readable
 

@@ -83,7 +83,7 @@ def without_newer_fields(model):
 
 def flat_without_newer_fields(model):
     "The same as version 0.1 wrote it: all fields side by side."
-    fields = flat_config.flatten(replace(SMALL, output=X0))
+    fields = flat_config.flat_fields(replace(SMALL, output=X0))
     fields = {k: v for k, v in fields.items() if k not in ("time_scale", "label_std", "t_clip")}
     return {"class": "VideoDiT", **fields, "parameters": model["parameters"]}
 

@@ -23,13 +23,10 @@ def weights_fingerprint(folder):
     return short_hash([read_json(config), sha256_file(weights)])
 
 # %% ../../nbs/core/provenance.ipynb #b473772d
-def listing_rows(listing):
-    "What a dataset's `listing()` says, as {name of the clip: hash}."
+def listing_rows(listing, names):
+    "What a dataset's `listing()` says of its clips, as {name of the clip: hash}."
     rows = {}
-    for i, row in enumerate(listing):
-        parts = row if isinstance(row, (list, tuple)) else [row]
-        about = next((p for p in parts if isinstance(p, dict) and 'file' in p), None)
-        name = str(about['file']) if about else f'clip {i}'
+    for i, (row, name) in enumerate(zip(listing, names)):
         # a file may stand in several rows
         rows[name if name not in rows else f'{name}, row {i}'] = short_hash(row)
     return rows
