@@ -256,23 +256,19 @@ def evaluate(clips, real=None, judge=None, wanted=None, networks=(), k=5, batch=
     return report
 
 # %% ../nbs/09_metrics.ipynb #f8da78e5
-def _row_line(row):
-    return '  '.join(f'{name} {value:.3g}' if isinstance(value, float) else f'{name} {value}'
-                     for name, value in row.items())
-
-
 def _report_lines(report, indent=''):
     "The lines of a report; what has parts comes last."
-    for name, value in sorted(report.items(), key=lambda item: isinstance(item[1], dict | list)):
-        if name.endswith('_interval'):
-            continue
+    items = [item for item in report.items() if not item[0].endswith('_interval')]
+    for name, value in sorted(items, key=lambda item: isinstance(item[1], dict | list)):
         if isinstance(value, dict):
             yield f'{indent}{name}'
             yield from _report_lines(value, indent + '  ')
             continue
         if isinstance(value, list):                             # a line for each row
             yield f'{indent}{name}'
-            yield from (f'{indent}  {_row_line(row)}' for row in value)
+            for row in value:
+                shown = (f'{k} {v:.3g}' if type(v) is float else f'{k} {v}' for k, v in row.items())
+                yield f'{indent}  {"  ".join(shown)}'
             continue
         low, high = report.get(f'{name}_interval', (None, None))
         number = f'{value:.4g}' if isinstance(value, float) else str(value)
@@ -282,8 +278,7 @@ def _report_lines(report, indent=''):
 
 
 def format_report(report):
-    """A report of `evaluate` as text: one line per number, with its name, its value, and its
-    interval in brackets."""
+    "A report of `evaluate` as text: one line per number, with its interval in brackets."
     return '\n'.join(_report_lines(report))
 
 # %% ../nbs/09_metrics.ipynb #31624673

@@ -81,9 +81,8 @@ def save_gif(path, clip, fps=8, scale=1):
 
 # %% ../nbs/90_viz.ipynb #536d0f76
 def _figure_html(data, kind, caption='', width=None, alt=None):
-    """One picture's bytes and its caption as an HTML figure, `width` pixels wide, in one piece.
-
-    `alt` says what the picture shows to those who do not see it; without it the caption does."""
+    """One picture's bytes and its caption as an HTML figure, `width` pixels wide, in one piece;
+    `alt` describes it."""
     text = '' if caption is None else html.escape(str(caption))
     said = text if alt is None else html.escape(str(alt))
     wide = f' width="{round(width)}"' if width else ''
@@ -237,10 +236,8 @@ def show_images(images, titles=None, columns=6, scale=2):
     """Still pictures side by side: (B, C, H, W), or a list of (C, H, W), (H, W), (H, W, 3) or PIL
     images of any sizes, uint8 or float in [-1, 1]."""
     cells = []
-    titles = list(titles or [])
-    for i, image in enumerate(images):
-        image = _as_image(image)
-        title = titles[i] if i < len(titles) else ''
+    titles = [*(titles or []), *[''] * len(images)]
+    for image, title in zip(map(_as_image, images), titles):
         out = io.BytesIO()
         image.save(out, 'PNG', optimize=True)
         cells.append(_figure_html(out.getvalue(), 'png', title, image.width * scale))
