@@ -8,12 +8,13 @@ __all__ = ['path_coefficients', 'logit_normal_times', 'timestep_shift', 'Interpo
 
 # %% ../nbs/05_interpolants.ipynb #0749be01
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from einops import reduce
 from fastcore.basics import patch
 
+from .core.arguments import plain_value
 from .core.checks import check_choice, check_number
 from .core.hub import OBJECTIVES
 from .core.renames import old_names, renamed_attributes, renamed_fields
@@ -75,6 +76,9 @@ class Interpolant(Objective):
     jerk_weight: float = 0.             # weight of the jerk, uneven motion (`_smooth_jerk`)
 
     def __post_init__(self):
+        for field in fields(self):                            # numbers of NumPy and torch too
+            value = plain_value(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
         check_choice('path', self.path, ('linear', 'gvp', 'vp'))
         check_choice('prediction', self.prediction, ('velocity', 'score', 'noise', 'data'))
         check_choice('loss_weighting', self.loss_weighting, ('none', 'velocity', 'likelihood'))

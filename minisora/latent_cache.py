@@ -20,9 +20,9 @@ from .latents.cache_encode import eval_mode
 from .latents.cache_format import (find_damage, finish_interrupted_publish, num_views,
                                            read_manifest)
 from .latents.cache_import import IdentityEncoder, LatentClips, NpyFolder
-from minisora.latents.cache_plan import (
-    as_clip_dataset, autoencoder_config, autoencoder_fingerprint, latents_fingerprint, plan_cache,
-    same_autoencoder)
+from .latents.cache_plan import (
+    as_clip_dataset, autoencoder_config, autoencoder_fingerprint, check_counts, check_flags,
+    latents_fingerprint, plan_cache, same_autoencoder)
 from .latents.cache_reader import MappedShards, TextRows, empty_batch
 from .latents.cache_resume import note_unreadable
 from .latents.cache_verified import VerifiedFiles
@@ -47,7 +47,10 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
 
     ValueError: another cache is in the way (`overwrite` replaces it once the new one is whole),
     clips of several sizes, latents that are not finite. OSError: the disk is full or read-only."""
-    path = Path(path)
+    moments, per_channel, overwrite, flips = check_flags(
+        moments=moments, per_channel=per_channel, overwrite=overwrite, flips=flips)
+    limit, samples, sample_seed = check_counts(limit, samples, sample_seed)
+    path = Path(path).expanduser()
     part = Path(f'{path}.part')
     rank, world_size = rank_and_world(rank, world_size)
     finish_interrupted_publish(path)

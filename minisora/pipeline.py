@@ -306,7 +306,9 @@ def save_pretrained(self: VideoPipeline, folder):
     about = dict(
         kind=PIPELINE, vocabulary=vocabulary, objective=self.objective.to_dict(),
         mean=self.mean.tolist(), std=self.std.tolist(), fps=self.fps, sampling=self.sampling)
-    with atomic_folder(folder) as part:
+    if not str(folder):
+        raise ValueError('VideoPipeline.save_pretrained: the name of the folder is empty')
+    with atomic_folder(Path(folder).expanduser()) as part:
         self.model.save_pretrained(part / 'model')
         self.autoencoder.save_pretrained(part / 'autoencoder')
         write_json(part / 'pipeline.json', about)

@@ -10,6 +10,7 @@ import inspect
 
 import torch
 
+from .core.arguments import plain_value
 from .core.checks import check_int, check_number, did_you_mean
 from .core.protocols import model_latent_shape
 from .data.vocabulary import Vocabulary
@@ -81,12 +82,13 @@ def check_sampling(options):
     "Options of sampling by today's names. ValueError for one that there is not."
     if not isinstance(options, dict):
         raise ValueError(f'VideoPipeline: sampling must be a dict of options, not {options!r}')
-    options = {TO_PIPELINE.get(name, name): value for name, value in options.items()}
+    options = {TO_PIPELINE.get(name, name): plain_value(value) for name, value in options.items()}
     known = known_options('euler', *SOLVERS)
     for name in options:
         if name not in known:
             raise ValueError(f'VideoPipeline has no option {name!r}{did_you_mean(name, known)}')
     check_int('renoise_times', options.get('renoise_times', 0), minimum=0)
+    check_int('num_inference_steps', options.get('num_inference_steps', 1))
     return options
 
 # %% ../nbs/93_pipeline_checks.ipynb #cc315377

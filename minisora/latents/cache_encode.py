@@ -86,7 +86,10 @@ def _check_finite(squares, clips, start, dtype):
 
 
 def _clip_metadata(clip):
-    "What is kept of a clip beside its latents."
+    "What is kept of a clip beside its latents. ValueError: its caption is no text."
+    if not isinstance(clip.caption, str):
+        raise ValueError(f'{clip.source or "a clip"}: its caption must be a text, '
+                         f'not {clip.caption!r}')
     return dict(caption=clip.caption, source=clip.source, fps=clip.fps, attributes=clip.attributes)
 
 # %% ../../nbs/latents/cache_encode.ipynb #8e96508d

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..core.arguments import check_bool, plain_value
 from ..core.checks import check_choice, check_int
 from ..core.files import short_hash
 from ..core.hub import AUTOENCODERS, kind_of
@@ -85,6 +86,19 @@ def autoencoder_config(autoencoder):
         return json.loads(json.dumps(dict(config or {}), default=str)) or None
     except (TypeError, ValueError):
         return None
+
+# %% ../../nbs/latents/cache_plan.ipynb #eb7fd530
+def check_flags(**flags):
+    "Switches as bools, in their order. ValueError names one that is a text or a number."
+    return [check_bool(f'write_cache: {name}', value) for name, value in flags.items()]
+
+
+def check_counts(limit, samples, seed):
+    "How many clips at most, how many of a stream, and a seed, each an int or None."
+    limit = None if limit is None else check_int('limit', plain_value(limit))
+    samples = None if samples is None else check_int('samples', plain_value(samples))
+    seed = None if seed is None else check_int('sample_seed', plain_value(seed), minimum=0)
+    return limit, samples, seed
 
 # %% ../../nbs/latents/cache_plan.ipynb #4f77eb63
 def dataset_fingerprint(clips, samples=None):

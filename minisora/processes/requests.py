@@ -35,6 +35,8 @@ def as_condition(condition, model=None):
                          f'not {condition!r}')
     if not len(condition):
         raise ValueError('condition holds no sample')
+    if condition.dtype in (torch.uint8, torch.int8, torch.int16):
+        condition = condition.long()                        # which embeddings take
     check_ids(condition, model)
     return condition
 

@@ -53,6 +53,12 @@ class EpochOrder:
         return step * self.batch_size // self.n
 
 # %% ../../nbs/training/batches.ipynb #024de582
+def whole_ids(condition):
+    "Ids of any whole-number type as int64 or int32, which embeddings take; others as they are."
+    kinds = (torch.uint8, torch.int8, torch.int16)
+    return condition.long() if condition.dtype in kinds else condition
+
+
 def as_ids(condition, name='data'):
     "A condition as a tensor. ValueError for text."
     first = condition
@@ -61,7 +67,7 @@ def as_ids(condition, name='data'):
     if isinstance(first, str):
         raise ValueError(f'{name}: condition holds text, {first!r}; a model takes ids: '
                          'vocabulary.encode_batch(captions)')
-    return torch.as_tensor(condition)
+    return whole_ids(torch.as_tensor(condition))
 
 
 class _TensorDataset:

@@ -14,7 +14,7 @@ from ..core.arguments import plain_value
 from ..core.checks import check_choice
 from ..core.files import read_json
 from ..core.hub import load_except
-from ..core.tensors import load_tensors
+from ..core.tensors import load_tensors, plain_state
 from .checkpoint import Checkpoint, load_checkpoint
 
 # %% ../../nbs/training/init_from.ipynb #cd4f2ec1
@@ -46,7 +46,10 @@ def _of_folder(folder, weights):
 def find_weights(source, weights='ema'):
     "State dict, where it is from, and the note of `fit`, of what `init_from` takes."
     if isinstance(source, (str, Path)):
-        return _of_folder(Path(source).expanduser(), weights)
+        place = Path(source).expanduser()
+        if place.is_file():
+            return plain_state(load_tensors(place), place), place, None
+        return _of_folder(place, weights)
     if isinstance(source, Checkpoint):
         return _of_checkpoint(source, weights), source.path, source.trained_with
     if hasattr(source, 'emas'):                                     # a FitResult
@@ -57,7 +60,7 @@ def find_weights(source, weights='ema'):
         note = getattr(source, 'trained_with', None)
         return source.state_dict(), type(source).__name__, note
     if isinstance(source, dict):
-        return source, 'state dict', None
+        return plain_state(source), 'state dict', None
     raise ValueError('init_from: source must be a folder, a FitResult, a model or a state dict, '
                      f'not {source!r}')
 

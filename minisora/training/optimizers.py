@@ -13,7 +13,7 @@ import torch
 # %% ../../nbs/training/optimizers.ipynb #ea945ecb
 def _adamw(parameters, args):
     "AdamW, fused into one kernel where this device has that."
-    options = dict(lr=args.lr, betas=tuple(args.betas), weight_decay=args.weight_decay)
+    options = dict(lr=args.lr, betas=tuple(map(float, args.betas)), weight_decay=args.weight_decay)
     try:
         return torch.optim.AdamW(parameters, fused=True, **options)
     except RuntimeError:
