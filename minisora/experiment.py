@@ -266,7 +266,7 @@ def video(self: Experiment, prompt, seed=0, n=1, fps=None, **options):
     with self.lock.scope():
         self.tidy()
     if fps is not None:
-        made.fps = check_number('fps', fps, above=0)
+        made.fps = check_number('fps', fps, minimum=.1, maximum=1000)
     path = self.out / f'{clip_name(prompt, seed, **options, fps=fps)}.mp4'
     made.save(path.with_suffix('.gif'), scale=4)
     made.save(path.with_suffix('.png'), scale=2)
@@ -276,7 +276,7 @@ def video(self: Experiment, prompt, seed=0, n=1, fps=None, **options):
 def checked_options(eta=None, guidance_scale=None, num_inference_steps=None):
     "Those that are given. ValueError names one that cannot be meant."
     if eta is not None:
-        check_number('eta', eta, minimum=0)
+        check_number('eta', eta, minimum=0, maximum=1)
     if guidance_scale is not None:
         check_number('guidance', guidance_scale)
     if num_inference_steps is not None:

@@ -196,15 +196,19 @@ def fit_options(self: Recipe):
 _RANGES = dict(
     ae_noise=dict(minimum=0), init_std=dict(minimum=0), max_weight=dict(above=0),
     temporal_diff_weight=dict(minimum=0), jerk_weight=dict(minimum=0), shift=dict(above=0),
-    time_std=dict(above=0), lr=dict(above=0), ema=dict(minimum=0, maximum=1),
-    eta=dict(minimum=0), guidance_scale=dict(), guidance_until=dict(minimum=0, maximum=1),
-    fps=dict(minimum=0), heldout=dict(minimum=0, maximum=.5))
+    time_std=dict(above=0), lr=dict(above=0, maximum=10), ema=dict(minimum=0, maximum=1),
+    eta=dict(minimum=0, maximum=1), guidance_scale=dict(),
+    guidance_until=dict(minimum=0, maximum=1), fps=dict(minimum=0),
+    heldout=dict(minimum=0, maximum=.5))
 
 
 def _check_ranges(r):
     for name, bounds in _RANGES.items():
         check_number(name, getattr(r, name), **bounds)
     check_int('eval_clips', r.eval_clips, minimum=2)
+    check_int('tokenizer', r.tokenizer, maximum=2)
+    if r.fps:
+        check_number('fps', r.fps, minimum=.1, maximum=1000)
     check_int('channels', r.channels, maximum=192)           # an 8×8 patch has 192 numbers
     check_int('seed', r.seed, minimum=0, maximum=2 ** 62)
     for motion in r.motions:

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from helpers import clips as fixtures
 from helpers.clips import encode, grey, packed, ramp, write_tar
 from PIL import Image
@@ -16,7 +17,7 @@ from minisora.data.hub import HubClips
 from minisora.data.tables import manifest_rows
 from minisora.data.tars import TarClips
 from minisora.data.text import one_caption
-from minisora.data.video import _decode_part, _decoder, read_video
+from minisora.data.video import _decode_part, _decoder, read_video, write_video
 
 # fixtures that several files share
 video = fixtures.video
@@ -383,3 +384,17 @@ def test_folders_of_frames_are_films_if_asked(tmp_path):
     assert [c.caption for c in said] == ["a ball that is red", "deeper"]
     with pytest.raises(ValueError, match="frame_folders must be a number above 0"):
         FolderClips(tmp_path, frame_folders=0)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(fps=2), dict(fps=2, stride=1.0)])
+def test_a_cut_shows_nothing_behind_its_end(tmp_path, options):
+    "Where a cut is shorter than a clip, its last frame stays."
+    film = torch.zeros(3, 40, 32, 32, dtype=torch.uint8)
+    film[0, :10] = 220
+    film[2, 10:] = 220
+    write_video(tmp_path / "film.mp4", film, fps=10)
+    (tmp_path / "manifest.csv").write_text("file,caption,start,end\nfilm.mp4,red,0,1\n")
+    clips = FolderClips(tmp_path, size=32, frames=4, **options)
+    red = clips[0].frames[0, :, 16, 16].int()
+    blue = clips[0].frames[2, :, 16, 16].int()
+    assert (red > 150).all() and (blue < 80).all()

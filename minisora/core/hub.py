@@ -160,9 +160,13 @@ def write_note(model, part, folder):
 
 
 def with_note(model, folder):
-    "The model, with the note that lies in a folder, if any."
-    if (Path(folder) / NOTE).is_file():
-        model.trained_with = read_json(Path(folder) / NOTE)
+    "The model, with the note that lies in a folder, if any. ValueError names the file."
+    file = Path(folder) / NOTE
+    if file.is_file():
+        note = read_json(file)
+        if not isinstance(note, dict) or not isinstance(note.get('objective') or {}, dict):
+            raise ValueError(f'{file}: must hold an objective and its fields')
+        model.trained_with = note
     return model
 
 # %% ../../nbs/core/hub.ipynb #b1f6c172

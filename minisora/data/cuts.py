@@ -39,8 +39,9 @@ def clip_times(begin, finish, frames, fps=None, start=None, end=None):
     span = frames / fps if fps else last - first
     if fps and (start is None or end is not None):
         first = max(first, (first + last - span) / 2)
-    # the middle of each frame's turn
-    return [first + (k + .5) * span / frames for k in range(frames)], frames / span
+    # the middle of each frame's turn; past the end of a cut its last frame stays
+    latest = math.inf if end is None else last - 1e-3
+    return [min(first + (k + .5) * span / frames, latest) for k in range(frames)], frames / span
 
 # %% ../../nbs/data/cuts.ipynb #5e4a012a
 def parse_second(value, column):

@@ -215,8 +215,9 @@ def _windows(self: FolderClips, row):
         return [row]                    # `_add_file` will say what is wrong
     cut = _cut_of(row)
     last = min(film.seconds if cut.end is None else cut.end, film.seconds)
-    starts = window_starts(cut.start or 0., last, self.frames / self.fps, self.stride)
-    return [dict(row, start=s, cut=Cut(s)) for s in starts]
+    span = self.frames / self.fps
+    starts = window_starts(cut.start or 0., last, span, self.stride)
+    return [dict(row, start=s, cut=Cut(s, min(s + span, last))) for s in starts]
 
 
 @patch
