@@ -201,7 +201,7 @@ def test_streams_that_cannot_be_cached_say_why(tmp_path):
         write_cache(tmp_path / "c", (c for c in Stream()), Tiny(), samples=20, **SMALL)
     with pytest.raises(ValueError, match="20 clips, not 7: samples is for a stream, limit takes"):
         write_cache(tmp_path / "c", Clips(20), Tiny(), samples=7, **SMALL)
-    with pytest.raises(ValueError, match="no clips to encode"):
+    with pytest.raises(ValueError, match="samples must be a whole number from 1, not 0"):
         write_cache(tmp_path / "c", Stream(), Tiny(), samples=0, **SMALL)
     assert not [*tmp_path.iterdir()], "nothing was begun"
 

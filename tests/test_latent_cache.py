@@ -425,7 +425,7 @@ def test_repair_can_be_killed_and_called_again(tmp_path):
     "options, message",
     [
         (dict(dtype="int4"), "dtype must be one of 'float16'"),
-        (dict(limit=0), "no clips to encode"),
+        (dict(limit=0), "limit must be a whole number from 1, not 0"),
         (dict(batch_size=0), "batch_size"),
     ],
 )
