@@ -203,8 +203,8 @@ def test_every_command_explains_itself(capsys):
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit) as e:
             cli.main([name, "--help"])
-        shown = "cache" if name in ("convert", "verify", "encode") else "--out"
-        assert e.value.code == 0 and shown in capsys.readouterr().out
+        shown = dict.fromkeys(("convert", "verify", "encode"), "cache") | dict(export="OUT")
+        assert e.value.code == 0 and shown.get(name, "--out") in capsys.readouterr().out
 
 
 def test_old_folders_are_converted_and_verified(tmp_path, capsys):
