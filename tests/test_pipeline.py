@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import awake as random_weights
+from helpers import pipeline as fixtures
 from helpers.pipeline import (
     SAMPLING,
     WORDS,
@@ -16,7 +17,6 @@ from helpers.pipeline import (
     picturing_parts,
     picturing_pipeline,
     speaking_parts,
-    speaking_pipeline,
     wordless_parts,
 )
 from PIL import Image
@@ -31,16 +31,9 @@ from minisora.pipeline_output import VideoPipelineOutput
 from minisora.sampling import renoise_average, sample
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    "Continues clips of 9 frames of 32×64 pixels."
-    return speaking_pipeline()
-
-
-@pytest.fixture(scope="module")
-def plain():
-    "Makes clips of 4 frames of 32×32 pixels, and continues none."
-    return picturing_pipeline()
+# fixtures that several files share
+pipe = fixtures.pipe
+plain = fixtures.plain
 
 
 @pytest.fixture

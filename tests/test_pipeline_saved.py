@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import pipeline as fixtures
 from helpers.pipeline import (
     SAMPLING,
     WORDS,
@@ -28,16 +29,9 @@ from minisora.pipeline import VideoPipeline
 OLD = Path(__file__).parent / "data" / "version-0.1"
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    "Continues clips of 9 frames of 32×64 pixels."
-    return speaking_pipeline()
-
-
-@pytest.fixture(scope="module")
-def plain():
-    "Makes clips of 4 frames of 32×32 pixels, and continues none."
-    return picturing_pipeline()
+# fixtures that several files share
+pipe = fixtures.pipe
+plain = fixtures.plain
 
 
 AGAIN = """

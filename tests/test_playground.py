@@ -216,7 +216,7 @@ def test_without_node_or_onnx_the_page_is_built_and_says_so(tmp_path, monkeypatc
         raise ImportError("export: onnx not installed")
 
     monkeypatch.setattr(playground, "export_model", missing)
-    monkeypatch.setattr(playground, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(playground.node, "FOLDER", tmp_path / "node_modules")
     monkeypatch.setenv("PATH", str(tmp_path))
     problems = playground.build(tmp_path / "out")
     assert (tmp_path / "out" / "index.html").is_file()
@@ -249,7 +249,7 @@ def page(tmp_path_factory):
     "The playground, built and open in headless Chromium."
     if browser.CHROMIUM is None:
         pytest.skip("needs Chromium")
-    if not (playground.KEPT / "node_modules" / "onnxruntime-web").is_dir():
+    if not playground.node.version("onnxruntime-web"):
         pytest.skip("needs onnxruntime-web: run make docs once")
     site = tmp_path_factory.mktemp("site")
     problems = playground.build(site / "playground")

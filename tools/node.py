@@ -1,5 +1,6 @@
-"""Packages of npm for the tools of the web site: KaTeX for its formulas, and a browser's driver
-and axe-core for its checks. They are fetched once into node_modules/ (which git ignores)."""
+"""Packages of npm for the tools of the web site: KaTeX for its formulas, a browser's driver and
+axe-core for its checks, and what runs the playground's model. They are fetched once into
+node_modules/ (which git ignores)."""
 
 import json
 import shutil
@@ -8,13 +9,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "node_modules"
-VERSIONS = {"katex": "0.16.22", "playwright-core": "1.65.1", "axe-core": "4.14.1"}
+VERSIONS = {
+    "katex": "0.16.22",
+    "playwright-core": "1.65.1",
+    "axe-core": "4.14.1",
+    "onnxruntime-web": "1.30.0",
+}
 
 
 def missing():
     "Why no package can be used here, as a sentence, or None."
     absent = [name for name in ("node", "npm") if not shutil.which(name)]
-    return f"{' and '.join(absent)} not installed (see nodejs.org)" if absent else None
+    return f"{' and '.join(absent)} not installed: install Node.js (nodejs.org)" if absent else None
 
 
 def version(name):

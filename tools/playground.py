@@ -2,20 +2,21 @@
 OUT`. `make docs` does it for the site.
 
 The page is nbs/playground/. The model is exported from data/first-video, which needs the packages
-onnx and onnxscript (`pip install '.[export]'`); the runtime, onnxruntime-web, comes from npm, which
-needs Node.js. Both are kept in build/playground/, so that the next time is quick."""
+onnx and onnxscript (`pip install '.[export]'`), and kept in build/playground/; the runtime,
+onnxruntime-web, comes from npm, which needs Node.js."""
 
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+
+import node
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "nbs" / "playground"
 KEPT = ROOT / "build" / "playground"
-RUNTIME = "onnxruntime-web@1.30.0"
+RUNTIME = "onnxruntime-web"
 RUNTIME_FILES = ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"]
 
 
@@ -36,25 +37,6 @@ def export_model(folder):
     from minisora.pipeline import VideoPipeline
 
     export_onnx(VideoPipeline.from_pretrained(run), folder)
-
-
-def fetch_runtime(folder):
-    "onnxruntime-web in `folder`, fetched with npm if it is not there; returns its files' folder."
-    files = folder / "node_modules" / "onnxruntime-web" / "dist"
-    about = files.with_name("package.json")
-    wanted = RUNTIME.rpartition("@")[2]
-    if not about.is_file() or json.loads(about.read_text())["version"] != wanted:
-        npm = shutil.which("npm")
-        if npm is None:
-            raise FileNotFoundError(f"npm is missing: install Node.js, which brings {RUNTIME}")
-        folder.mkdir(parents=True, exist_ok=True)
-        options = ["--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-        command = [npm, "install", "--prefix", str(folder), *options, RUNTIME]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()
-            raise OSError(f"npm could not fetch {RUNTIME}: {said[-1]}")
-    return files
 
 
 def relink(page):
@@ -82,12 +64,12 @@ def build(out):
     except ImportError as e:
         missing.append(str(e))
     try:
-        files = fetch_runtime(KEPT)
+        files = node.packages(RUNTIME) / RUNTIME / "dist"
         (out / "ort").mkdir(exist_ok=True)
         for name in RUNTIME_FILES:
             shutil.copy(files / name, out / "ort" / name)
-    except OSError as e:
-        missing.append(str(e))
+    except (RuntimeError, OSError) as e:
+        missing.append(f"{RUNTIME}: {e}")
     if not missing:
         loaded = [out / "ort" / RUNTIME_FILES[1], *sorted((out / "model").iterdir())]
         sizes = {p.relative_to(out).as_posix(): p.stat().st_size for p in loaded}

@@ -23,6 +23,12 @@ def plain_value(value):
     return value.item() if scalar or isinstance(value, np.generic) else value
 
 
+def whole_ids(condition):
+    "Ids of a narrow whole-number type as int64, which embeddings take; any other tensor as it is."
+    narrow = (torch.uint8, torch.int8, torch.int16)
+    return condition.long() if condition.dtype in narrow else condition
+
+
 def check_bool(name, value):
     "`value` as a bool; ValueError for a text such as 'no', a number, None."
     value = plain_value(value)

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/core/sizes.ipynb #3ad8a774
+import ctypes
 import math
 import os
 
@@ -81,12 +82,14 @@ def state_size(state):
     return len(tensors), sum(t.numel() for t in tensors)
 
 
-def machine_bytes():
-    "The memory of this machine in bytes; where the system does not say, infinite."
-    try:
+def machine_memory():
+    "The bytes of memory of this machine. Windows has no sysconf: there its own call says it."
+    if hasattr(os, 'sysconf'):
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    except (AttributeError, ValueError, OSError):                           # Windows
-        return math.inf
+    status = (ctypes.c_uint64 * 8)()                      # MEMORYSTATUSEX: length, load, total, …
+    ctypes.c_uint32.from_buffer(status).value = ctypes.sizeof(status)
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return status[1]
 
 
 def transformer_numbers(width, depth, mlp_ratio):
@@ -113,7 +116,7 @@ def check_machine(name, config, mlp_ratio):
     "ValueError where the weights of a transformer do not fit into this machine's memory."
     numbers = transformer_numbers(config.width, config.depth, mlp_ratio)
     real = torch.get_default_device().type != 'meta'
-    if real and 4 * numbers > machine_bytes():
+    if real and 4 * numbers > machine_memory():
         raise ValueError(f'{name}: width={config.width} and depth={config.depth} are '
                          f'{4 * numbers / 2**30:.0f} GiB of weights, this machine has '
-                         f'{machine_bytes() / 2**30:.0f}')
+                         f'{machine_memory() / 2**30:.0f}')

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 
+from ..core.errors import printable
 from ..core.checks import check_choice, check_number
 from ..core.files import short_hash
 from ..core.renames import renamed_attributes
@@ -33,7 +34,6 @@ from minisora.data.text import (
     is_utf8,
     name_to_words,
     numbered_captions,
-    printable,
 )
 from .unreadable import collect_unreadable
 from .video import VIDEO_EXTENSIONS, VideoInfo, probe

@@ -16,7 +16,7 @@ from .imagenet import ImageNetClips
 from .named import DATASETS, open_named_dataset
 from .tables import TABLES
 from .tars import TarClips
-from .text import printable
+from ..core.errors import printable
 from .unreadable import ReadableSubset
 from .video import VIDEO_EXTENSIONS
 from .walk import is_hidden, walk_files

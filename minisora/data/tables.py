@@ -16,7 +16,8 @@ from typing import NamedTuple
 from minisora.core.checks import check_choice
 from minisora.data.cuts import parse_second
 from minisora.data.pictures import IMAGE_EXTENSIONS
-from minisora.data.text import all_captions, printable
+from minisora.core.errors import printable
+from minisora.data.text import all_captions
 
 # %% ../../nbs/data/tables.ipynb #5840339b
 MANIFESTS = ('manifest.csv', 'manifest.jsonl', 'captions.csv', 'captions.jsonl', 'metadata.csv',

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..core.checks import check_choice
 from ..core.renames import renamed_attributes
-from .text import printable
+from ..core.errors import printable
 
 # %% ../../nbs/data/unreadable.ipynb #2b51806c
 #: what libraries raise on damaged files

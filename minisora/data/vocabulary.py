@@ -11,7 +11,7 @@ from fastcore.basics import patch
 
 from ..core.checks import check_int, did_you_mean
 from ..core.renames import renamed_attributes, renamed_fields
-from .text import printable
+from ..core.errors import printable
 from .words import split_words, split_words_earlier
 
 # %% ../../nbs/data/vocabulary.ipynb #efe5d5d1

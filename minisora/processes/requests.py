@@ -13,7 +13,8 @@ import warnings
 import numpy as np
 import torch
 
-from ..core.arguments import UnknownArgument, check_indices, plain_value, unknown_argument
+from ..core.arguments import (
+    UnknownArgument, check_indices, plain_value, unknown_argument, whole_ids)
 from ..core.checks import check_int, check_number
 from ..core.pairs import check_pair, largest_id
 
@@ -35,8 +36,7 @@ def as_condition(condition, model=None):
                          f'not {condition!r}')
     if not len(condition):
         raise ValueError('condition holds no sample')
-    if condition.dtype in (torch.uint8, torch.int8, torch.int16):
-        condition = condition.long()                        # which embeddings take
+    condition = whole_ids(condition)
     check_ids(condition, model)
     return condition
 

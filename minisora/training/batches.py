@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from torch.utils.data import (DataLoader, Dataset, IterableDataset, TensorDataset,
                               default_collate, get_worker_info)
 
+from ..core.arguments import whole_ids
 from ..core.noise import epoch_permutation
 from ..core.renames import renamed_attributes
 
@@ -53,12 +54,6 @@ class EpochOrder:
         return step * self.batch_size // self.n
 
 # %% ../../nbs/training/batches.ipynb #024de582
-def whole_ids(condition):
-    "Ids of any whole-number type as int64 or int32, which embeddings take; others as they are."
-    kinds = (torch.uint8, torch.int8, torch.int16)
-    return condition.long() if condition.dtype in kinds else condition
-
-
 def as_ids(condition, name='data'):
     "A condition as a tensor. ValueError for text."
     first = condition

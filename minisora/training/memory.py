@@ -6,8 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/training/memory.ipynb #3d953f25
-import ctypes
-import os
 import weakref
 from pathlib import Path
 
@@ -15,6 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
+
+from ..core.sizes import machine_memory
 
 # %% ../../nbs/training/memory.ipynb #b3f224a2
 class MemoryMeter(TorchDispatchMode):
@@ -67,16 +67,6 @@ class SavedForBackward(torch.autograd.graph.saved_tensors_hooks):
     def bytes(self):
         "How much that is."
         return sum(self._kept.values())
-
-# %% ../../nbs/training/memory.ipynb #67bb1a85
-def machine_memory():
-    "The bytes of memory of this machine. Windows has no sysconf: there its own call says it."
-    if hasattr(os, 'sysconf'):
-        return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    status = (ctypes.c_uint64 * 8)()                      # MEMORYSTATUSEX: length, load, total, …
-    ctypes.c_uint32.from_buffer(status).value = ctypes.sizeof(status)
-    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
-    return status[1]
 
 # %% ../../nbs/training/memory.ipynb #8a1b3cb9
 def device_memory(device):

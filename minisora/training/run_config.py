@@ -83,15 +83,10 @@ def data_dict(data, members):
 
 
 def check_condition(data, dropout, null_id):
-    """Refuse data (`data_dict`) without the condition that the model takes, and to drop one
-    without a null id."""
-    has_condition = data['condition'] is not None
-    if has_condition and dropout and null_id is None:
+    "ValueError where conditions of data (`data_dict`) are to be dropped, and there is no null id."
+    if data['condition'] is not None and dropout and null_id is None:
         raise ValueError('condition_dropout: the model has no null_id; set it to 0 to train '
                          'without')
-    if not has_condition and null_id is not None:
-        raise ValueError('data: no condition, and the model takes one; give (latents, condition), '
-                         f'or its null id, {null_id}, as the condition')
 
 # %% ../../nbs/training/run_config.ipynb #05d50a0c
 def _config_class(registry, kind):

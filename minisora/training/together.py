@@ -44,8 +44,12 @@ def _check_sample(batch, model, objective, name):
     if not latents.is_floating_point():
         raise ValueError(f'{name}: latents must be floating point, not {latents.dtype}; pixels are '
                          'encoded first, by write_cache')
+    null_id = getattr(model, 'null_id', None)
     if batch.get('condition') is not None:
         as_ids(batch['condition'], name)
+    elif null_id is not None:
+        raise ValueError(f'{name}: no condition, and the model takes one; give (latents, '
+                         f'condition), or its null id, {null_id}, as the condition')
     if not hasattr(getattr(model, 'config', None), 'channels') or latents.ndim != 5:
         return
     channels = model_latent_shape(model)[0] - hasattr(objective, 'known_frames')
@@ -103,11 +107,6 @@ def warn_of_change(model, objective, data):
         warnings.warn(f'fit: {problem}; it will have to learn anew', stacklevel=5)
 
 
-def has_condition(data):
-    "Does the first sample of a dataset come with a condition?"
-    return get_batch(data, torch.tensor([0])).get('condition') is not None
-
-
 def check_together(model, objective, data, valid=None, members=None):
     "ValueError where model, objective and data do not go together, by all that can be seen."
     check_pair(model, objective, trained=False)
@@ -116,9 +115,6 @@ def check_together(model, objective, data, valid=None, members=None):
     if valid is not None:
         check_data(valid, model, objective, name='valid')
         check_valid(valid, data)
-        knows = getattr(model, 'null_id', None) is not None
-        if knows and has_condition(data) and not has_condition(valid):
-            raise ValueError('valid: no condition, and data has one; give the same kind of both')
 
 # %% ../../nbs/training/together.ipynb #6cb9fb0a
 class DoNotFit(ValueError, RuntimeError):

@@ -121,3 +121,15 @@ def train_little(data, words=None, channels=4, objective=Interpolant(prediction=
     condition = Unconditional() if words is None else WordCondition(len(words), slots=words.slots)
     config = VideoDiTConfig(channels=channels, condition=condition, **dict(SIZE, size=(4, 4, 4)))
     return fit(VideoDiT(config), data, objective, steps=2, progress=False)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    "Continues clips of 9 frames of 32×64 pixels."
+    return speaking_pipeline()
+
+
+@pytest.fixture(scope="module")
+def plain():
+    "Makes clips of 4 frames of 32×32 pixels, and continues none."
+    return picturing_pipeline()
