@@ -144,8 +144,7 @@ def goals(lesson):
 
 
 def cost(lesson):
-    """Time and memory, measured: a number of seconds or minutes, one of MB or GB, and a word on the
-    GPU."""
+    "Time and memory, measured: a number of seconds or minutes, and one of MB or GB."
     text = "\n\n".join(c.src for c in lesson.markdown)
     m = re.search(r"time and memory", text, re.I)
     if not m:
@@ -156,8 +155,42 @@ def cost(lesson):
         yield lesson.say(None, "'Time and memory' names no time in s or min")
     if not re.search(r"\d\s*(MB|GB|MiB|GiB)\b", near):
         yield lesson.say(None, "'Time and memory' names no memory in MB or GB")
-    if "GPU" not in near:
-        yield lesson.say(None, "'Time and memory' says nothing of a GPU ('not measured' will do)")
+
+
+INSTALL = """#| hide
+# Only on a hosted notebook (Colab, Kaggle) does this do anything: it installs the course there.
+import importlib.util
+import os
+
+if importlib.util.find_spec('minisora') is None:
+    get_ipython().run_line_magic('pip', 'install -q git+https://github.com/minisora/minisora')
+    get_ipython().system('git clone -q --depth 1 https://github.com/minisora/minisora')
+    os.chdir('minisora/nbs')"""
+COLAB = "https://colab.research.google.com/github/minisora/minisora/blob/main/nbs/"
+
+
+def hosted(lesson):
+    "A link opens the lesson on a hosted notebook, whose first cell that runs installs the course."
+    if not any(f"({COLAB}{lesson.path.name})" in c.src for c in lesson.markdown):
+        yield lesson.say(None, f"has no link to itself on Colab, {COLAB}{lesson.path.name}")
+    runs = [c for c in lesson.code if not re.fullmatch(r"#\s*\|\s*default_exp .*", c.src.strip())]
+    if not runs or runs[0].src != INSTALL:
+        yield lesson.say(None, "must install the course in its first code cell: rules.INSTALL")
+
+
+def whole_thing(lesson):
+    """The idea whole and small, in a cell of plain code, stands before the first exported function
+    or class."""
+    section = lesson.section("The whole thing, small")
+    small = [c for c in section if c.kind == "code"]
+    if not small:
+        yield lesson.say(None, "has no section '## The whole thing, small' with a cell of code")
+        return
+    for c in lesson.code:
+        exports = {"export", "exports", "exporti"} & c.flags.keys()
+        if exports and re.search(r"^(def|class) ", c.src, re.M) and c.n < small[0].n:
+            yield lesson.say(c, "exports code before '## The whole thing, small'")
+            return
 
 
 def result_first(lesson):
@@ -229,15 +262,18 @@ def size(lesson):
 
 
 def is_aside(cell):
-    "A diagram whose code is hidden, or the Chinese beside an English text: no more to read."
+    """A diagram whose code is hidden, the hidden cell that installs the course, or the Chinese
+    beside an English text: no more to read."""
     if cell.kind == "code":
-        return "echo" in cell.flags and "drawings." in cell.src
+        return cell.src == INSTALL or ("echo" in cell.flags and "drawings." in cell.src)
     return "<summary>中文" in cell.src
 
 
 def length(lesson):
-    "A lesson is read in an hour: at most 70 cells and 450 exported lines, in cells of at most 40."
-    read = [c for c in lesson.cells if not is_aside(c)]
+    """A lesson is read in an hour: at most 70 cells and 450 exported lines, in cells of at most 40.
+    Exercises are done, not read, and are counted apart."""
+    practice = {c.n for c in practice_cells(lesson)}
+    read = [c for c in lesson.cells if not is_aside(c) and c.n not in practice]
     if len(read) > house.MAX_CELLS:
         yield lesson.say(None, f"has {len(read)} cells, more than {house.MAX_CELLS}")
     lines = run = 0
@@ -335,14 +371,32 @@ def parse_exercise(cell):
     )
 
 
+def practice_cells(lesson):
+    "The cells of all exercises: each from its heading to the next exercise or section."
+    out, inside = [], False
+    for c in lesson.cells:
+        if c.kind == "markdown":
+            head = c.src.lstrip().split("\n")[0]
+            if re.match(r"### Exercise\b", head):
+                inside = True
+            elif re.match(r"##? ", head):
+                inside = False
+        if inside:
+            out.append(c)
+    return out
+
+
 def exercises(lesson):
-    """At least three, each with a task, a checker, a folded solution, a wrong answer and a cell to
-    work in."""
+    """At least four, one that writes the block and one that finds a bug; each with a task, a
+    checker, a folded solution, a wrong answer and a cell to work in."""
     found = exercise_cells(lesson)
     if not lesson.section("Exercises"):
         yield lesson.say(None, "has no section '## Exercises'")
-    if len(found) < 3:
-        yield lesson.say(None, f"has {len(found)} exercises; at least three are needed")
+    if len(found) < 4:
+        yield lesson.say(None, f"has {len(found)} exercises; at least four are needed")
+    for kind in ("write the block", "find the bug"):
+        if not any(f": {kind}" in c.src.split("\n")[0] for c in found):
+            yield lesson.say(None, f"has no exercise '### Exercise n: {kind}: …'")
     for i, c in enumerate(found, 1):
         e = parse_exercise(c)
         if not HEADING.search(c.src):
@@ -366,6 +420,48 @@ def exercises(lesson):
             yield lesson.say(c, "is not followed by a code cell for the learner")
         elif "your turn" not in after.src.lower():
             yield lesson.say(after, "should begin with '# your turn'")
+        if ": write the block" in c.src.split("\n")[0] and used_cell(lesson, c) is None:
+            yield lesson.say(c, f"must be used: the cell after '# your turn' begins with '{USED}'")
+
+
+USED = "# with yours"
+
+
+def used_cell(lesson, cell):
+    "The cell after a learner's own that uses what was built there, or None."
+    after = lesson.cells[cell.n + 1] if cell.n + 1 < len(lesson.cells) else None
+    return after if after and after.kind == "code" and after.src.startswith(USED) else None
+
+
+def imports(lesson):
+    "The import statements of the lesson's code cells, those of hidden and skipped ones left out."
+    out = []
+    for c in lesson.code:
+        if c.skipped or c.src == INSTALL:
+            continue
+        try:
+            body = ast.parse(re.sub(r"^\s*[%!].*$", "pass", c.src, flags=re.M)).body
+        except SyntaxError:
+            continue
+        found = [s for s in body if isinstance(s, (ast.Import, ast.ImportFrom))]
+        out += [ast.unparse(s) for s in found if getattr(s, "module", "") != "__future__"]
+    return "\n".join(dict.fromkeys(out))
+
+
+def run_used(lesson, e):
+    """What a learner builds is used by the next cell: it runs with the lesson's imports and the
+    exercise's solution alone, and with the library's version in its place."""
+    used = used_cell(lesson, e.cell)
+    where = f"{lesson.path.name}, cell {used.n}, after {e.name}"
+    for code in (e.solution, ""):
+        ns = namespace()
+        try:
+            with redirect_stdout(io.StringIO()):
+                for part in (imports(lesson), code, used.src):
+                    exec(compile(part, where, "exec"), ns)
+        except Exception as err:
+            kind = "the solution" if code else "nothing written yet"
+            yield f"{where}: with {kind} it fails: {type(err).__name__}: {err}"
 
 
 def namespace():
@@ -421,6 +517,8 @@ TEMPLATE = [
     title,
     goals,
     cost,
+    hosted,
+    whole_thing,
     result_first,
     failure,
     exercises,

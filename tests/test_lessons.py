@@ -34,6 +34,19 @@ def test_exercise(path, exercise, tmp_path, monkeypatch):
     assert not problems, "\n" + "\n".join(problems)
 
 
+USED = [(p, e) for p, e in EXERCISES if rules.used_cell(rules.load(p), e.cell)]
+
+
+@pytest.mark.parametrize(
+    "path, exercise", USED, ids=lambda x: getattr(x, "stem", None) or str(x.number)
+)
+def test_what_is_built_is_used(path, exercise, tmp_path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    problems = list(rules.run_used(rules.load(path), exercise))
+    assert not problems, "\n" + "\n".join(problems)
+
+
 # ------------------------------------------------- the rules themselves, on notebooks broken on
 # purpose
 
@@ -59,9 +72,9 @@ def exported(lines):
     return code("#| export", *["x = 1"] * lines)
 
 
-def exercise(i):
+def exercise(i, kind=""):
     return md(
-        f"### Exercise {i}: double it",
+        f"### Exercise {i}: {kind}double it",
         "Write a function that doubles its argument, whatever number it is given here.",
         "Check yourself with `check.double(answer)`.",
         "<details><summary>Solution</summary>",
@@ -85,9 +98,15 @@ GOOD = [
         "",
         "**What you need to have read:** nothing.",
         "",
-        "**Time and memory:** 3 s and 200 MB on 2 CPU cores; GPU not measured.",
+        f"**Run it:** [on Colab]({rules.COLAB}00_lesson.ipynb)",
+        "",
+        "**Time and memory:** 3 s and 200 MB on 2 CPU cores.",
     ),
+    code("#| default_exp lesson"),
+    code(*rules.INSTALL.split("\n")),
     code("viz.show(x)", outputs=FIGURE),
+    md("## The whole thing, small", "Doubling is adding."),
+    code("y = 1 + 1"),
     code("#| export", "def double(x): return 2 * x"),
     code("y = double(1)", "print(y)", outputs=PRINTED),
     md("## What goes wrong", "Halving instead."),
@@ -97,7 +116,10 @@ GOOD = [
     code("# your turn: answer = ..."),
     exercise(2),
     code("# your turn: answer = ..."),
-    exercise(3),
+    exercise(3, "write the block: "),
+    code("# your turn: answer = ..."),
+    code("# with yours"),
+    exercise(4, "find the bug: "),
     code("# your turn: answer = ..."),
     md(
         "## Recap",
@@ -155,61 +177,70 @@ BROKEN = {
     "no cost": (replaced(1, "Time and memory", "Costs"), "does not say 'Time and memory'"),
     "no time": (replaced(1, "3 s and ", ""), "names no time"),
     "no memory": (replaced(1, "200 MB", "little"), "names no memory"),
-    "no GPU": (replaced(1, "GPU", "card"), "says nothing of a GPU"),
-    "code before result": (with_outputs(2, PRINTED), "before the lesson has shown its result"),
-    "no failure": (replaced(5, "## What goes wrong", "## More"), "no section '## What goes wrong'"),
-    "no picture of the failure": (with_outputs(6, PRINTED), "no picture of the failure"),
-    "no exercises": (replaced(7, "## Exercises", "## Games"), "no section '## Exercises'"),
-    "two exercises": (GOOD[:12] + GOOD[14:], "has 2 exercises"),
-    "wrong number": (replaced(8, "Exercise 1", "Exercise 2"), "where 1 was due"),
+    "not on Colab": (replaced(1, rules.COLAB, "https://"), "has no link to itself on Colab"),
+    "not installed": (GOOD[:3] + GOOD[4:], "must install the course in its first code cell"),
+    "nothing small": (GOOD[:5] + GOOD[7:], "no section '## The whole thing, small'"),
+    "small too late": (
+        [*GOOD[:5], exported(1), code("#| export", "def double(x): return 2 * x"), *GOOD[5:]],
+        "exports code before '## The whole thing, small'",
+    ),
+    "no block": (replaced(16, "write the block", "write"), "n: write the block: …'"),
+    "block not used": (GOOD[:18] + GOOD[19:], "must be used"),
+    "no bug": (replaced(19, "find the bug", "find"), "n: find the bug: …'"),
+    "code before result": (with_outputs(4, PRINTED), "before the lesson has shown its result"),
+    "no failure": (replaced(9, "## What goes wrong", "## More"), "no section '## What goes wrong'"),
+    "no picture of the failure": (with_outputs(10, PRINTED), "no picture of the failure"),
+    "no exercises": (replaced(11, "## Exercises", "## Games"), "no section '## Exercises'"),
+    "three exercises": (GOOD[:14] + GOOD[16:], "has 3 exercises"),
+    "wrong number": (replaced(12, "Exercise 1", "Exercise 2"), "where 1 was due"),
     "no task": (
-        replaced(8, "Write a function that doubles its argument, whatever number it is given", ""),
+        replaced(12, "Write a function that doubles its argument, whatever number it is given", ""),
         "too little",
     ),
     "no checker": (
         replaced(
-            8, "Check yourself with `check.double(answer)`.", "Check your answer yourself then."
+            12, "Check yourself with `check.double(answer)`.", "Check your answer yourself then."
         ),
         "does not name",
     ),
-    "no solution": (replaced(8, "<summary>Solution</summary>", ""), "no folded solution"),
+    "no solution": (replaced(12, "<summary>Solution</summary>", ""), "no folded solution"),
     "solution unchecked": (
-        replaced(8, "check.double(answer)\n```", "```"),
+        replaced(12, "check.double(answer)\n```", "```"),
         "solution does not call",
     ),
-    "no wrong answer": (replaced(8, "<!-- wrong:", "<!-- "), "no wrong answer"),
-    "no cell to work in": (GOOD[:9] + GOOD[10:], "not followed by a code cell"),
+    "no wrong answer": (replaced(12, "<!-- wrong:", "<!-- "), "no wrong answer"),
+    "no cell to work in": (GOOD[:13] + GOOD[14:], "not followed by a code cell"),
     "cell of something else": (
-        replaced(9, "# your turn", "# mine"),
+        replaced(13, "# your turn", "# mine"),
         "should begin with '# your turn'",
     ),
-    "recap of three": (replaced(14, "- four", ""), "'Recap' has 3 lines"),
-    "no recap": (replaced(14, "## Recap", "## End"), "no section '## Recap'"),
-    "no reading": (replaced(14, "Further reading", "Links"), "no 'Further reading'"),
+    "recap of three": (replaced(21, "- four", ""), "'Recap' has 3 lines"),
+    "no recap": (replaced(21, "## Recap", "## End"), "no section '## Recap'"),
+    "no reading": (replaced(21, "Further reading", "Links"), "no 'Further reading'"),
     "reading without link": (
-        replaced(14, "(https://arxiv.org/abs/2212.09748)", ""),
+        replaced(21, "(https://arxiv.org/abs/2212.09748)", ""),
         "'Further reading' has no link",
     ),
-    "no next lesson": (replaced(14, "Next lesson", "Bye"), "no 'Next lesson'"),
-    "next lesson skipped": (replaced(14, "01_next", "00_lesson"), "does not link to 01_next.ipynb"),
+    "no next lesson": (replaced(21, "Next lesson", "Bye"), "no 'Next lesson'"),
+    "next lesson skipped": (replaced(21, "01_next", "00_lesson"), "does not link to 01_next.ipynb"),
     "next lesson not there": (
-        replaced(14, "[Next](01_next.ipynb)", "[Next](01_next.ipynb) [x](02_x.ipynb)"),
+        replaced(21, "[Next](01_next.ipynb)", "[Next](01_next.ipynb) [x](02_x.ipynb)"),
         "02_x.ipynb, which is not there",
     ),
     "too many cells": ([*GOOD, *[md("more")] * 70], "cells, more than 70"),
-    "a long cell": ([*GOOD[:3], exported(41), *GOOD[3:]], "exports 41 lines, more than 40"),
+    "a long cell": ([*GOOD[:7], exported(41), *GOOD[7:]], "exports 41 lines, more than 40"),
     "a long run": (
-        [*GOOD[:3], exported(40), exported(21), *GOOD[3:]],
+        [*GOOD[:7], exported(40), exported(21), *GOOD[7:]],
         "ends 61 exported lines without a word",
     ),
     "too much code": (
-        [*GOOD[:3], *[exported(40), md("why")] * 12, *GOOD[3:]],
+        [*GOOD[:7], *[exported(40), md("why")] * 12, *GOOD[7:]],
         "exports 48",
     ),
-    "too big": (replaced(5, "Halving", "x" * 300_001), "over the budget"),
-    "no output": (with_outputs(4, []), "has no output"),
-    "error kept": (with_outputs(4, ERROR), "ends in ValueError: no"),
-    "bare gif": (with_outputs(6, GIF), "bare image/gif"),
+    "too big": (replaced(9, "Halving", "x" * 300_001), "over the budget"),
+    "no output": (with_outputs(8, []), "has no output"),
+    "error kept": (with_outputs(8, ERROR), "ends in ValueError: no"),
+    "bare gif": (with_outputs(10, GIF), "bare image/gif"),
 }
 
 
@@ -225,7 +256,7 @@ def test_a_broken_lesson_is_found(tmp_path, cells, message):
 
 
 def test_diagrams_and_chinese_are_no_more_cells_to_read(tmp_path):
-    more = 70 - len(GOOD)
+    more = 70 - (len(GOOD) - 10)  # an installing cell and nine of exercises
     diagram = code("#| echo: false", "drawings.vae()", outputs=FIGURE)
     chinese = md("<details><summary>中文：课</summary>", "", "- 会翻倍", "", "</details>")
     asides = [diagram, chinese] * 9
@@ -273,7 +304,7 @@ class Checker:
 )
 def test_checkers_are_checked(tmp_path, monkeypatch, old, new, message):
     monkeypatch.setattr(rules, "namespace", lambda: {"check": Checker()})
-    cells = replaced(8, old, new) if old else GOOD
+    cells = replaced(12, old, new) if old else GOOD
     lesson = rules.load(lesson_with(tmp_path, cells))
     problems = list(
         rules.run_exercise(lesson, rules.parse_exercise(rules.exercise_cells(lesson)[0]))
@@ -281,4 +312,4 @@ def test_checkers_are_checked(tmp_path, monkeypatch, old, new, message):
     assert (
         (problems == []) if message is None else (len(problems) == 1 and message in problems[0])
     ), problems
-    assert all(p.startswith("00_lesson.ipynb, cell 9, exercise 1 (double it)") for p in problems)
+    assert all(p.startswith("00_lesson.ipynb, cell 13, exercise 1 (double it)") for p in problems)
