@@ -192,23 +192,38 @@ def _noisy_mistakes(z, noise, t, counts):
         't z + noise: the noise must be multiplied with 1 − t': _seen(at * z + noise, z, given)}
 
 # %% ../../nbs/checkers/frames.ipynb #70e5ee6b
-def _targets(out, z, noise, counts):
+def _targets(out, z, noise, noisy, counts):
     "Losses against other targets than z − noise, by hint."
+    want = z - noise
+    given = (torch.arange(z.shape[2]) < counts[:, None])[:, None, :, None, None]
     return {hint: _losses((out - target) ** 2, counts)[0] for hint, target in {
         'the target is z − noise, not noise − z': noise - z,
         'that compares with the clip z; the answer is a velocity, z − noise': z,
-        'that compares with the noise; the answer is a velocity, z − noise': noise}.items()}
+        'that compares with the noise; the answer is a velocity, z − noise': noise,
+        'that compares with z − the noisy latents; the velocity of the path is z − noise':
+            z - noisy}.items()} | {
+        'a given frame counts as right: there the error is 0, not what z differs from the target':
+            (torch.where(given, z, out) - want).square().flatten(1).mean(1)}
 
 
 def _passes_gradient(loss, model, *args):
-    "Does a gradient pass from the loss to the model? (An answer in numpy, which has none, passes.)"
+    "Does a gradient pass from the loss to the model's answers?"
+    outs = []
+
+    def learning(*inputs):
+        outs.append(model(*inputs).detach().requires_grad_())
+        return outs[-1]
+
     try:
-        value = loss.function(lambda *a: model(*a).requires_grad_(), *args)
-    except Exception:
+        value = loss.function(learning, *args)
+    except Exception:       # of `.numpy()`, say, which a result with a gradient has not
         return True
-    return not torch.is_tensor(value) or value.requires_grad
+    if not torch.is_tensor(value) or not value.requires_grad:
+        return False
+    grads = torch.autograd.grad(value.sum(), outs, allow_unused=True)
+    return all(g is not None for g in grads)
 
-
+# %% ../../nbs/checkers/frames.ipynb #38afb4ff
 def frames_training_loss(answer):
     "`training_loss(model, z, noise, t, y, counts)`: the flow's loss (B,) of clips partly given."
     loss = Answer(answer, 'training_loss(model, z, noise, t, y, counts)')
@@ -232,7 +247,7 @@ def frames_training_loss(answer):
         want, mistakes = _losses((out - (z - noise)) ** 2, counts)
         told = (f'the model sees the right thing; the losses are {_text(want)}, yours are '
                 f'{_text(got)}')
-        compare(got, want, told, mistakes | _targets(out, z, noise, counts), case=case)
+        compare(got, want, told, mistakes | _targets(out, z, noise, noisy, counts), case=case)
         require(_passes_gradient(loss, model, z, noise, t, y, counts),
                 'the loss is right, but no gradient passes through it: no detach, no no_grad')
     print('✓ a loss that makes one model begin clips and continue them')

@@ -76,7 +76,7 @@ def sampling_heun_calls(answer):
 def sampling_guided_data(answer):
     "`guided_data(x, t, v, v_free, g)`: the data under guidance g, on the linear path."
     guided = Answer(answer, 'guided_data(x, t, v, v_free, g)')
-    cases = (.2, 1., (5,)), (.5, 2., (5,)), (.9, 0., (2, 3)), (.3, 4., (3, 2, 1, 1, 2))
+    cases = (.2, 2., (5,)), (.5, 1., (5,)), (.9, 0., (2, 3)), (.3, 4., (3, 2, 1, 1, 2))
     for t, g, shape in cases:
         numbers = torch.Generator().manual_seed(1)
         x, v, v_free = torch.randn(3, *shape, generator=numbers).unbind()
@@ -92,6 +92,9 @@ def sampling_guided_data(answer):
             'that is the guided velocity; the guided data is asked for': velocity,
             'data is x + (1 − t) v, not x + t v': x + t * velocity,
             'that is the conditional prediction, not guided': x + (1 - t) * v,
+            'the free prediction is x + (1 − t) v_free; yours starts from x alone':
+                x + g * (1 - t) * (v - v_free),
+            'the data lie ahead: add (1 − t) v to x': x - (1 - t) * velocity,
             'that is the difference times g; add the free prediction':
                 g * (1 - t) * (v - v_free)}, case=where)
     print('✓ guide whichever you like')
@@ -135,7 +138,8 @@ def _guided(y, null, g, kind='right'):
         told = _field(x, now, y)
         free = _field(x, now, torch.full_like(y, null))
         return dict(right=free + g * (told - free), told=told, swapped=told + g * (free - told),
-                    beyond=told + g * (told - free), change=g * (told - free), free=free)[kind]
+                    beyond=told + g * (told - free), change=g * (told - free), free=free,
+                    less=free + (g - 1) * (told - free), mirrored=free + g * (free - told))[kind]
     return v
 
 # %% ../../nbs/checkers/sampling.ipynb #50553d9b
@@ -152,7 +156,7 @@ def _times(steps):
 
 def _mixes(y, null, g, x, times, step=heun):
     "Where walks lead with each kind of guidance, right and wrong: {kind: result}."
-    kinds = 'right', 'told', 'free', 'swapped', 'beyond', 'change'
+    kinds = 'right', 'told', 'free', 'swapped', 'beyond', 'change', 'less', 'mirrored'
     return {kind: _walk(_guided(y, null, g, kind), x, times, step) for kind in kinds}
 
 
@@ -164,6 +168,8 @@ def _wrong_mixes(mixes):
         'the two answers are swapped: at g = 1 the one with the class must be left, at g = 0 the '
         'free one': mixes['swapped'],
         'start from the free answer; yours starts from the one with the class': mixes['beyond'],
+        'at g = 1 the answer with the class must be left; yours gives it at g = 2': mixes['less'],
+        'the difference that g multiplies has the wrong sign': mixes['mirrored'],
         'that is g times the difference of the answers: add it to the free one': mixes['change']}
 
 # %% ../../nbs/checkers/sampling.ipynb #1d914114
@@ -177,10 +183,12 @@ def _wrong_grids(v, x, steps, step, last):
     times = _times(steps)
     few = [i / max(steps - 1, 1) for i in range(steps)]
     halted = 'the walk stops one step before t = 1'
+    begun = 'the walk begins at t = 0; yours leaves out the first step'
     back = 'time runs from 0, the noise, to 1, the data; yours runs the other way'
     return {
         halted: _walk(v, x, times[:-1], step, step),
         f'{halted}, so noise is left': _walk(v, x, times[:-1], step, last),
+        begun: _walk(v, x, times[1:], step, last),
         f'{steps} steps need {steps + 1} times; yours makes one step less':
             _walk(v, x, few, step, last),
         back: _walk(v, x, times[::-1], step, last),
@@ -225,7 +233,7 @@ def _wrong_steps(v, told, x, times):
     return wrong | {'the last step must be an Euler step: the model is never asked at t = 1':
                     _walk(v, x, times, heun, heun)}
 
-# %% ../../nbs/checkers/sampling.ipynb #d3e23940
+# %% ../../nbs/checkers/sampling.ipynb #1b7dbb52
 def _check_calls(calls, steps, rows):
     "Hint unless a walk of `steps` Heun steps asked the model as often as it must."
     due = 2 * steps - 1
@@ -238,6 +246,18 @@ def _check_calls(calls, steps, rows):
                                         f'makes {len(calls)}, of {sorted(set(counts))} rows')
 
 
+def _place(answer, x, y, null, g, step):
+    "Where to look for a mistake of no known kind: is a single step right?"
+    shape = tuple(x.shape)
+    one = answer.floats(shape, _network([], shape, y, null), x, y, null, 1, g)
+    wanted = _walk(_guided(y, null, g), x, [0., 1.])
+    if near(one, wanted):
+        return ('that is not where guided steps lead, though a single step is right: see how the '
+                f'times of more steps are made, and that each is {step}')
+    return ('that is not where guided steps lead, and a single step, from 0 to 1, is wrong too: it '
+            'must be x plus v_free + g (v_y − v_free), both at x and t = 0')
+
+# %% ../../nbs/checkers/sampling.ipynb #d3e23940
 def sampling_guided_heun(answer):
     "`draw(model, x, y, null, steps, g)`: Heun steps, the last Euler's, along a guided velocity."
     draw = Answer(answer, 'draw(model, x, y, null, steps, g)')
@@ -252,11 +272,14 @@ def sampling_guided_heun(answer):
         times = _times(steps)
         told = _guided(y, null, g, 'told')
         mistakes = {'that is x as it came: no step was taken': x} if steps > 1 else {}
-        mistakes |= _wrong_mixes(_mixes(y, null, g, x, times)) | _wrong_steps(v, told, x, times)
+        mistakes |= _wrong_mixes(_mixes(y, null, g, x, times))
+        mistakes |= _wrong_steps(v, told, x, times)
         mistakes |= _wrong_grids(v, x, steps, heun, euler)
-        otherwise = ('that is not where guided Heun steps lead: v = v_free + g (v_y − v_free), at '
-                     'both ends of every step but the last, which is an Euler step')
-        compare(got, _walk(v, x, times), otherwise, mistakes,
+        want = _walk(v, x, times)
+        otherwise = ''
+        if not near(got, want):
+            otherwise = _place(draw, x, y, null, g, 'a Heun step, guided at both ends')
+        compare(got, want, otherwise, mistakes,
                 case=f'{steps} step{"s" * (steps > 1)}, guidance {g:g}')
         if steps > 1 and g == 2.5:
             _check_calls(calls, steps, len(x))
@@ -288,7 +311,9 @@ def sampling_mended(answer):
             'those are Heun steps; the faults are elsewhere, leave the Euler step': _walk(
                 v, x, times, heun, euler)}
         mistakes |= _wrong_mixes(mixes) | _wrong_grids(v, x, steps, euler, euler)
-        compare(got, mixes['right'], 'that is not where guided Euler steps from t = 0 to 1 lead: '
-                'the step itself is right, look at the times and at the guidance', mistakes,
+        otherwise = ''
+        if not near(got, mixes['right']):
+            otherwise = _place(mended, x, y, null, g, 'an Euler step at its own time')
+        compare(got, mixes['right'], otherwise, mistakes,
                 case=f'{steps} step{"s" * (steps > 1)}, guidance {g:g}')
     print('✓ both faults are gone')

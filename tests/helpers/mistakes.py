@@ -506,6 +506,8 @@ MISTAKES = {
         (lambda x, t, v, f, g: g * (1 - t) * (v - f), "add the free prediction"),
         (lambda x, t, v, f, g: x + (1 - t) * (v + g * (f - v)), "are swapped"),
         (lambda x, t, v, f, g: x, "what guiding the velocity gives"),
+        (lambda x, t, v, f, g: x + g * (1 - t) * (v - f), "starts from x alone"),
+        (lambda x, t, v, f, g: x - (1 - t) * (f + g * (v - f)), "lie ahead"),
     ],
     "temporal_pairs": [
         (lambda g, kind: math.prod(g) ** 2, "those are the pairs of 'joint'"),

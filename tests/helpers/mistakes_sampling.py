@@ -120,17 +120,21 @@ DRAW = [
     (heun(grid=lambda n: range(n + 1)), "yours asks at t = 2"),
     (heun(minus(right)), "add it"),
     (heun(calls=2), "in one call, of 2 B rows"),
-    (growing, "not where guided Heun steps lead"),
+    (growing, "a single step is right"),
     (half_batch, "one value for each of its 6 rows"),
     (stacked, "must have the shape"),
     (lambda model, x, y, null, steps, g: x, "no step was taken"),
     (lambda m, x, y, null, n, g: heun()(m, x, y, 3, n, g), "asked for the class ids [3]"),
-    (lambda m, x, y, null, n, g: heun()(m, x, y, null, 4, g), "1 step, guidance 2.5"),
+    (lambda m, x, y, null, n, g: heun()(m, x, y, null, 4, g), "from 0 to 1, is wrong too"),
     (lambda m, x, y, null, n, g: heun()(m, x, y, null, n, 2.5), "10 steps, guidance 0.5"),
     (lambda m, x, y, null, n, g: heun()(m, x, y.float(), null, n, g), "whole numbers"),
     (lambda m, x, y, null, n, g: heun()(m, x[:, :, 0], y, null, n, g), "the model wants x as"),
 ]
 MENDED = [
+    (euler(lambda a, free, g: free + (g - 1) * (a - free)), "at g = 2"),
+    (euler(lambda a, free, g: free + g * (free - a)), "the wrong sign"),
+    (euler(grid=lambda n: torch.arange(1, n + 1) / n), "leaves out the first step"),
+    (euler(grid=lambda n: torch.arange(n + 1) / (n + 1)), "a single step"),
     (euler(grid=early, order="ny"), "both faults are still there"),
     (euler(order="ny"), "which rows of the batch"),
     (euler(grid=early), "still stops one step before"),
@@ -139,11 +143,11 @@ MENDED = [
     (euler(lambda a, free, g: a), "with the class alone"),
     (euler(lambda a, free, g: a + g * (a - free)), "start from the free answer"),
     (euler(grid=lambda n: torch.linspace(1, 0, n + 1)), "runs the other way"),
-    (heun(late=True), "not where guided Euler steps"),
+    (heun(late=True), "is wrong too"),
     (heun(), "those are Heun steps"),
     (euler(minus(right)), "add it"),
     (lambda m, x, y, null, n, g: euler()(m, x, y, 3, n, g), "asked for the class ids [3]"),
-    (lambda m, x, y, null, n, g: x, "where guided Euler steps from t = 0 to 1 lead"),
+    (lambda m, x, y, null, n, g: x, "from 0 to 1, is wrong too"),
 ]
 MISTAKES = {"sampling_guided_heun": DRAW, "sampling_mended": MENDED}
 
