@@ -154,24 +154,24 @@ def frames_told(answer):
     print('✓ the network knows which frames it can trust')
 
 # %% ../../nbs/checkers/frames.ipynb #5cd0fdbe
-def _listening(seen, shape, t, y):
+def _listening(seen, shape, times, captions):
     """A network of inputs (rows, C + 1, T, h, w), (rows,) and (rows,) that notes them in `seen` and
     tells what it would not take."""
     channels, *space = shape[1:]
 
-    def model(x, at, ids):
+    def model(x, t, y):
         right = torch.is_tensor(x) and tuple(x.shape[1:]) == (channels + 1, *space)
         got = tuple(x.shape) if torch.is_tensor(x) else x
         require(right, f'the model wants (B, {channels + 1}, {", ".join(map(str, space))}), the '
                        f'latents and the mask as the last channel, not {got}')
-        fits = torch.is_tensor(at) and at.shape == (len(x),)
+        fits = torch.is_tensor(t) and t.shape == (len(x),)
         require(fits, 'the model wants the times of the clips, t (B,), as they are')
-        if len(x) == len(t):
-            same = near(at.detach(), t) and torch.equal(torch.as_tensor(ids).view(-1), y)
+        if len(x) == len(times):
+            same = near(t.detach(), times) and torch.equal(torch.as_tensor(y).view(-1), captions)
             require(same, 'hand the model `t` and `y` as they are')
             seen.append(x.detach().double())
         turned = (1.5 * x[:, :-1] + 2 * x[:, -1:]).sin()
-        return turned + (at - .3 * ids)[:, None, None, None, None].to(x)
+        return turned + (t - .3 * y)[:, None, None, None, None].to(x)
     return model
 
 
