@@ -28,7 +28,8 @@ from minisora.checkers.base import (
     near,
 )
 
-ROOMS = sorted(p.stem for p in (ROOT / "nbs" / "checkers").glob("*.ipynb") if p.stem != "base")
+SHARED = ("base", "disk", "reports")  # no checkers of their own
+ROOMS = sorted(p.stem for p in (ROOT / "nbs" / "checkers").glob("*.ipynb") if p.stem not in SHARED)
 CHECKERS = {
     name: getattr(module, name)
     for module in (importlib.import_module(f"minisora.checkers.{room}") for room in ROOMS)

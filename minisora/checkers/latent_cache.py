@@ -9,16 +9,19 @@ __all__ = ['latent_cache_bytes', 'latent_cache_running_statistics', 'latent_cach
 # %% ../../nbs/checkers/latent_cache.ipynb #705b20ca
 import json
 import math
+import sys
 import tempfile
 import weakref
-import zlib
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+import zlib
 
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
 from .base import Answer, Hint, as_floats, as_number, compare, require
+from .disk import Killed
 
 # %% ../../nbs/checkers/latent_cache.ipynb #116c8786
 def latent_cache_bytes(answer):
@@ -146,11 +149,7 @@ def latent_cache_resume_point(answer):
         compare(got, want, f'{want} batches count here, not {got}: {why}', tolerance=0)
     print('✓ killed at any moment, you know where to resume')
 
-# %% ../../nbs/checkers/latent_cache.ipynb #e408d876
-class _Killed(BaseException):
-    "The process ends here."
-
-
+# %% ../../nbs/checkers/latent_cache.ipynb #8dd91d4e
 def _numbered_batches():
     "Batches of unequal sizes, and the latents of each."
     generator = np.random.default_rng(0)
@@ -158,7 +157,7 @@ def _numbered_batches():
     batches = [f'clips of batch {k}' for k in range(len(sizes))]
     return batches, [generator.normal(size=(n, 2, 3)).astype(np.float16) for n in sizes]
 
-
+# %% ../../nbs/checkers/latent_cache.ipynb #fe574882
 class _Encoder:
     "Encodes batches, notes which, and looks at the disk; dies when asked for batch `dies_at`."
 
@@ -175,15 +174,19 @@ class _Encoder:
         k = self.batches.index(batch)
         self._look(k)
         if k == self.dies_at:
-            raise _Killed
+            raise Killed
         self.asked.append(k)
         return self.latents[k].copy()
 
+    def on_disk(self):
+        "How many bytes of latents, and how many lines of the journal."
+        data, journal = (self.folder / name for name in ('latents.bin', 'journal.txt'))
+        size = data.stat().st_size if data.exists() else 0
+        return size, journal.read_bytes().count(b'\n') if journal.exists() else 0
+
     def _look(self, k):
         "Hint unless the batches before k, and their lines, are on the disk by now."
-        data, journal = (self.folder / name for name in ('latents.bin', 'journal.txt'))
-        size = len(data.read_bytes()) if data.exists() else 0
-        lines = journal.read_bytes().count(b'\n') if journal.exists() else 0
+        size, lines = self.on_disk()
         want = sum(z.nbytes for z in self.latents[:k])
         case = f'{self.when}as batch {k} is encoded'
         require(size >= want, f'{case}, {size} bytes of latents are on disk and not {want}: '
@@ -192,7 +195,30 @@ class _Encoder:
         require(lines >= k, f'{case}, the journal on the disk has {lines} lines and not {k}: write '
                             'and flush a line per batch')
 
-# %% ../../nbs/checkers/latent_cache.ipynb #a37836fe
+# %% ../../nbs/checkers/latent_cache.ipynb #18f45dd2
+@contextmanager
+def _at_every_moment(encode):
+    "Hint if the journal on the disk ever has a line whose data are not there yet."
+    sizes = [0, *np.cumsum([z.nbytes for z in encode.latents]).tolist()]
+    early = []
+
+    def look(frame, event, arg):
+        if event in ('return', 'c_return') and not early:
+            size, lines = encode.on_disk()
+            if size < sizes[min(lines, len(encode.latents))]:
+                early.append(lines - 1)
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+    require(not early, f'for a moment the journal on the disk had the line of batch {early} and '
+                       'latents.bin had not its bytes; killed then, it is lost. First the data, '
+                       'flushed, then the line, and what counts is not written again')
+
+# %% ../../nbs/checkers/latent_cache.ipynb #b2bed87f
 def _check_files(folder, when):
     "Hint unless the data are all latents in their order and the journal has a right line for each."
     _, latents = _numbered_batches()
@@ -221,11 +247,12 @@ def _check_files(folder, when):
         require(right, f'{when}: line {k} of the journal must say {wanted}, yours says {said}')
         start += z.nbytes
 
-# %% ../../nbs/checkers/latent_cache.ipynb #599454ca
+# %% ../../nbs/checkers/latent_cache.ipynb #c4742e44
 def _check_run(write, folder, missing, when):
     "Hint unless the answer now encodes just the `missing` batches, and leaves whole files."
     encode = _Encoder(folder, when=when)
-    got = write.whole(folder, list(encode.batches), encode)
+    with nullcontext() if any(folder.iterdir()) else _at_every_moment(encode):
+        got = write.whole(folder, list(encode.batches), encode)
     again = [k for k in encode.asked if k not in missing]
     require(not again, f'{when}: batch {again[:1]} was there, and it is encoded again')
     require(encode.asked == missing, f'{when}: the batches {missing} are missing, yours encodes '
@@ -240,15 +267,15 @@ def _killed_at(write, folder, k):
     encode = _Encoder(folder, dies_at=k)
     try:
         write.run(folder, list(encode.batches), encode)
-    except _Killed:
+    except Killed:
         return folder / 'latents.bin', folder / 'journal.txt'
     raise Hint(f'yours never encodes batch {k}: all batches, in their order')
 
-
+# %% ../../nbs/checkers/latent_cache.ipynb #a9dc7ac5
 def _damage(data, journal, kind):
     "What a kill may leave, beyond whole batches, or what a disk may do afterwards."
     if kind == 'data':
-        data.write_bytes(data.read_bytes() + b'half a batch')
+        data.write_bytes(data.read_bytes() + b'of a batch ' * 20)
     elif kind == 'line':
         journal.write_bytes(journal.read_bytes() + b'{"start": 132, "by')
     elif kind == 'newline':
@@ -260,7 +287,7 @@ def _damage(data, journal, kind):
         raw[50] ^= 1
         data.write_bytes(raw)
 
-# %% ../../nbs/checkers/latent_cache.ipynb #9f97d7e1
+# %% ../../nbs/checkers/latent_cache.ipynb #648585b1
 def latent_cache_resuming_writer(answer):
     "`answer(folder, batches, encode)` writes latents and a journal, and resumes after a kill."
     write = Answer(answer, 'answer(folder, batches, encode)')
@@ -284,7 +311,7 @@ def latent_cache_resuming_writer(answer):
             _check_run(write, folder, [], f'{when}, resumed, and called once more')
     print('✓ no batch is encoded twice, and the bytes are those of an undisturbed run')
 
-# %% ../../nbs/checkers/latent_cache.ipynb #92652e3a
+# %% ../../nbs/checkers/latent_cache.ipynb #dbfebc6b
 class _Shard:
     "Rows in half precision like those of a memory map, which must not be read as a whole."
 
@@ -322,7 +349,7 @@ def _other_readings(rows, index, mean, std):
         'divide by the deviation, do not multiply': (rows[index] - mean) * std,
         'first subtract the mean, then divide': rows[index] / std - mean}
 
-# %% ../../nbs/checkers/latent_cache.ipynb #f8cd238d
+# %% ../../nbs/checkers/latent_cache.ipynb #f65e087d
 def latent_cache_read_batch(answer):
     "`answer(shards, index, mean, std)`: the rows `index` of all shards, normalized, float32."
     read = Answer(answer, 'answer(shards, index, mean, std)')
@@ -339,10 +366,9 @@ def latent_cache_read_batch(answer):
         want = (rows[index] - mean) / std
         case = f'shards of {", ".join(map(str, lengths))} rows, index {index}'
         got = read(shards, np.array(index), mean, std)
-        found = len(got) if hasattr(got, '__len__') else None
-        repeated = getattr(got, 'ndim', 0) == 5 and found < len(index)
-        require(not repeated, f'{case}: {len(index)} rows are asked for, yours returns {found}: an '
-                              'index may repeat')
+        found = len(got) if getattr(got, 'ndim', 0) == 5 else len(index)
+        require(found >= len(index), f'{case}: {len(index)} rows are asked for, yours returns '
+                                     f'{found}: an index may repeat')
         got = as_floats(got, want.shape, f'the result of {read.call}')
         off = [b for b in range(len(index)) if np.abs(got[b].numpy() - want[b]).max() > 1e-3] or [0]
         told = f'row {off[0]} of the batch is not sample {index[off[0]]}, normalized'

@@ -40,6 +40,7 @@ def writer(
     size=len,
     cast=None,
     skip=0,
+    line_first=False,
     **reading,
 ):
     "Ways to write batches, and to resume."
@@ -61,12 +62,11 @@ def writer(
                 z = encode(batch)
                 raw = (z if cast is None else z.astype(cast)).tobytes()
                 line = dict(start=start(end), bytes=size(raw), crc=crc(raw))
-                data.write(raw)
-                if flush:
-                    data.flush()
-                journal.write(json.dumps(line) + newline)
-                if journal_flush:
-                    journal.flush()
+                writes = [(data, raw, flush), (journal, json.dumps(line) + newline, journal_flush)]
+                for file, content, now in writes[::-1] if line_first else writes:
+                    file.write(content)
+                    if now:
+                        file.flush()
                 end += len(raw)
         return len(batches) if total else len(batches) - len(lines)
 
@@ -102,8 +102,38 @@ def overwriting(folder, batches, encode):
     return len(batches) - len(lines)
 
 
+def not_cut(folder, batches, encode):
+    "Goes to the right place and overwrites, and leaves what is longer."
+    paths = [folder / "latents.bin", folder / "journal.txt"]
+    for path in paths:
+        path.touch()
+    lines = whole_lines(*(path.read_bytes() for path in paths))
+    end = sum(line["bytes"] for line in lines)
+    os.truncate(paths[1], sum(len(json.dumps(line)) + 1 for line in lines))
+    with open(paths[0], "r+b") as data, open(paths[1], "a") as journal:
+        data.seek(end)
+        for batch in batches[len(lines) :]:
+            raw = encode(batch).tobytes()
+            data.write(raw)
+            data.flush()
+            line = dict(start=data.tell() - len(raw), bytes=len(raw), crc=zlib.crc32(raw))
+            print(json.dumps(line), file=journal, flush=True)
+    return len(batches) - len(lines)
+
+
+def sum_over_file(folder, batches, encode):
+    "The checksum of all that is in the file so far."
+    seen = []
+
+    def crc(raw):
+        seen.append(raw)
+        return zlib.crc32(b"".join(seen))
+
+    return writer(crc=crc)(folder, batches, encode)
+
+
 def appended_whole(folder, batches, encode):
-    "Rewrites both files after every batch: slow, and right."
+    "Rewrites both files after every batch: for a moment all is gone."
     data = (folder / "latents.bin").read_bytes() if (folder / "latents.bin").exists() else b""
     path = folder / "journal.txt"
     lines = whole_lines(data, path.read_bytes()) if path.exists() else []
@@ -161,6 +191,32 @@ def cast_late(shards, index, mean, std):
     return reader(half=True)(shards, index, mean, std).astype(np.float32)
 
 
+def looked_up_unsorted(shards, index, mean, std):
+    "Finds the shards of the indices as they came, and reads the sorted ones."
+    ends = np.cumsum([len(s) for s in shards])
+    which = np.searchsorted(ends, index, side="right")
+    order = np.argsort(index)
+    out = np.empty((len(index), *shards[0].shape[1:]), np.float32)
+    for b, k in zip(order, which):
+        out[b] = shards[k][(index[b] - ends[k]) % len(shards[k])]
+    return (out - mean) / std
+
+
+def in_place(shards, index, mean, std):
+    ends = np.cumsum([len(s) for s in shards])
+    rows = []
+    for i in index:
+        k = np.searchsorted(ends, i, side="right")
+        row = shards[k][i - ends[k]]
+        row -= np.float16(mean)
+        rows.append(row / np.float32(std))
+    return np.stack(rows)
+
+
+def rounded_mean(shards, index, mean, std):
+    return reader(after=lambda z, mean, std: (z - np.float16(mean)) / std)(shards, index, mean, std)
+
+
 def in_float64(shards, index, mean, std):
     "One shard after the other, into its places."
     out = np.empty((len(index), *shards[0].shape[1:]))
@@ -192,6 +248,12 @@ MISTAKES = {
         (writer(total=True), "0 batches were encoded, yours returns 5"),
         (writer(cast=np.float32), "latents.bin has 336 bytes and not 168"),
         (writer(skip=1), "was there, and it is encoded again"),
+        (writer(line_first=True), "First the data, flushed, then the line"),
+        (not_cut, "cut off what no line"),
+        (sum_over_file, "line 1 of the journal must say"),
+        (appended_whole, "what counts is not written again"),
+        (writer(start=lambda end: end // 2), "line 1 of the journal must say"),
+        (lambda folder, batches, encode: None, "`return` missing"),
         (lambda folder, batches, encode: len(batches), "yours encodes []"),
         (lambda folder, batches, encode: [encode(k) for k in range(5)], "call encode(batch) with"),
         (lambda folder, batches, encode: writer()(folder, batches[::-1], encode), "0 bytes of"),
@@ -212,6 +274,12 @@ MISTAKES = {
         (reader(after=lambda z, mean, std: z), "what is stored"),
         (reader(after=lambda z, mean, std: (z - z.mean()) / z.std()), "is not sample"),
         (reader(after=lambda z, mean, std: (z - mean) / std**2), "is not sample"),
+        (looked_up_unsorted, "is not sample"),
+        (in_place, "raised ValueError"),
+        (rounded_mean, "is not sample"),
+        (lambda s, i, m, d: reader()(s, i + 1 - (i > 0), m, d)[::-1], "is not sample"),
+        (lambda s, i, m, d: reader()(s, i[::-1], m, d), "is not sample"),
+        (lambda s, i, m, d: reader()(s, i, m, d).transpose(0, 2, 1, 3, 4), "must have the shape"),
         (lambda s, i, m, d: reader()(s, np.unique(i), m, d), "the order of the disk"),
         (lambda s, i, m, d: reader()(s, np.array(list(dict.fromkeys(i))), m, d), "may repeat"),
         (lambda s, i, m, d: (np.concatenate(s)[i] - m) / d, "whole shards"),
@@ -222,10 +290,10 @@ MISTAKES = {
 }
 RIGHT = [
     ("latent_cache_resuming_writer", writer()),
-    ("latent_cache_resuming_writer", appended_whole),
     ("latent_cache_read_batch", reader()),
     ("latent_cache_read_batch", reader(seen=lambda index: np.arange(len(index)))),
     ("latent_cache_read_batch", reader(base="starts")),
     ("latent_cache_read_batch", each),
     ("latent_cache_read_batch", in_float64),
+    ("latent_cache_read_batch", lambda s, i, m, d: reader()(s, i[::-1], m, d)[::-1]),
 ]

@@ -193,6 +193,64 @@ def read_two(self):
     return state["step"]
 
 
+def folder_synced(self, state, file):
+    torch.save(state, file)
+    folder = os.open(self.path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def half_size(self, step):
+    state = Right.state(self, step)
+    state["ema"] = {k: v.half() if v.is_floating_point() else v for k, v in state["ema"].items()}
+    return state
+
+
+def assigned(self, state):
+    for name in ("model", "ema"):
+        self.parts[name].load_state_dict(state[name], assign=True)
+    self.parts["optimizer"].load_state_dict(state["optimizer"])
+
+
+def cleaned_up(self, step):
+    try:
+        Right.save(self, step)
+    finally:
+        self.aside().unlink()
+
+
+def synced_before(self, step):
+    buffer = io.BytesIO()
+    torch.save(self.state(step), buffer)
+    with open(self.aside(), "wb") as file:
+        os.fsync(file.fileno())
+        file.write(buffer.getvalue())
+    self.place(self.aside())
+
+
+def counted(self, step):
+    self.saves = getattr(self, "saves", 0) + 1
+    return dict(Right.state(self, step), step=self.saves)
+
+
+def once(self, step):
+    if not self.path.exists():
+        Right.save(self, step)
+
+
+def loaded_on_creation(path, model, ema, optimizer):
+    "Loads at once, when the object is made, so that a save cannot follow a training."
+    store = Right(path, model, ema, optimizer)
+    step = store.load()
+    return SimpleNamespace(save=store.save, load=lambda: step)
+
+
+def inside_the_with(self, step):
+    with open(self.aside(), "wb", buffering=0) as file:
+        self.write(self.state(step), file)
+        self.place(self.aside())
+
+
 def load_by_library(self, step):
     with atomic_file(self.path) as part:
         torch.save(self.state(step), part)
@@ -242,7 +300,7 @@ def closures(path, model, ema, optimizer):
 
 def update(
     rate=lambda s: 2e-3 * min(1, (s + 1) / 20, (400 - s) / 200),
-    keep=lambda s: min(0.99, (1 + s) / (10 + s)),
+    keep=lambda s: min(0.95, (1 + s) / (10 + s)),
     set_rate="first",
     clear=True,
     clip=1.0,
@@ -306,7 +364,7 @@ def clipped(how, late=False):
         optimizer.step()
         if late:
             norm = how(model.parameters(), 1.0)
-        share = min(0.99, (1 + step) / (10 + step))
+        share = min(0.95, (1 + step) / (10 + step))
         with torch.no_grad():
             for slow, fast in zip(mean.parameters(), model.parameters()):
                 slow.lerp_(fast, 1 - share)
@@ -315,9 +373,52 @@ def clipped(how, late=False):
     return answer
 
 
+def twice(model, mean, optimizer, loss, step):
+    for group in optimizer.param_groups:
+        group["lr"] = 2e-3 * min(1, (step + 1) / 20, (400 - step) / 200)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.step()
+
+
+def without_decay(model, mean, optimizer, loss, step):
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    return update()(model, mean, optimizer, loss, step)
+
+
+def scaled(model, mean, optimizer, loss, step):
+    got = update(set_rate=None)(model, mean, optimizer, loss, step)
+    for group in optimizer.param_groups:
+        group["lr"] *= min(1, (step + 1) / 20, (400 - step) / 200)
+    return got
+
+
+def each_alone(model, mean, optimizer, loss, step):
+    "Each weight's gradient clipped by its own norm."
+    for group in optimizer.param_groups:
+        group["lr"] = 2e-3 * min(1, (step + 1) / 20, (400 - step) / 200)
+    optimizer.zero_grad()
+    (300 * loss).backward()
+    for p in model.parameters():
+        torch.nn.utils.clip_grad_norm_([p], 1.0)
+    optimizer.step()
+
+
+def set_data(model, mean, optimizer, loss, step):
+    "Through .data, and the gradients zeroed in place."
+    got = update(average="lost")(model, mean, optimizer, loss, step)
+    keep = min(0.95, (1 + step) / (10 + step))
+    for slow, fast in zip(mean.parameters(), model.parameters()):
+        slow.data = keep * slow.data + (1 - keep) * fast.data
+    return got
+
+
 def with_a_graph(model, mean, optimizer, loss, step):
     got = update(average="lost")(model, mean, optimizer, loss, step)
-    share = min(0.99, (1 + step) / (10 + step))
+    share = min(0.95, (1 + step) / (10 + step))
     for slow, fast in zip(mean.parameters(), model.parameters()):
         slow.mul_(share).add_((1 - share) * fast)
     return got
@@ -331,7 +432,7 @@ def whole_state(model, mean, optimizer, loss, step):
     norm = torch.nn.utils.clip_grad_norm_(list(model.parameters()), 1)
     optimizer.param_groups[:] = [group | {"lr": rate} for group in optimizer.param_groups]
     optimizer.step()
-    share = min(0.99, (1 + step) / (10 + step))
+    share = min(0.95, (1 + step) / (10 + step))
     weights = model.state_dict()
     mean.load_state_dict(
         {k: share * v + (1 - share) * weights[k] for k, v in mean.state_dict().items()}
@@ -404,6 +505,15 @@ MISTAKES = {
         (otherwise(restore=rebound), "the model's weights must be as saved"),
         (otherwise(save=remembered, load=recalled), "the old checkpoint counts"),
         (otherwise(save=two_files, load=read_two), "raised FileNotFoundError"),
+        (otherwise(write=folder_synced), "before os.fsync"),
+        (otherwise(state=half_size), "the average must be as saved"),
+        (otherwise(restore=assigned), "two steps later"),
+        (otherwise(save=cleaned_up), "raised FileNotFoundError"),
+        (otherwise(save=synced_before), "Flush first"),
+        (otherwise(state=counted), "must return the step 3, yours returned 1"),
+        (otherwise(save=once), "the second save left the old file"),
+        (otherwise(aside=lambda self: self.path.with_suffix(".pt")), "into the old checkpoint"),
+        (loaded_on_creation, "to make the object must change nothing"),
         (otherwise(save=lambda self: None), "yours takes ()"),
         (lambda path, model, ema, optimizer: path.touch(), "`return` missing"),
         (lambda path, model, ema, optimizer: {}, "the methods save(step) and load()"),
@@ -420,9 +530,9 @@ MISTAKES = {
         (update(clip=1e9), "clipped and only then used"),
         (clipped(torch.nn.utils.clip_grad_norm_, late=True), "clipped and only then used"),
         (clipped(torch.nn.utils.clip_grad_value_), "grad_norm in the log is None"),
-        (update(keep=lambda s: 1 - min(0.99, (1 + s) / (10 + s))), "wrong way round"),
-        (update(keep=lambda s: 0.99), "warm-up of the average is gone"),
-        (update(keep=lambda s: max(0.99, (1 + s) / (10 + s))), "is the smaller of"),
+        (update(keep=lambda s: 1 - min(0.95, (1 + s) / (10 + s))), "wrong way round"),
+        (update(keep=lambda s: 0.95), "warm-up of the average is gone"),
+        (update(keep=lambda s: max(0.95, (1 + s) / (10 + s))), "is the smaller of"),
         (update(keep=lambda s: 0.0), "the new weights themselves"),
         (update(average="before"), "the weights before the step"),
         (update(average="first"), "the average must keep"),
@@ -436,6 +546,13 @@ MISTAKES = {
             "the log must say lr",
         ),
         (lambda *a: None, "the optimizer still has"),
+        (update(clip=0.1), "not those after one clipped step"),
+        (update(keep=lambda s: min(0.95, (2 + s) / (11 + s))), "must keep 0.357"),
+        (update(keep=lambda s: (1 + s) / (10 + s)), "must keep 0.950"),
+        (twice, "not those after one clipped step"),
+        (without_decay, "not those after one clipped step"),
+        (scaled, "the optimizer works with"),
+        (each_alone, "not those after one clipped step"),
     ],
     "train_experiment": [
         (report(better=(0, 1, 7)), "bin 1: the means differ by +0.001"),
@@ -462,6 +579,21 @@ MISTAKES = {
         (report(yours=runs(UNIFORM, [float("nan")] * 8, AFTER[1])), "finite and above 0"),
         (report(yours=runs(UNIFORM, *AFTER, seconds=0)), "cpu_seconds in yours must be above 0"),
         (report(yours=[x for r in runs(UNIFORM, *AFTER) for x in r["bins"]]), "trial(…) returns"),
+        (report(worse=(1, 2, 3, 4, 5, 6)), "bin 1: the means differ by +0.001"),
+        (report(yours=runs(UNIFORM, *AFTER, AFTER[1], seeds=(0, 1, 2))), "gave the same losses"),
+        (
+            report(
+                yours=runs(UNIFORM, *AFTER, [x + 0.01 for x in AFTER[1]], seeds=(0, 1, 2)),
+            ),
+            "both sides need the same seeds",
+        ),
+        (report(runs(UNIFORM, *AFTER), runs({}, *BEFORE)), "the baseline is the recipe as it is"),
+        (report(yours=runs(UNIFORM, 0.21, 0.2)), "must have the shape (8,)"),
+        (report(yours=runs("uniform", *AFTER)), "must be a dict of what is not"),
+        (report(yours=runs(UNIFORM, *AFTER, seconds="4 s")), "must be one number"),
+        (report(yours=runs(UNIFORM, *AFTER, seconds=-4.0)), "must be above 0"),
+        (report(yours=runs(UNIFORM, *([-x for x in y] for y in AFTER))), "finite and above 0"),
+        (report(better=(0, -1)), "numbered from 0 to 7"),
         (without("worse"), "the report lacks ['worse']"),
         (dict(report(), better=3), "a list of bins"),
         (dict(report(), baseline=runs({}, *BEFORE)[0]), "a list of at least two runs"),
@@ -475,9 +607,13 @@ RIGHT = [
     ("train_checkpoint", otherwise(save=by_descriptors)),
     ("train_checkpoint", otherwise(save=synced_whole)),
     ("train_checkpoint", closures),
+    ("train_checkpoint", otherwise(save=inside_the_with)),
     ("train_update", update()),
     ("train_update", whole_state),
+    ("train_update", set_data),
     ("train_experiment", report()),
+    ("train_experiment", report(yours=runs(UNIFORM, *AFTER)[::-1], better=(0, 7, 7))),
+    ("train_experiment", report(yours=runs(UNIFORM, *AFTER, seconds=0.5))),
     ("train_experiment", report(better={7, 0}, worse=(6, 5, 4, 3, 2), note="uniform times")),
 ]
 # They change what they are given.
