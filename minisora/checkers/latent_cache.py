@@ -198,15 +198,18 @@ class _Encoder:
 # %% ../../nbs/checkers/latent_cache.ipynb #18f45dd2
 @contextmanager
 def _at_every_moment(encode):
-    "Hint if the journal on the disk ever has a line whose data are not there yet."
+    "Hint if the journal on the disk ever has a line whose data are not there, or loses one."
     sizes = [0, *np.cumsum([z.nbytes for z in encode.latents]).tolist()]
     early = []
+    most = 0
 
     def look(frame, event, arg):
+        nonlocal most
         if event in ('return', 'c_return') and not early:
             size, lines = encode.on_disk()
-            if size < sizes[min(lines, len(encode.latents))]:
-                early.append(lines - 1)
+            most = max(most, min(lines, len(encode.latents)))
+            if size < sizes[most] or lines < most:
+                early.append(most - 1)
 
     before = sys.getprofile()
     sys.setprofile(look)
@@ -214,9 +217,9 @@ def _at_every_moment(encode):
         yield
     finally:
         sys.setprofile(before)
-    require(not early, f'for a moment the journal on the disk had the line of batch {early} and '
-                       'latents.bin had not its bytes; killed then, it is lost. First the data, '
-                       'flushed, then the line, and what counts is not written again')
+    require(not early, f'for a moment the bytes of batch {early} or its line were not on the disk, '
+                       'after its line had been; killed then, it is lost. First the data, flushed, '
+                       'then the line, and what counts is not written again')
 
 # %% ../../nbs/checkers/latent_cache.ipynb #b2bed87f
 def _check_files(folder, when):

@@ -38,8 +38,9 @@ def _as_runs(report, side):
     runs = sorted((_as_run(run, side) for run in runs), key=lambda run: run['seed'])
     seeds = [run['seed'] for run in runs]
     require(len(set(seeds)) == len(seeds), f'the runs in {side} must have different seeds: {seeds}')
-    same = any(a['bins'].equal(b['bins']) for a, b in zip(runs, runs[1:]))
-    require(not same, f'two seeds in {side} gave the same losses: was the seed handed on?')
+    different = {tuple(run['bins'].tolist()) for run in runs}
+    require(len(different) == len(runs),
+            f'two seeds in {side} gave the same losses: was the seed handed on?')
     require(all(run['change'] == runs[0]['change'] for run in runs),
             f'the runs in {side} must differ in nothing but the seed')
     return runs

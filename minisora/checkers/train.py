@@ -356,6 +356,8 @@ def _check_weights(model, before, step):
         'the gradients of the step before are still in it': _updated(step, stale=True)[0],
         'the step was made with the old rate: set the rate before it':
             _updated(step, rate=lambda s: None)[0]}, 1e-5, f'at step {step}')
+    require(all(p.requires_grad for p in model.parameters()),
+            'the weights must still be trainable after the update (requires_grad)')
 
 # %% ../../nbs/checkers/train.ipynb #24a621db
 def _check_average(average, before, step):

@@ -132,6 +132,31 @@ def sum_over_file(folder, batches, encode):
     return writer(crc=crc)(folder, batches, encode)
 
 
+def journal_rewritten(folder, batches, encode):
+    "Tidies the journal up in the end."
+    done = writer()(folder, batches, encode)
+    path = folder / "journal.txt"
+    path.write_bytes(path.read_bytes())
+    return done
+
+
+DONE = {}
+
+
+def in_memory(folder, batches, encode):
+    "Knows what was done while the process lives."
+    done = DONE.setdefault(str(folder), 0)
+    with open(folder / "latents.bin", "ab") as data, open(folder / "journal.txt", "a") as journal:
+        for batch in batches[done:]:
+            raw = encode(batch).tobytes()
+            line = dict(start=data.tell(), bytes=len(raw), crc=zlib.crc32(raw))
+            data.write(raw)
+            data.flush()
+            print(json.dumps(line), file=journal, flush=True)
+            DONE[str(folder)] += 1
+    return len(batches) - done
+
+
 def appended_whole(folder, batches, encode):
     "Rewrites both files after every batch: for a moment all is gone."
     data = (folder / "latents.bin").read_bytes() if (folder / "latents.bin").exists() else b""
@@ -251,6 +276,11 @@ MISTAKES = {
         (writer(line_first=True), "First the data, flushed, then the line"),
         (not_cut, "cut off what no line"),
         (sum_over_file, "line 1 of the journal must say"),
+        (journal_rewritten, "what counts is not written again"),
+        (in_memory, "cut off what no line"),
+        (lambda f, b, encode: writer()(f, b, lambda x: encode(x).T.copy()), "is wrong from byte 2"),
+        (lambda f, b, encode: writer()(f, b[::2], encode), "48 bytes of latents are on disk"),
+        (lambda f, b, encode: writer()(f.parent, b, encode), "0 bytes of latents are on disk"),
         (appended_whole, "what counts is not written again"),
         (writer(start=lambda end: end // 2), "line 1 of the journal must say"),
         (lambda folder, batches, encode: None, "`return` missing"),
@@ -277,6 +307,11 @@ MISTAKES = {
         (looked_up_unsorted, "is not sample"),
         (in_place, "raised ValueError"),
         (rounded_mean, "is not sample"),
+        (lambda s, i, m, d: reader()(s, i % len(s[0]), m, d), "is not sample"),
+        (lambda s, i, m, d: reader()(s, i, m, d**0.5), "is not sample"),
+        (lambda s, i, m, d: reader()(s, i, m, d).round(2), "is not sample"),
+        (lambda s, i, m, d: torch.tensor(reader()(s, i, m, d)).bfloat16().float(), "is not sample"),
+        (lambda s, i, m, d: reader()(s[::-1], i, m, d), "is not sample"),
         (lambda s, i, m, d: reader()(s, i + 1 - (i > 0), m, d)[::-1], "is not sample"),
         (lambda s, i, m, d: reader()(s, i[::-1], m, d), "is not sample"),
         (lambda s, i, m, d: reader()(s, i, m, d).transpose(0, 2, 1, 3, 4), "must have the shape"),

@@ -245,6 +245,28 @@ def loaded_on_creation(path, model, ema, optimizer):
     return SimpleNamespace(save=store.save, load=lambda: step)
 
 
+def with_a_copy(self, step):
+    "A copy is kept, and the checkpoint itself written over."
+    if self.path.exists():
+        shutil.copy(self.path, self.path.with_suffix(".old"))
+    rewritten(self, step)
+
+
+def without_moments(self, step):
+    state = Right.state(self, step)
+    state["optimizer"]["state"] = {}
+    return state
+
+
+def zero_after_a_kill(self):
+    return 0 if self.aside().exists() else Right.load(self)
+
+
+def linked(self, part):
+    self.path.unlink(missing_ok=True)
+    os.link(part, self.path)
+
+
 def inside_the_with(self, step):
     with open(self.aside(), "wb", buffering=0) as file:
         self.write(self.state(step), file)
@@ -407,6 +429,26 @@ def each_alone(model, mean, optimizer, loss, step):
     optimizer.step()
 
 
+def frozen(model, mean, optimizer, loss, step):
+    got = update()(model, mean, optimizer, loss, step)
+    model.requires_grad_(False)
+    return got
+
+
+def another_optimizer(model, mean, optimizer, loss, step):
+    rate = 2e-3 * min(1, (step + 1) / 20, (400 - step) / 200)
+    another = torch.optim.AdamW(model.parameters(), rate)
+    return update()(model, mean, another, loss, step)
+
+
+def all_but_one(model, mean, optimizer, loss, step):
+    last = list(mean.parameters())[-1]
+    before = last.clone()
+    got = update()(model, mean, optimizer, loss, step)
+    last.data = before
+    return got
+
+
 def set_data(model, mean, optimizer, loss, step):
     "Through .data, and the gradients zeroed in place."
     got = update(average="lost")(model, mean, optimizer, loss, step)
@@ -513,6 +555,10 @@ MISTAKES = {
         (otherwise(state=counted), "must return the step 3, yours returned 1"),
         (otherwise(save=once), "the second save left the old file"),
         (otherwise(aside=lambda self: self.path.with_suffix(".pt")), "into the old checkpoint"),
+        (otherwise(save=with_a_copy), "writes into the old checkpoint"),
+        (otherwise(state=without_moments), "the optimizer's state must be as saved"),
+        (otherwise(load=zero_after_a_kill), "must return the step 5, yours returned 0"),
+        (otherwise(place=linked), "writes into the old checkpoint"),
         (loaded_on_creation, "to make the object must change nothing"),
         (otherwise(save=lambda self: None), "yours takes ()"),
         (lambda path, model, ema, optimizer: path.touch(), "`return` missing"),
@@ -552,6 +598,10 @@ MISTAKES = {
         (twice, "not those after one clipped step"),
         (without_decay, "not those after one clipped step"),
         (scaled, "the optimizer works with"),
+        (frozen, "still be trainable"),
+        (another_optimizer, "the log says one rate"),
+        (all_but_one, "the average must keep"),
+        (update(log=lambda loss, rate, norm: dict(loss=loss.item(), lr=rate)), "line of the log"),
         (each_alone, "not those after one clipped step"),
     ],
     "train_experiment": [
@@ -593,6 +643,16 @@ MISTAKES = {
         (report(yours=runs(UNIFORM, *AFTER, seconds="4 s")), "must be one number"),
         (report(yours=runs(UNIFORM, *AFTER, seconds=-4.0)), "must be above 0"),
         (report(yours=runs(UNIFORM, *([-x for x in y] for y in AFTER))), "finite and above 0"),
+        (
+            report(
+                runs({}, *BEFORE, BEFORE[0], seeds=(0, 1, 2)),
+                runs(UNIFORM, *AFTER, AFTER[0], seeds=(0, 1, 2)),
+            ),
+            "gave the same losses",
+        ),
+        (report(runs({}, *BEFORE, valid="other clips")), "the same held-out clips"),
+        (report(better=(0, 3, 7)), "bin 3: the means differ by -0.028"),
+        (report(better="07"), "must be one number, not '0'"),
         (report(better=(0, -1)), "numbered from 0 to 7"),
         (without("worse"), "the report lacks ['worse']"),
         (dict(report(), better=3), "a list of bins"),
