@@ -59,7 +59,7 @@ def _as_tensor(value, name, wanted='a tensor'):
     try:
         if torch.is_tensor(value):
             return value.detach().cpu()
-        return torch.as_tensor(np.asarray(value))
+        return torch.as_tensor(np.array(value, order='C'))
     except (TypeError, ValueError, RuntimeError):
         raise Hint(f'{name} must be {wanted}, not {_describe(value)}') from None
 
