@@ -213,7 +213,7 @@ def autoencoder_causal_conv(answer):
         told = 'a change of frame 6 reached an earlier one' if ahead else 'y is not the convolution'
         compare(y, _conv(x, weight), told, _conv_mistakes(x, weight), case=case)
         start = x[:, :, :1].expand(-1, -1, k - 1, -1, -1)
-        if k > 1:
+        if k > 1 or past is not None:
             _check_past(past, x, start, k)
         for at, count in ((4, 1), (5, 2), (5, 4)):
             before = torch.cat([start, x[:, :, :at]], 2)[:, :, at:]
@@ -221,7 +221,7 @@ def autoencoder_causal_conv(answer):
             got, past = conv.several(('y', 'past'), piece, weight, before)
             got = as_floats(got, (3, 4, count, 5, 7), f'y of a piece of {count}')
             _check_piece(got, conv, piece, weight, before, f'{case}, a piece of {count}')
-            if k > 1:
+            if k > 1 or past is not None:
                 _check_past(past, piece, before, k)
     print('✓ causal, and the pieces of a stream fit together')
 
@@ -237,19 +237,21 @@ _DEVIATIONS = {
     'there is no noise: the decoder sees the mean': lambda v: torch.zeros_like(v)}
 _ERRORS = {
     '': lambda d, s: d.square().flatten(1).sum(1).mean() / (2 * s * s),
-    'the error is averaged over the numbers of a frame, and the rate is summed: the error counts '
-    'far too little': lambda d, s: d.square().mean() / (2 * s * s),
+    'the error is averaged over the numbers of a frame: it counts far too little':
+        lambda d, s: d.square().mean() / (2 * s * s),
     'the error is summed over the batch too': lambda d, s: d.square().sum() / (2 * s * s),
     'the error is not divided by 2σ²': lambda d, s: d.square().flatten(1).sum(1).mean(),
     'the 2 of 2σ² is missing': lambda d, s: d.square().flatten(1).sum(1).mean() / (s * s),
     'the error is divided by 2σ, not by 2σ²':
         lambda d, s: d.square().flatten(1).sum(1).mean() / (2 * s),
+    'the error is divided by σ, not by 2σ²':
+        lambda d, s: d.square().flatten(1).sum(1).mean() / s,
     'the error is multiplied by 2σ²':
         lambda d, s: d.square().flatten(1).sum(1).mean() * (2 * s * s),
     'the error is not squared': lambda d, s: d.abs().flatten(1).sum(1).mean() / (2 * s * s),
     'the error has its root taken': lambda d, s: d.flatten(1).norm(dim=1).mean() / (2 * s * s),
-    'the error is subtracted: it must fall': lambda d, s: -d.square().flatten(1).sum(1).mean() / (
-        2 * s * s),
+    'the error is subtracted: it must fall':
+        lambda d, s: -d.square().flatten(1).sum(1).mean() / (2 * s * s),
     'there is no error': lambda d, s: 0 * d.sum()}
 
 # %% ../../nbs/checkers/autoencoder.ipynb #f2f2f05f
@@ -262,15 +264,23 @@ _RATES = {
     'the rate is averaged over the latents of a frame; it is their sum':
         lambda m, v, s: _kl_of(m, v).mean(),
     'the rate is summed over the batch too': lambda m, v, s: _kl_of(m, v).sum(),
-    'the rate is multiplied by 2σ² and the error by nothing less':
+    'the rate is multiplied by 2σ²':
         lambda m, v, s: 2 * s * s * _kl_of(m, v).flatten(1).sum(1).mean(),
     'the rate lacks its ½': lambda m, v, s: 2 * _kl_of(m, v).flatten(1).sum(1).mean(),
     'the rate lacks its −1': lambda m, v, s: (_kl_of(m, v) + .5).flatten(1).sum(1).mean(),
+    'the rate takes σ for σ²':
+        lambda m, v, s: (.5 * (m ** 2 + (v / 2).exp() - 1 - v)).flatten(1).sum(1).mean(),
+    'the rate takes log σ for log σ²':
+        lambda m, v, s: (_kl_of(m, v) + v / 4).flatten(1).sum(1).mean(),
+    'the rate takes |μ| for μ²':
+        lambda m, v, s: (_kl_of(m, v) + (m.abs() - m ** 2) / 2).flatten(1).sum(1).mean(),
+    'the rate is that of N(0, 1) from the posterior; the other way round is asked for':
+        lambda m, v, s: (.5 * ((m ** 2 + 1) / v.exp() - 1 + v)).flatten(1).sum(1).mean(),
     'the rate is subtracted: latents that tell more must cost more':
         lambda m, v, s: -_kl_of(m, v).flatten(1).sum(1).mean(),
     'there is no rate': lambda m, v, s: 0 * m.sum()}
 
-
+# %% ../../nbs/checkers/autoencoder.ipynb #0994a341
 def _explained(got, batches, encode, decode, noise, sigma):
     """The fewest mistakes of noise, error and rate that together give `got` (2,), the losses of
     two batches, or None."""
@@ -340,6 +350,9 @@ def autoencoder_elbo(answer):
         require(kept, 'return the loss as a tensor, from which gradients flow, not as a number')
         as_floats(raw, (), 'the loss')
         got = [float(loss.floats((), b, encode, decode, noise, sigma)) for b in batches]
+        again = float(loss.floats((), x, encode, decode, noise, sigma))
+        same = near(again, got[0], 1e-6)
+        require(same, 'two calls with equal arguments differ: the noise is an argument')
         wrong = _explained(got, batches, encode, decode, noise, sigma)
         case = f'{batch} frames of {height}×{width}, σ = {sigma}'
         told = 'not the error over 2σ², summed over a frame, plus the KL, summed over its latents'

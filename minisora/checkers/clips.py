@@ -168,10 +168,10 @@ def _ring_mistakes(x, y, radius, width, color, size):
         soft + 'begins only at d = 0': film(edge=lambda d: (-d).clamp(0, 1)),
         soft + 'begins already at d = 1': film(edge=lambda d: (1 - d).clamp(0, 1)),
         soft + 'takes two': film(edge=lambda d: (.5 - d / 2).clamp(0, 1)),
-        **_ring_confusions(x, y, radius, width, color, film)}
+        **_ring_confusions(x, y, radius, width, color, size, film)}
 
 # %% ../../nbs/checkers/clips.ipynb #ac0200a4
-def _ring_confusions(x, y, radius, width, color, film):
+def _ring_confusions(x, y, radius, width, color, size, film):
     "More of `_ring_mistakes`: those of what the arguments are."
     return {
         'radius reaches to the middle of the band, not to its outer edge':
@@ -184,6 +184,7 @@ def _ring_confusions(x, y, radius, width, color, film):
             film(x[:1].expand_as(x), y[:1].expand_as(y)),
         'every frame has its own radius: yours stays that of frame 0':
             film(radius=radius[:1].expand_as(radius)),
+        'that is mirrored: x is counted from the left': film(x=size[1] - x),
         'that plays backwards': film(x.flip(0), y.flip(0), radius.flip(0)),
         'the ring is white: where is its color?': film(color=torch.full((3,), 255.)),
         'red and blue are exchanged': film(color=color.flip(0)),
@@ -214,6 +215,8 @@ def _check_ring(got, case):
         return
     named = [hint for hint, wrong in _ring_mistakes(*case).items() if _same_bytes(got, wrong)]
     cut = bool((got == (want + 1e-4).floor()).all())
+    up = bool((got == (want - 1e-4).ceil()).all())
+    require(not up, 'rounded up: a byte takes the nearest whole number')
     require(not cut, 'rounded down: a byte takes the nearest whole number, so round first')
     require(not named, next(iter(named), ''))
     c, t, i, j = ((got - want).abs() > .51).nonzero()[0].tolist()
@@ -231,7 +234,8 @@ def clips_ring(answer):
         y = 2 + unit[1] * (height - 4)
         radius = 2.3 + unit[2] * height / 4
         thick = 1.2 + 1.4 * unit[3, 0].item()
-        color = torch.randint(20, 256, (3,), generator=generator).float()
+        color = 20 + 235 * torch.rand(3, generator=generator)
+        color[frames % 3] = 255
         case = (x, y, radius, thick, color, (height, width))
         got = draw(*case)
         shape = (3, frames, height, width)
@@ -298,6 +302,24 @@ def _told_reading(got, film, frames):
                     return [hint for hint in (axes, at, numbers) if hint]
     return None
 
+# %% ../../nbs/checkers/clips.ipynb #248641fc
+def _told_frames(got, film, frames):
+    "What is wrong with a clip of which no known mistake is the cause."
+    low = got.min().item()
+    high = got.max().item()
+    range_ = f'black must be -1 and byte 255 must be 1; yours run from {low:.3g} to {high:.3g}'
+    if not near([low, high], [-1, 1]):
+        return range_
+    shown = _LAYOUTS[''](film.double()) / 127.5 - 1
+    for k, right in enumerate(_read_frames(len(film), frames)['']):
+        same = [j for j in range(len(film)) if near(got[:, k], shown[:, j])]
+        if not same:
+            return f'frame {k} of your clip is no frame of the film: are the axes in order?'
+        if right not in same:
+            return (f'frame {k} of your clip is frame {same[0]} of the film; in the middle of part '
+                    f'{k} of {frames} (counted from 0) another one is on screen')
+    return 'that is not the clip'
+
 # %% ../../nbs/checkers/clips.ipynb #15363f50
 def clips_reading(answer):
     "`answer(film, frames)`: bytes (N, H, W, 3) to `frames` of them, (3, T, H, W) in [-1, 1]."
@@ -314,9 +336,6 @@ def clips_reading(answer):
         except Hint as hint:
             raise Hint(f'{case}: {hint}') from None
         wrong = _told_reading(got, film, frames)
-        low = got.min().item()
-        high = got.max().item()
-        told = (f'yours run from {low:.3g} to {high:.3g}, and not in the order of a clip: look at '
-                'a film of one frame, then at one of one color')
-        require(wrong == [], f'{case}: ' + (told if wrong is None else '; and '.join(wrong)))
+        told = _told_frames(got, film, frames) if wrong is None else '; and '.join(wrong)
+        require(wrong == [], f'{case}: {told}')
     print('✓ the right frames, the right axes, the right range')

@@ -108,6 +108,11 @@ MISTAKES = {
         (lambda *case: ring(*case).transpose(0, 1), "must have the shape"),
         (lambda *case: ring(*case[:5], case[5][::-1]), "must have the shape"),
         (lambda *case: ring(*case).flip(1), "plays backwards"),
+        (lambda x, y, r, w, c, s: ring(x, y, r, w, c.byte(), s), "must be"),
+        (lambda x, y, r, w, c, s: ring(s[1] - x, y, r, w, c, s), "mirrored"),
+        (wrong(to_bytes=torch.ceil), "rounded up"),
+        (lambda *case: ring(*case).clamp(max=254), "must be"),
+        (lambda x, y, r, w, c, s: ring(x.roll(1), y.roll(1), r.roll(1), w, c, s), "must be"),
     ],
     "clips_reading": [
         (read(first, reshaped, lambda v: v / 255), "torn apart"),
@@ -130,9 +135,13 @@ MISTAKES = {
         (read(scale=lambda v: v / 128 - 1), "0.992"),
         (read(scale=lambda v: v), "still 0 to 255"),
         (read(scale=lambda v: v / 255 - 0.5), "-0.5"),
-        (read(scale=lambda v: (v - v.mean()) / v.std()), "not in the order"),
+        (read(scale=lambda v: (v - v.mean()) / v.std()), "yours run from -1.72"),
         (lambda f, k: f[middle(len(f), k)].permute(3, 0, 1, 2) * 2 / 255 - 1, "end at 255"),
         (lambda f, k: f[middle(len(f), k)].permute(3, 0, 1, 2), "must hold floats"),
+        (read(lambda n, k: ((torch.arange(k) + 1) * n / (k + 1)).long()), "is frame 2 of the film"),
+        (read(axes=lambda f: f.transpose(0, 3).reshape(3, *f.shape[:3])), "no frame of the film"),
+        (read(axes=lambda f: f.float().mean(-1).expand(3, -1, -1, -1)), "yours run from"),
+        (read(lambda n, k: torch.zeros(k).long()), "frame 0 of your clip is frame 0"),
     ],
 }
 RIGHT = [
