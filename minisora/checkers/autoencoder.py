@@ -328,8 +328,10 @@ def _check_gradients(got, want, weights):
     require(got.requires_grad, f'{lost} the networks: is there a no_grad, a detach or an item()?')
     found = torch.autograd.grad(got, weights, allow_unused=True)
     right = torch.autograd.grad(want, weights)
-    for name, a, b in zip(('encoder', 'decoder'), found, right):
-        require(a is not None, f'{lost} the {name}: is something detached?')
+    both = ('encoder', 'decoder')
+    missing = [name for name, a in zip(both, found) if a is None]
+    require(not missing, f'{lost} the {" or the ".join(missing)}: is something detached?')
+    for name, a, b in zip(both, found, right):
         whole = near(a / b.abs().max(), b / b.abs().max(), 1e-3)
         require(whole, f'the value is right, but only a part of the gradient reaches the {name}')
 

@@ -163,6 +163,7 @@ MISTAKES = {
         (lambda x, e, d, n, s: loss()(x, e, lambda z: d(0 * z + z.mean(0)), n, s), "not the error"),
         (loss(cost=lambda m, v: per_frame(rate(m, v) + v / 4)), "log σ for log σ²"),
         (loss(cost=lambda m, v: per_frame(rate(m, v)).detach()), "only a part of the gradient"),
+        (lambda x, e, d, n, s: loss()(x, e, lambda z: d(z).detach(), n, s), "reaches the decoder"),
         (lambda *a: loss()(*a).item(), "as a tensor, from which gradients flow"),
         (lambda *a: -loss()(*a), "error is subtracted"),
         (loss(error=lambda d, s: d.square().flatten(1).sum(1) / (2 * s**2)), "have the shape ()"),

@@ -141,6 +141,7 @@ MISTAKES = {
         (read(lambda n, k: ((torch.arange(k) + 1) * n / (k + 1)).long()), "is frame 2 of the film"),
         (read(axes=lambda f: f.transpose(0, 3).reshape(3, *f.shape[:3])), "no frame of the film"),
         (read(axes=lambda f: f.float().mean(-1).expand(3, -1, -1, -1)), "yours run from"),
+        (read(scale=lambda v: 2 * (v - v.min()) / (v.max() - v.min()) - 1), "bytes 40 and 167"),
         (read(lambda n, k: torch.zeros(k).long()), "frame 0 of your clip is frame 0"),
     ],
 }
