@@ -182,7 +182,7 @@ def _loss_mistakes(out, data, noise, x, axes):
         'the mean of only the last axes: all but the first':
             (error ** 2).flatten(2).mean(2).sum(1) if out.ndim > 2 else error[:, 0] ** 2}
 
-
+# %% ../../nbs/checkers/diffusion.ipynb #80db71f5
 def _schedule_mistakes(beta, k, data, noise):
     "As `_jump_mistakes`, for data of any shape, and a schedule other than the usual one."
     flat = data.flatten(1)
@@ -353,7 +353,7 @@ def _explain_step(step, shape, betas, k, want):
     require(False, f'{case}: right for inputs of one value, wrong for others: the step is a sum of '
             'x, noise and fresh, each times a number')
 
-
+# %% ../../nbs/checkers/diffusion.ipynb #991209f5
 def diffusion_ancestral_step(answer):
     "`ancestral_step(x, noise, k, betas, fresh)` is x_{k-1}: DDPM, algorithm 2, with β̃."
     step = Answer(answer, 'ancestral_step(x, noise, k, betas, fresh)')
@@ -367,7 +367,8 @@ def diffusion_ancestral_step(answer):
         want = _ancestral_factors(betas.double(), k)
         right = want[0] * x.double() + want[1] * noise + want[2] * fresh
         got = step.floats(shape, x, noise, k, betas, fresh)
-        if not near(got, right):
+        # β / (1 − ᾱ) at k = 0 is no more exact than this in float32
+        if not near(got, right, 1e-3 if betas is usual else 1e-4):
             _explain_step(step, shape, betas, k, want)
     print('✓ one step of algorithm 2')
 

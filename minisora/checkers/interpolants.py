@@ -128,7 +128,7 @@ def _mix_mistakes(path, t, data, noise):
         'the minus: x is the *sum* of α data and σ noise': _mixed(a, -s, data, noise),
         'that is the data, without noise': data, 'that is the noise alone': noise}
 
-
+# %% ../../nbs/checkers/interpolants.ipynb #7b97c603
 def _velocity_mistakes(path, t, data, noise):
     "What else may be asked for in place of the velocity, by the hints that name it."
     a, s, da, ds = _slopes(path, t)
@@ -147,7 +147,8 @@ def _velocity_mistakes(path, t, data, noise):
         'the term of the data is missing from the target': _mixed(0 * da, ds, data, noise),
         'the target is the noise: the velocity is asked for': noise + 0 * x,
         'the target is the data: the velocity is asked for': data + 0 * x,
-        'α data − σ noise is no velocity: α and σ must be differentiated': _mixed(a, -s, data, noise)}
+        'α data − σ noise is no velocity: α and σ must be differentiated':
+            _mixed(a, -s, data, noise)}
 
 # %% ../../nbs/checkers/interpolants.ipynb #e734c01d
 def _explain_flow(model, path, t, got, data, noise):
@@ -180,8 +181,9 @@ def _explain_flow(model, path, t, got, data, noise):
         'square first, then take the mean': error.mean(axes) ** 2,
         'the squares are missing': error.mean(axes), 'no factor ½': square / 2,
         'one loss per sample: yours has mixed the samples': square.mean().expand(len(out))}
-    compare(got, got + 1, f'{where} x is right, the loss is not: the mean of (model(x, t) − dx/dt)² '
-            'over all axes but the first, dx/dt by the derivatives of α and σ', mistakes, 1e-3)
+    told = 'x is right, the loss is not: the mean of (model(x, t) − dx/dt)² over all axes but the '
+    told += 'first, dx/dt by the derivatives of α and σ'
+    compare(got, got + 1, told, mistakes, 1e-3, where)
 
 # %% ../../nbs/checkers/interpolants.ipynb #2db8c859
 def interpolants_flow_loss(answer):

@@ -162,9 +162,8 @@ STEP = [
     (
         ancestral(
             lambda x, e, d, now, b, own: (
-                b.sqrt() * own * x + (1 - own).sqrt() * (1 - b) * d
+                (b.sqrt() * own * x + (1 - own).sqrt() * (1 - b) * d) / (1 - now)
             )
-            / (1 - now)
         ),
         "of the data and of x are swapped",
     ),
@@ -225,9 +224,12 @@ def by_logarithms(model, data, noise, k, betas):
     "In float64, the sum of squares divided by their number."
     bar = (1 - betas.double()).log().cumsum(0).exp()[k].reshape(-1, *[1] * (data.dim() - 1))
     out = model(bar.sqrt() * data + noise * torch.sqrt(1 - bar), k)
-    return torch.nn.functional.mse_loss(out, noise.to(out), reduction="none").reshape(
-        len(data), -1
-    ).sum(1) / data[0].numel()
+    return (
+        torch.nn.functional.mse_loss(out, noise.to(out), reduction="none")
+        .reshape(len(data), -1)
+        .sum(1)
+        / data[0].numel()
+    )
 
 
 def in_a_loop(model, data, noise, k, betas):
