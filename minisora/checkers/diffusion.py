@@ -16,6 +16,11 @@ def _noise(shape, seed):
     "Standard normal numbers, a function of the seed alone."
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
+def _same_again(first, second):
+    "Hint if two calls with the same arguments differ."
+    require(near(first, second), 'two calls with the same arguments differ: draw no random numbers '
+            'inside, all noise is handed in')
+
 # %% ../../nbs/checkers/diffusion.ipynb #432bc355
 def _mixed(signal, variance, data, noise, power=(.5, .5)):
     "signal^power · data + variance^power · noise; by default with roots."
@@ -62,7 +67,7 @@ def diffusion_forward_jump(answer):
     told = (f'at k = 500 yours is {a:.3f} · data + {s:.3f} · noise; it must be '
             f'{bar[2, 0].sqrt():.3f} · data + {(1 - bar[2, 0]).sqrt():.3f} · noise')
     mistakes = _jump_mistakes(beta, k, data, noise)
-    compare(got, _mixed(bar, 1 - bar, data, noise), told, mistakes, 1e-3)
+    compare(got, _mixed(bar, 1 - bar, data, noise), told, mistakes)
     print('✓ a thousand steps in one line')
 
 # %% ../../nbs/checkers/diffusion.ipynb #b71a1d8f
@@ -95,7 +100,7 @@ def diffusion_unpack_v(answer):
 def diffusion_ddim_step(answer):
     "`step(x, noise, a, s, a_next, s_next)` is the deterministic DDIM step."
     step = Answer(answer, 'step(x, noise, a, s, a_next, s_next)')
-    data = _noise(5, 1)
+    data = 3 * _noise(5, 1)
     noise = _noise(5, 2)
     for a, s, a_next, s_next in ((.28, .96, .6, .8), (.6, .8, .8, .6), (.6, .8, 1., 0.),
                                  (1., 0., .8, .6)):
@@ -225,6 +230,7 @@ def diffusion_ddpm_loss(answer):
         got = as_floats(got, shape[:1], f'the result of {loss.call}')
         require(got.isfinite().all(), f'the result of {loss.call} must be finite')
         if not near(got, want, 1e-3):
+            _same_again(got, loss(model, data, noise, k, betas))
             _explain_loss(model, k, x, got, data, noise, beta)
         weight = torch.ones((), requires_grad=True)
         trained = _Notes(shape, 'k', len(betas), weight)
@@ -286,6 +292,7 @@ def _mean_mistakes(beta, k):
             float((1 - before).sqrt() - (before * (1 - now) / now).sqrt())]
     later = bar[min(k + 1, len(bar) - 1)]
     return {
+        'x comes back unchanged': [1., 0.],
         'ᾱ before step 0 is 1: the index k − 1 = −1 takes the *last* one':
             _mean_factors(now, bar[k - 1], own),
         'the guess of the data is (x − σ noise)/α: your sign adds the noise':
@@ -306,8 +313,7 @@ def _mean_mistakes(beta, k):
         'ᾱ at k includes β at k; yours ends one step before': _mean_factors(before, before, own),
         'ᾱ is taken one step too late': _mean_factors(later, now, own),
         'ᾱ of the step before is needed too; yours takes that of k twice':
-            _mean_factors(now, now, own),
-        'x comes back unchanged': [1., 0.]}
+            _mean_factors(now, now, own)}
 
 # %% ../../nbs/checkers/diffusion.ipynb #d45b439d
 def _fresh_mistakes(beta, k):
@@ -369,6 +375,7 @@ def diffusion_ancestral_step(answer):
         got = step.floats(shape, x, noise, k, betas, fresh)
         # β / (1 − ᾱ) at k = 0 is no more exact than this in float32
         if not near(got, right, 1e-3 if betas is usual else 1e-4):
+            _same_again(got, step(x, noise, k, betas, fresh))
             _explain_step(step, shape, betas, k, want)
     print('✓ one step of algorithm 2')
 

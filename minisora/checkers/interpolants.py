@@ -12,7 +12,7 @@ import math
 import torch
 
 from .base import Answer, as_floats, as_number, compare, near, require
-from .diffusion import _Notes, _reaches
+from .diffusion import _Notes, _reaches, _same_again
 
 # %% ../../nbs/checkers/interpolants.ipynb #a4fd6847
 def _data_and_noise(*shape):
@@ -207,6 +207,7 @@ def interpolants_flow_loss(answer):
         got = as_floats(got, shape[:1], f'the result of {loss.call}')
         require(got.isfinite().all(), f'the result of {loss.call} must be finite')
         if not near(got, want, 2e-3):
+            _same_again(got, loss(model, data, noise, t, path))
             _explain_flow(model, path, t, got, data, noise)
         trained = _Notes(shape, 't', 1, torch.ones((), requires_grad=True))
         _reaches(answer, 'the loss must reach the weights of the model: without .detach(), .item() '

@@ -87,6 +87,17 @@ LOSS = [
     (loss(ask=lambda model, x, k: model(x, k).detach()), "reach the weights"),
     (unbroadcast, "broadcast"),
     (two_axes, "broadcast"),
+    (
+        lambda m, d, e, k, b: loss()(m, d, torch.randn_like(e), k, b),
+        "draw no random numbers",
+    ),
+    (
+        loss(
+            compare=lambda o, d, e: torch.nn.functional.huber_loss(o, e, reduction="none").mean(1)
+        ),
+        "shape (4,)",
+    ),
+    (loss(ask=lambda model, x, k: model(x.clamp(-1, 1), k)), "given the wrong x"),
 ]
 
 
@@ -176,6 +187,11 @@ STEP = [
         "the mean",
     ),
     (lambda x, e, k, betas, new: ancestral()(x, e, k - 1, betas, new), "the mean"),
+    (lambda x, e, k, betas, new: ancestral()(x, e, k, betas, new) if k else x, "unchanged"),
+    (
+        lambda x, e, k, betas, new: ancestral()(x, e, k, betas, torch.randn_like(new)),
+        "draw no random numbers",
+    ),
     (lambda x, e, k, betas, new: ancestral()(x, e, k, betas, new.mean() + 0 * new), "a sum of"),
     (lambda x, e, k, betas, new: ancestral()(x, e, k, betas, new).clamp(-1, 1), "step k = 2 of 5"),
 ]
@@ -193,6 +209,7 @@ DDIM = [
     (lambda x, e, a, s, b, r: b * (x - s * e) / a + s * e, "it must be 2.143 · x"),
     (lambda x, e, a, s, b, r: b * (x - r * e) / a + r * e, "has the factor σ, that of x itself"),
     (lambda x, e, a, s, b, r: x - r * e + r * e, "x has not moved"),
+    (lambda x, e, a, s, b, r: b * ((x - s * e) / a).clamp(-1, 1) + r * e, "it must be"),
     (lambda x, e, a, s, b, r: b * (x - s * e) / a + r * r * e, "no square, no root"),
 ]
 
