@@ -68,6 +68,14 @@ def test_a_description_says_what_the_code_draws():
     assert alts.description("%matplotlib inline\nshow(") == "Figure."
 
 
+def test_a_description_below_a_comment_reaches_the_page():
+    output = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo="}}
+    source = '# with yours\n#| fig-alt: "Three arms."\nplt.plot(x)'
+    cell = {"cell_type": "code", "id": "a1", "source": source, "outputs": [output]}
+    assert alts.describe({"cells": [cell]}) == []
+    assert cell["source"].startswith('#| fig-alt: "Three arms."\n# with yours')
+
+
 def test_a_clip_is_described_by_row_and_column():
     clip = '<td><figure><img class="clip" alt="" src="x"/></figure></td>'
     one = "<tr><th>real</th>" + clip + clip + "</tr>"
