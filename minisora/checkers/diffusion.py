@@ -159,13 +159,15 @@ class _Notes:
         return self.weight * (.7 * x + .3).sin() * rate + .1 * x
 
 
-def _reaches(function, hint, *args):
-    "Hint unless what the function returns, a tensor, has a gradient."
+def _reaches(function, hint, model, *args):
+    "Hint unless what the function returns, a tensor, has a gradient in the model's weight."
     try:
-        got = function(*(a.clone() if torch.is_tensor(a) else a for a in args))
+        got = function(model, *(a.clone() if torch.is_tensor(a) else a for a in args))
     except Exception:                           # as for a NumPy array, which has no gradient
         return
     require(torch.is_tensor(got) and got.requires_grad, hint)
+    slope, = torch.autograd.grad(got.sum(), model.weight, allow_unused=True)
+    require(slope is not None, hint)
 
 # %% ../../nbs/checkers/diffusion.ipynb #a7a7f5b7
 def _loss_mistakes(out, data, noise, x, axes):

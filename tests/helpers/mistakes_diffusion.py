@@ -83,6 +83,7 @@ LOSS = [
     (loss(ask=lambda model, x, k: model(x)), "called as model(x, k)"),
     (loss(ask=lambda model, x, k: 0 * x), "never asked"),
     (without_gradient, "reach the weights"),
+    (lambda *a: loss()(*a).detach().requires_grad_(), "reach the weights"),
     (as_numbers, "reach the weights"),
     (loss(ask=lambda model, x, k: model(x, k).detach()), "reach the weights"),
     (unbroadcast, "broadcast"),
