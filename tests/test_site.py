@@ -20,7 +20,7 @@ import node  # noqa: E402
 import pages  # noqa: E402
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in str(p))
-DESCRIBED = ("00", "01", "02", "03", "06", "07", "08", "09", "10", "13", "18")
+DESCRIBED = ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "13", "18")
 
 
 def read(path):
@@ -66,6 +66,14 @@ def test_a_description_says_what_the_code_draws():
     assert text == "Lines: two runs (loss against step), of train, … steps. Then that x"
     assert alts.description("plt.imshow(x); ax.set_title('a face')") == "Picture: a face."
     assert alts.description("%matplotlib inline\nshow(") == "Figure."
+
+
+def test_a_description_below_a_comment_reaches_the_page():
+    output = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo="}}
+    source = '# with yours\n#| fig-alt: "Three arms."\nplt.plot(x)'
+    cell = {"cell_type": "code", "id": "a1", "source": source, "outputs": [output]}
+    assert alts.describe({"cells": [cell]}) == []
+    assert cell["source"].startswith('#| fig-alt: "Three arms."\n# with yours')
 
 
 def test_a_clip_is_described_by_row_and_column():

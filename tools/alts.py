@@ -160,4 +160,7 @@ def describe(notebook):
             text = description(source, before).replace("\\", "").replace('"', "'")
             cell["source"] = f'#| fig-alt: "{text}"\n{source}'
             derived.append(cell.get("id"))
+        elif figures and not source.startswith("#|"):
+            # a page reads what stands above the code, not what stands below a comment
+            cell["source"] = f'#| fig-alt: "{own_alt(source)}"\n{source}'
     return derived
