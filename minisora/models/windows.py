@@ -6,6 +6,7 @@
 __all__ = ['Windows']
 
 # %% ../../nbs/models/windows.ipynb #26676a71
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from fastcore.basics import patch
 
-from ..core.checks import did_you_mean
+from ..core.checks import check_int
 from .layouts import LAYOUTS, Joint, pick_tokens
 from .positions import grid_indices
 
@@ -69,9 +70,11 @@ class Windows(Joint):
     axis. The default is W.A.L.T's pair: a frame, and 8 × 8 places through all frames. A window
     that does not divide the grid is padded, and padding is never attended to."""
     sizes: tuple = ((1, 0, 0), (0, 8, 8))
+    num_joint_images: int = 0        # single images behind the frames of a training clip
     can_route = False                # a window needs all its tokens
 
     def __post_init__(self):
+        check_int('Windows.num_joint_images', self.num_joint_images, minimum=0)
         try:
             sizes = tuple(tuple(window) for window in self.sizes)
         except TypeError:
@@ -96,42 +99,88 @@ class Windows(Joint):
         "A window: offsets beyond it do not occur."
         return self.window(i, grid)
 
+    def problems(self, config):
+        if not self.num_joint_images:
+            return
+        if all(window[0] != 1 for window in self.sizes):
+            yield 'layout', ': num_joint_images need a window of one frame, such as (1, 0, 0)'
+        if config.patch[0] != 1 or config.condition.num_tokens:
+            yield 'layout', (': num_joint_images needs patches of one frame, and no tokens in '
+                             'context')
+        if config.positions.kind == 'inflated':
+            yield 'layout', ": num_joint_images do not go with positions='inflated'"
+        if config.variable_size:
+            yield 'variable_size', ': a shorter clip and images behind frames look alike'
+
+
 # %% ../../nbs/models/windows.ipynb #11327f96
 @patch
 def window_bias(self: Windows, model, i, grid, like):
-    """The bias and the rotations of block i in each window, or None: bias (heads, n, n), or
-    (windows, heads or 1, 1 or n, n) where some are padded; rope (2, n, d/2)."""
+    """The relative bias of block i inside a window, (heads, n, n), or None; with −inf for the keys
+    that are padding, (windows, heads or 1, n or 1, n), where there are some."""
     window = self.window(i, grid)
     front = torch.arange(model.num_tokens, device=like.device)
     bias = model.block_bias(i)
-    rope = getattr(model, 'rope', None)
-    if bias is not None:
-        at = grid_indices(self.window(i, model.grid), window, like.device)
-        if torch.is_tensor(at):                                             # a smaller clip
-            bias, _ = pick_tokens(torch.cat([front, at + len(front)]), bias, None)
-    if rope is not None:
-        at = grid_indices(model.grid, window, like.device)
-        if torch.is_tensor(at):
-            _, rope = pick_tokens(torch.cat([front, at + len(front)]), None, rope)
+    at = grid_indices(self.window(i, model.grid), window, like.device)
+    if bias is not None and torch.is_tensor(at):                            # a smaller clip
+        bias, _ = pick_tokens(torch.cat([front, at + len(front)]), bias, None)
     padded = padding_bias(grid, window, len(front), like)
-    if padded is not None:
-        padded = rearrange(padded, 'f n -> f 1 1 n')
-        bias = padded if bias is None else bias + padded                    # (F, heads, n, n)
-    return bias, rope
+    if padded is None:
+        return bias
+    padded = rearrange(padded, 'f n -> f 1 1 n')
+    return padded if bias is None else bias + padded                        # (F, heads, n, n)
 
 
 @patch
+def window_rope(self: Windows, model, i, grid):
+    "The rotations of each window's tokens, (2, windows, slots + n, d/2), or None."
+    rope = getattr(model, 'rope', None)
+    if rope is None:
+        return None
+    front = model.num_tokens
+    frames = min(grid[0], model.grid[0])
+    at = grid_indices(model.grid, (frames, *grid[1:]), rope.device)
+    places = rope[:, front:][:, at]
+    first = places[:, :math.prod(grid[1:])].repeat(1, grid[0] - frames, 1)  # images: as frame 0
+    rows = partition(torch.cat([places, first], 1), grid, self.window(i, grid))
+    told = repeat(rope[:, :front], 'two s d -> two f s d', f=rows.shape[1])
+    return torch.cat([told, rows], 2)
+
+# %% ../../nbs/models/windows.ipynb #83e89aef
+@patch
 def apply_block(self: Windows, model, i, h, c, grid, kept=None):
     "Block i within its windows of h (B, slots + N, D) -> as h; the condition's tokens stay."
+    spans_time = self.sizes[i % self.period][0] != 1
+    if self.num_joint_images and spans_time and grid[0] == 1 < model.grid[0]:
+        return h                                                            # an image alone
     front = model.num_tokens
-    told, h = h[:, :front], h[:, front:]
+    told, clip, images = h.tensor_split([front, front + math.prod(grid)], 1)
+    if images.shape[1] and spans_time:
+        c = rearrange(c, '(b f) d -> b f d', b=len(h))[:, 0]                # the clip's (B, D)
+    elif images.shape[1]:
+        clip, images = h[:, front:], images[:, :0]
+        grid = (clip.shape[1] // math.prod(grid[1:]), *grid[1:])
+    clip = self.attend_in_windows(model, i, told, clip, c, grid)
+    return torch.cat([told, clip, images], 1)
+
+
+@patch
+def attend_in_windows(self: Windows, model, i, told, h, c, grid):
+    """Block i within its windows of all tokens h (B, N, D), each window with the condition's tokens
+    `told` (B, slots, D); c (B, D), or a row for each frame, (B · frames, D)."""
+    front = told.shape[1]
     window = self.window(i, grid)
     rows = partition(h, grid, window)                                       # (B, F, n, D)
     if front:
         rows = torch.cat([repeat(told, 'b s d -> b f s d', f=rows.shape[1]), rows], 2)
-    bias, rope = self.window_bias(model, i, grid, rows)
+    batch = len(rows)
+    bias = self.window_bias(model, i, grid, rows)
     if bias is not None and bias.ndim == 4:                                 # one for each window
-        bias = repeat(bias, 'f h q k -> (b f) h q k', b=len(rows))
+        bias = repeat(bias, 'f h q k -> (b f) h q k', b=batch)
+    rope = self.window_rope(model, i, grid)
+    if rope is not None:
+        rope = repeat(rope, 'two f n d -> two (b f) 1 n d', b=batch)
+    rows = rearrange(rows, 'b (k f) n d -> (b k) f n d', k=len(c) // batch)
     rows = model.layout.call_block(model, i, rows, c, bias, rope)
-    h = merge(rows[:, :, front:], grid, window)
-    return torch.cat([told, h], 1) if front else h
+    rows = rearrange(rows, '(b k) f n d -> b (k f) n d', b=batch)
+    return merge(rows[:, :, front:], grid, window)
