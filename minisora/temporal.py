@@ -190,6 +190,8 @@ def infer_layout(self: VideoDiT, x):
     if x.ndim == 5 and x.shape[1] == c.channels:
         if list(x.shape[3:]) == space and x.shape[2] in (frames, frames + most):
             return x.shape[2] - frames, self.grid
+        if c.layout.takes_single_images and list(x.shape[2:]) == [1, *space]:
+            return 0, (1, *self.grid[1:])
         sizes = list(zip(x.shape[2:], c.size, c.patch))
         if c.variable_size and all(0 < n <= s and n % p == 0 for n, s, p in sizes):
             return 0, tuple(n // p for n, s, p in sizes)

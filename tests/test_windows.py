@@ -230,7 +230,9 @@ def test_images_behind_a_clip_are_as_alone(options):
     still.load_state_dict(state)
     still.layout = SpatialOnly(((1, 0, 0), (1, 0, 0)))
     for k in range(n):
-        alone = still(images[:, :, k : k + 1], t, y[:, 1 + k])
+        image = images[:, :, k : k + 1]
+        alone = still(image, t, y[:, 1 + k])
+        torch.testing.assert_close(model(image, t, y[:, 1 + k]), alone, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(both[:, :, 3 + k : 4 + k], alone, rtol=1e-5, atol=1e-5)
 
 

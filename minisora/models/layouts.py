@@ -51,6 +51,7 @@ class Joint:
     joins_time = True                # does one block see places and moments together?
     period = 1                       # blocks that belong together
     num_joint_images = 0             # single images behind the frames of a training clip
+    takes_single_images = False      # may a clip be one image, where clips have more frames?
     can_route = True                 # may tokens be missing in some blocks? see `Routed`
 
     def problems(self, config):

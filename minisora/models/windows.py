@@ -87,6 +87,11 @@ class Windows(Joint):
         object.__setattr__(self, 'sizes', sizes)
 
     @property
+    def takes_single_images(self):
+        "Trained on images behind clips, a model also knows an image alone."
+        return self.num_joint_images > 0
+
+    @property
     def period(self):
         "Blocks that belong together: one of each window."
         return len(self.sizes)
