@@ -20,7 +20,7 @@ import node  # noqa: E402
 import pages  # noqa: E402
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in str(p))
-DESCRIBED = ("00", "01", "03", "07", "09", "10", "13", "18")
+DESCRIBED = ("00", "01", "03", "06", "07", "09", "10", "13", "18")
 
 
 def read(path):
