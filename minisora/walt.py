@@ -75,7 +75,6 @@ class _LooksTwice:
             with torch.no_grad():
                 first = self.model(both[rows], t[rows], None if y is None else y[rows])
                 first = self.objective.estimate(first, x[rows], t[rows])
-            torch.clear_autocast_cache()                 # it holds weights without their gradients
             estimate = estimate.index_copy(0, rows, first.to(estimate))
         return self.model(torch.cat([x, estimate], 1), t, y)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'walt_pairs', 'walt_modulation_weights', 'walt_in_windows', 'walt_see_itself']
 
-# %% ../../nbs/checkers/walt.ipynb #8ac533a9
+# %% ../../nbs/checkers/walt.ipynb #f71cee3e
 import itertools
 import math
 
@@ -13,7 +13,7 @@ import torch
 
 from .base import Answer, compare, require
 
-# %% ../../nbs/checkers/walt.ipynb #50f0bd4b
+# %% ../../nbs/checkers/walt.ipynb #ae740193
 def _counted_pairs(grid, window):
     "Pairs of tokens in one window, by looking at each pair along each axis."
     window = [min(size or whole, whole) for whole, size in zip(grid, window)]
@@ -43,7 +43,7 @@ def walt_pairs(answer):
             'the last windows along an axis may be smaller': tokens * math.prod(full)}, 0, case)
     print('✓ pairs counted, also where windows do not divide the grid')
 
-# %% ../../nbs/checkers/walt.ipynb #359d910c
+# %% ../../nbs/checkers/walt.ipynb #b4113b3f
 def walt_modulation_weights(answer):
     "`weights(depth, width, rank)`: numbers that AdaLN-LoRA trains."
     weights = Answer(answer, 'weights(depth, width, rank)')
@@ -66,7 +66,7 @@ def walt_modulation_weights(answer):
             'the last matrix leads to 6 D, not to D': shared + depth * 2 * rank * width}, 0, case)
     print('✓ one shared layer, and 7 · rank · width for each block')
 
-# %% ../../nbs/checkers/walt.ipynb #5bfcabc9
+# %% ../../nbs/checkers/walt.ipynb #19851999
 def _attended(rows, there):
     "Attention in which the place in a window counts: rows (k, n, D), there (k, n) -> as rows."
     logits = (rows @ rows.mT).masked_fill(~there[:, None], -torch.inf)
@@ -89,7 +89,7 @@ def _one_by_one(x, window):
                 out[:, *k] = rows[:, n]
     return out
 
-# %% ../../nbs/checkers/walt.ipynb #e00ff693
+# %% ../../nbs/checkers/walt.ipynb #7c6b8460
 class _Attend:
     "What the learner calls: it refuses rows of another shape with a hint, and counts its calls."
     def __init__(self, x, window):
@@ -121,7 +121,7 @@ class _Attend:
         require(len(rows) == wanted, f'attend got {len(rows)} rows; there are {self.windows} '
                                      f'windows for each of {self.batch} clips')
 
-# %% ../../nbs/checkers/walt.ipynb #8c47b458
+# %% ../../nbs/checkers/walt.ipynb #07d670e9
 def _what_moved(got, want):
     "Where an answer of the right shape is wrong, in words."
     for axis, name in ((1, 'time'), (2, 'rows'), (3, 'columns')):
@@ -130,8 +130,8 @@ def _what_moved(got, want):
     wrong = ~torch.isclose(got, want, atol=1e-4).all(-1)
     place = tuple(wrong.nonzero()[0].tolist())
     return (f'the token at (b, t, y, x) = {place} is wrong, {int(wrong.sum())} of {wrong.numel()} '
-            'are: are the rows in the order (t, h, w), padded at the end, and put back as they were '
-            'taken?')
+            'are: are the rows in the order (t, h, w), padded at the end, and put back as they '
+            'were taken?')
 
 
 def walt_in_windows(answer):
@@ -150,7 +150,7 @@ def walt_in_windows(answer):
         require(right, '' if right else f'{case}: {_what_moved(got, want)}')
     print('✓ windows of any size, and no token lost')
 
-# %% ../../nbs/checkers/walt.ipynb #6cafa332
+# %% ../../nbs/checkers/walt.ipynb #73bf6a10
 class _Answering(torch.nn.Module):
     "A model with room for an estimate, that notes how it is asked."
     def __init__(self):
@@ -191,7 +191,7 @@ def _mistakes_of_seeing(model, x, t, chosen):
             'the answer to x alone is added to the second': model(x, told, t) + told,
         }
 
-# %% ../../nbs/checkers/walt.ipynb #decd5ea0
+# %% ../../nbs/checkers/walt.ipynb #82560911
 def walt_see_itself(answer):
     "`predict(model, x, t, chosen)`: the chosen samples see the model's own first answer."
     predict = Answer(answer, 'predict(model, x, t, chosen)')
