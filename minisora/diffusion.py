@@ -40,6 +40,10 @@ class Objective(RenamedBase):
         alpha, sigma = (append_dims(c, data) for c in self.coefficients(t)[:2])
         return alpha * data + sigma * noise
 
+    def sampling_model(self, model):
+        "The model as a sampler asks it, fresh for each batch; most objectives leave it as it is."
+        return model
+
     def raw_prediction(self, model, x, t, condition=None):
         "What the model says of x (B, …), t (B,); a ValueError if its shape is not that of x."
         out = model(x, t, condition)

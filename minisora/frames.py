@@ -109,6 +109,14 @@ class FrameConditionedModel:
             raise AttributeError(name)
         return getattr(self.model, name)
 
+
+@patch
+def sampling_model(self: FramePrediction, model):
+    "The model told that nothing is given, where it is not told what is."
+    if isinstance(model, FrameConditionedModel):
+        return model
+    return FrameConditionedModel(model)
+
 # %% ../nbs/13_longer.ipynb #a79fde12
 def _check_known_frames(known, shape):
     "ValueError where given latents (B, C, k, h, w) cannot begin clips of `shape` (C, T, h, w)."

@@ -249,6 +249,7 @@ def sample_iter(model, objective, condition=None, n=None, shape=None, steps=50, 
     Arguments as for `sample`; `options` go to the solver (sde: form, norm, last, last_size, method;
     ddim: eta; dopri5: atol, rtol, together; every ODE solver: reverse)."""
     check_asked(model, objective)
+    model = objective.sampling_model(model)
     condition = as_condition(condition, model)
     index = resolve_indices(condition, n, index, noise)
     device = device_of(model) if device is None else device

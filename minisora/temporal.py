@@ -26,6 +26,7 @@ from .models.inflate import (
     check_positions, load_image_weights, stretch_bias_table, stretch_time_table)
 from .models.layers import BlockConfig
 from .models.layouts import LAYOUTS, Factorized, Joint, as_part, part_from_fields
+from .models.modulation import MODULATIONS, AdaLN
 from minisora.models.positions import (
     POSITIONS, InflatedPositions, LattePositions, Positions, RelativePositionBias, RopePositions,
     SinCosPositions)
@@ -45,7 +46,8 @@ class VideoDiTConfig:
     depth: int = 6                           # blocks
     heads: int = 6
     block: BlockConfig = BlockConfig()       # MLP, norms
-    layout: Joint = Joint()                  # or Factorized: which tokens a block sees together
+    layout: Joint = Joint()                  # or Factorized, Windows: what a block sees together
+    modulation: AdaLN = AdaLN()              # or AdaLNLoRA: what turns the condition into steering
     positions: Positions = SinCosPositions()     # where the tokens are
     relative_bias: bool = False              # learned per head and offset; starts at a neighbor
     condition: Unconditional = Unconditional()   # what the model is told beside the time
@@ -55,7 +57,8 @@ class VideoDiTConfig:
     variable_size: bool = False              # clips may be smaller than `size`: data in buckets
 
     def __post_init__(self):
-        families = dict(layout=LAYOUTS, positions=POSITIONS, condition=CONDITIONS, output=OUTPUTS)
+        families = dict(layout=LAYOUTS, modulation=MODULATIONS, positions=POSITIONS,
+                        condition=CONDITIONS, output=OUTPUTS)
         for name, registry in families.items():
             part = as_part(registry, getattr(self, name), 'VideoDiTConfig.')
             object.__setattr__(self, name, part)
@@ -135,6 +138,7 @@ class VideoDiT(nn.Module, PretrainedMixin, library_name='minisora', license='apa
             self.final_layer = FinalLayer(c.width, numbers * self.out_channels, c.block.norm)
             init_weights(self, c.condition.init_std)
             c.condition.build_tokens(self)
+            c.modulation.build(self)
         c.positions.build(self)
         if c.relative_bias:
             grids = [(c.layout.bias_grid(i, c.grid), c.layout.bias_prefix(i, self.num_tokens))
@@ -165,7 +169,8 @@ def forward(self: VideoDiT, x, t, y=None):
     time = self.t_embedder(t)                                               # (B, D)
     steering, tokens = c.condition(self, time, y, images)                   # (B or B · F, D)
     h = self.layout.arrange(h, tokens, grid)                                # (B, …, slots + N, D)
-    h = self.layout.forward_blocks(self, h, steering, grid, x)[..., self.num_tokens:, :]
+    blocks = c.modulation.steer(self, steering)                             # (B or B · F, …)
+    h = self.layout.forward_blocks(self, h, blocks, grid, x)[..., self.num_tokens:, :]
     steering = c.condition.for_head(time, steering)
     rows = h.reshape(len(steering), -1, c.width)                            # (B or B · F, …, D)
     out = self.final_layer(rows, steering)
@@ -185,6 +190,8 @@ def infer_layout(self: VideoDiT, x):
     if x.ndim == 5 and x.shape[1] == c.channels:
         if list(x.shape[3:]) == space and x.shape[2] in (frames, frames + most):
             return x.shape[2] - frames, self.grid
+        if c.layout.takes_single_images and list(x.shape[2:]) == [1, *space]:
+            return 0, (1, *self.grid[1:])
         sizes = list(zip(x.shape[2:], c.size, c.patch))
         if c.variable_size and all(0 < n <= s and n % p == 0 for n, s, p in sizes):
             return 0, tuple(n // p for n, s, p in sizes)

@@ -120,12 +120,12 @@ def test_parts_are_equal_by_what_they_say():
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("layout", "axial", "must be one of 'factorized', 'joint', not 'axial'"),
+        ("layout", "axial", "must be one of 'factorized', .*, not 'axial'"),
         ("layout", "factorize", r"must be .* not 'factorize'; did you mean 'factorized'\?"),
-        ("layout", dict(num_joint_images=2), "must be one of 'factorized', 'joint', not None"),
-        ("layout", None, "must be one of 'factorized', 'joint', not None"),
+        ("layout", dict(num_joint_images=2), "must be one of 'factorized', .*, not None"),
+        ("layout", None, "must be one of 'factorized', .*, not None"),
         ("layout", Factorized, r"must be a part such as Factorized\(\), not <class"),
-        ("layout", Checkpointed(), "must be one of 'factorized', 'joint', not 'checkpointed'"),
+        ("layout", Checkpointed(), "must be one of 'factorized', .*, not 'checkpointed'"),
         # kinds of another family that are called alike
         ("positions", Unconditional(), r"must be a part such as Positions\(\), not Unconditional"),
         ("condition", Positions(), r"must be a part such as Unconditional\(\), not Positions"),

@@ -22,7 +22,7 @@ from ..core.protocols import wrap, wrapped
 from .positions import grid_indices
 
 # %% ../../nbs/models/layouts.ipynb #8475fbae
-LAYOUTS = Registry('layout', 'minisora.models.layouts')
+LAYOUTS = Registry('layout', 'minisora.models.layouts', 'minisora.models.windows')
 
 
 def pick_tokens(at, bias, rope):
@@ -51,6 +51,8 @@ class Joint:
     joins_time = True                # does one block see places and moments together?
     period = 1                       # blocks that belong together
     num_joint_images = 0             # single images behind the frames of a training clip
+    takes_single_images = False      # may a clip be one image, where clips have more frames?
+    can_route = True                 # may tokens be missing in some blocks? see `Routed`
 
     def problems(self, config):
         "Why a model of this config cannot have this layout, as pairs (field, text)."
@@ -309,6 +311,8 @@ class Routed(Wrapper):
         if not hasattr(getattr(model, 'config', model), 'layout'):
             raise ValueError('Routed is for models whose layout runs the blocks, '
                              f'and a {type(model).__name__} runs them itself')
+        if not layout.can_route:
+            raise ValueError(f'Routed: {type(layout).__name__} needs all tokens of a window')
         self._check_blocks(layout, len(model.blocks))
         return super().around(layout, model)
 

@@ -6,6 +6,7 @@
 __all__ = ['RelativePositionBias', 'Positions', 'SinCosPositions', 'RopePositions', 'InflatedPositions', 'LattePositions']
 
 # %% ../../nbs/models/positions.ipynb #6e033329
+import math
 from dataclasses import dataclass
 
 import torch
@@ -223,7 +224,12 @@ class SinCosPositions(Positions):
 
     def add(self, model, h, grid):
         at = grid_indices(model.grid, grid, h.device)
-        return h + model.pos_embed[:, at]                                   # (B, N, D)
+        places = model.pos_embed[:, at]                                     # (1, N, D)
+        frame = math.prod(grid[1:])
+        images = h.shape[1] // frame - grid[0]
+        if images:                                                          # behind a clip
+            places = torch.cat([places, places[:, :frame].repeat(1, images, 1)], 1)
+        return h + places                                                   # (B, N, D)
 
 # %% ../../nbs/models/positions.ipynb #3c03b89f
 @POSITIONS.register('rope')

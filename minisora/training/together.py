@@ -52,7 +52,8 @@ def _check_sample(batch, model, objective, name):
                          f'condition), or its null id, {null_id}, as the condition')
     if not hasattr(getattr(model, 'config', None), 'channels') or latents.ndim != 5:
         return
-    channels = model_latent_shape(model)[0] - hasattr(objective, 'known_frames')
+    asked = objective.sampling_model(model) if hasattr(objective, 'sampling_model') else model
+    channels = model_latent_shape(asked)[0]
     if latents.shape[1] != channels:
         raise ValueError(f'{name}: latents have {latents.shape[1]} channels, the model takes '
                          f'{channels}')
