@@ -3,7 +3,7 @@
     python benchmarks/small_whole.py [--seeds 0 1]
 
 The code is the lesson's own, read from the notebook: its clips, `train`, and `error_at` on clips
-that were not trained on. The record is what the solution of the lesson's open experiment reports."""
+that were not trained on. The solution of the lesson's open experiment reports the record."""
 
 import ast
 import json

@@ -10,8 +10,8 @@ __all__ = ['first_video_tokens', 'first_video_data_to_velocity', 'first_video_me
 import torch
 from torch.nn.functional import normalize
 
-from .base import (Answer, _describe, as_floats, as_integers, as_number, compare,
-                                    require)
+from .base import (Answer, _describe, as_floats, as_integers, as_number,
+                                    compare, require)
 
 # %% ../../nbs/checkers/first_video.ipynb #189d789e
 def first_video_tokens(answer):
@@ -95,7 +95,7 @@ def first_video_memorized_share(answer):
             'that was the share of the other example: compute it from these': .75}, 1e-6, case)
     print('✓ and this cannot tell a good model from a copying machine: read on')
 
-# %% ../../nbs/checkers/first_video.ipynb #96cbfd22
+# %% ../../nbs/checkers/first_video.ipynb #9e567e90
 _NULL = 9
 
 
@@ -126,7 +126,7 @@ def _walked(noise, told, times, guidance, mean, std, mix=None, slope=None, late=
         x = x + (b - a) * (slope or (lambda d, x, a: (d - x) / (1 - a)))(data, x, a)
     return (end or (lambda z: _decodes(z * std + mean).clamp(-1, 1)))(x)
 
-# %% ../../nbs/checkers/first_video.ipynb #26b68416
+# %% ../../nbs/checkers/first_video.ipynb #b6432eee
 def _sampler_mistakes(noise, told, times, guidance, mean, std):
     "{hint: the clips that this mistake makes}."
     def walked(times=times, **part):
@@ -140,7 +140,8 @@ def _sampler_mistakes(noise, told, times, guidance, mean, std):
             walked(slope=lambda d, x, a: d - x),
         'it walks away from the data: the sign of the velocity':
             walked(slope=lambda d, x, a: (x - d) / (1 - a)),
-        'the time that is left is 1 − a, not a': walked(slope=lambda d, x, a: (d - x) / max(a, .1)),
+        'the time that is left is 1 − a, not a': walked(
+            slope=lambda d, x, a: (d - x) / max(a, .1)),
         'ask the model at the beginning of each step, not at its end': walked(late=True),
         'the guidance is missing: that is the prediction with words': walked(mix=lambda w, f, g: w),
         'the words are never heard': walked(mix=lambda w, f, g: f),
@@ -164,7 +165,7 @@ def _sampler_mistakes(noise, told, times, guidance, mean, std):
         'cut the clips, not the latents': walked(
             end=lambda z: _decodes((z * std + mean).clamp(-1, 1)))}
 
-# %% ../../nbs/checkers/first_video.ipynb #01be949e
+# %% ../../nbs/checkers/first_video.ipynb #f6f9533d
 def first_video_sampler(answer):
     "`to_clips(model, decode, noise, told, null, times, guidance, mean, std)`: clips of noise."
     name = 'to_clips(model, decode, noise, told, null, times, guidance, mean, std)'
@@ -187,7 +188,7 @@ def first_video_sampler(answer):
                 f'{len(times) - 1} steps with guidance {guidance:g}')
     print('✓ noise goes in, a clip comes out')
 
-# %% ../../nbs/checkers/first_video.ipynb #3096d1a1
+# %% ../../nbs/checkers/first_video.ipynb #649a76fe
 def _check_shifted(got, u, shift, case):
     "Hint unless these are the shifted times."
     t = u / (u + shift * (1 - u))
@@ -218,7 +219,7 @@ def _check_noised(got, data, noise, t, u, case):
         'the squares of the weights add up to 1 in yours; on a line the weights do':
             t[:, None, None] * data + (1 - t ** 2).sqrt()[:, None, None] * noise}, 1e-4, case)
 
-# %% ../../nbs/checkers/first_video.ipynb #597b0c3f
+# %% ../../nbs/checkers/first_video.ipynb #3ba297ab
 def _check_told(got, told, coin, null, drop, case):
     "Hint unless the words of the right clips are hidden."
     few = (coin < drop)[:, None]
@@ -230,7 +231,8 @@ def _check_told(got, told, coin, null, drop, case):
         'the others go': torch.where(few, told, null),
         f'a share of {drop:g} must lose its words, not of {1 - drop:g}':
             torch.where((coin < 1 - drop)[:, None], null, told),
-        'all words are hidden, so nothing that is asked for is learned': torch.full_like(told, null),
+        'all words are hidden, so nothing that is asked for is learned':
+            torch.full_like(told, null),
         'no words are hidden, so nothing is learned of clips without any': told}, 0, case)
 
 
@@ -254,7 +256,7 @@ def first_video_example(answer):
         _check_told(hidden, told, coin, null, drop, case)
     print('✓ times near the noise, and words that are heard')
 
-# %% ../../nbs/checkers/first_video.ipynb #dd51e31f
+# %% ../../nbs/checkers/first_video.ipynb #ce733352
 _ENTRIES = ('base', 'changed', 'data', 'seeds', 'cpu_seconds', 'scores', 'lower_is_better',
             'verdict')
 
@@ -290,10 +292,10 @@ def _check_one_change(base, changed):
     require(same, 'base and changed must list the same settings, so that one sees what was changed')
     other = sorted(str(k) for k in base if k != 'steps' and base[k] != changed[k])
     require(other, 'base and changed are the same: what was changed?')
-    require(len(other) == 1, f'{len(other)} things were changed ({", ".join(other)}); if the scores '
-                             'differ, which of them was it?')
+    require(len(other) == 1, f'{len(other)} things were changed ({", ".join(other)}); if the '
+                             'scores differ, which of them was it?')
 
-# %% ../../nbs/checkers/first_video.ipynb #34f2afc0
+# %% ../../nbs/checkers/first_video.ipynb #e5f15fc2
 def _check_fair(result):
     "Hint unless base and change had the same data, seeds and CPU time, within the budget."
     data = _two(result, 'data')
@@ -309,7 +311,7 @@ def _check_fair(result):
     total = sum(spent)
     require(total <= 300, f'{total:.0f} CPU-seconds altogether; the budget is five minutes, 300')
     close = max(spent) <= 1.1 * min(spent)
-    require(close, f'{spent[0]:.0f} and {spent[1]:.0f} CPU-seconds are not the same budget: whoever '
+    require(close, f'{spent[0]:.0f} and {spent[1]:.0f} CPU-seconds are not the same budget: who '
                    'had more time may be better for that alone; adapt the steps')
     return len(seeds[0])
 
@@ -323,7 +325,7 @@ def _verdict(scores, lower):
         return 'unclear', change, noise
     return ('better' if (change < 0) == lower else 'worse'), change, noise
 
-# %% ../../nbs/checkers/first_video.ipynb #63b55f37
+# %% ../../nbs/checkers/first_video.ipynb #32d14bca
 def first_video_experiment(result):
     "A recorded experiment, a dict: is it a fair comparison, and does the verdict follow?"
     right = isinstance(result, dict)
@@ -340,7 +342,8 @@ def first_video_experiment(result):
     require(scores[0] != scores[1], 'base and change have the very same scores: was the change '
                                     'handed on?')
     lower = result['lower_is_better']
-    require(isinstance(lower, bool), f'lower_is_better must be True or False, not {_describe(lower)}')
+    right = isinstance(lower, bool)
+    require(right, f'lower_is_better must be True or False, not {_describe(lower)}')
     known = ('better', 'worse', 'unclear')
     said = result['verdict']
     require(said in known, f'verdict must be one of {", ".join(known)}, not {_describe(said)}')
@@ -348,6 +351,6 @@ def first_video_experiment(result):
     told = f'the means differ by {change:+.3g} and the noise is {noise:.3g}'
     require(said == 'unclear' or want != 'unclear', f'{told}: another seed could turn that round')
     require(said != 'unclear' or want == 'unclear', f'{told}: that is more than the seeds explain')
-    require(said == want, f'{told}, and {"less" if lower else "more"} is better: the verdict is the '
-                          'wrong way round')
+    require(said == want, f'{told}, and {"less" if lower else "more"} is better: the verdict is '
+                          'the wrong way round')
     print(f'✓ a fair comparison: {want}, {told}')

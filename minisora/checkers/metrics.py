@@ -138,7 +138,7 @@ def metrics_coverage(answer):
         want = inside.any(1).double().mean().item()
         held = inside.any(1).nonzero().flatten().tolist()
         case = f'with radii {[round(r, 2) for r in ball.tolist()]}'
-        compare(got, want, f'balls {held} of the {len(ball)} hold a clip: {want:g}, not {got:.4g}', {
+        compare(got, want, f'balls {held} of {len(ball)} hold a clip: {want:g}, not {got:.4g}', {
             'a ball counts once, however many clips it holds': inside.double().mean(),
             'that is the clips per ball (density); a ball counts once':
                 inside.double().sum(1).mean(),
@@ -152,7 +152,7 @@ def metrics_coverage(answer):
                 inside.all(1).double().mean()}, 1e-6, case)
     print('✓ balls that hold something, however many, over all balls')
 
-# %% ../../nbs/checkers/metrics.ipynb #f59b27e5
+# %% ../../nbs/checkers/metrics.ipynb #02611625
 def _parts(a, b):
     "Means, covariances and tr (Σa Σb)^½ of features (N, D) and (M, D), in float64."
     cov_a = a.T.cov().reshape(a.shape[1], -1)
@@ -195,7 +195,7 @@ def _frechet_mistakes(a, b):
                (mean_a.square().sum() - mean_b.square().sum()).abs() + traces - 2 * cross}
     return want, far
 
-# %% ../../nbs/checkers/metrics.ipynb #fb4d0870
+# %% ../../nbs/checkers/metrics.ipynb #69ae063e
 def metrics_frechet(answer):
     "`frechet(a, b)`: the Fréchet distance d² of features (N, D) and (M, D)."
     distance = Answer(answer, 'frechet(a, b)')
@@ -214,9 +214,9 @@ def metrics_frechet(answer):
             (features(7, 12, 1., .3), features(9, 12, .5, 0.), '7 and 9 clips in 12 dimensions'),
             (features(30, 2, 1., 50.), features(20, 2, 2., 50.), 'far from 0')):
         got = distance.number(x, y)
-        why = ('rounding makes eigenvalues a little below 0, and those have no root: .clamp(min=0) '
-               'first') if x.shape[1] > len(x) else ('was a root taken of entries below 0? The roots '
-                                                     'of the eigenvalues are asked for')
+        why = 'was a root taken of entries below 0? The roots of the eigenvalues are asked for'
+        if x.shape[1] > len(x):
+            why = 'rounding makes eigenvalues a little below 0, which have no root: .clamp(min=0)'
         require(math.isfinite(got), f'{case}: {got}; {why}')
         want, mistakes = _frechet_mistakes(x.double(), y.double())
         compare(got, want, f'd² is {want:.4g}, not {got:.4g}', mistakes,

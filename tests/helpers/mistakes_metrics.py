@@ -68,6 +68,10 @@ def unclamped(cov_a, cov_b):
     return torch.linalg.eigvalsh(root @ cov_b @ root).sqrt().sum()
 
 
+def entrywise(cov_a, cov_b):
+    return (cov_a @ cov_b).diagonal().clamp(min=0).sqrt().sum()
+
+
 MISTAKES = {
     "metrics_frechet": [
         (lambda a, b: distance()(a, b).clamp(min=0).sqrt(), "its square is asked for"),
@@ -79,7 +83,7 @@ MISTAKES = {
         (distance(factor=-2), "the sign of the cross term"),
         (distance(cross=lambda a, b: (a @ b).trace()), "need a root"),
         (distance(cross=lambda a, b: (a @ b).diagonal().sqrt().sum()), "entries below 0"),
-        (distance(cross=lambda a, b: (a @ b).diagonal().clamp(min=0).sqrt().sum()), "of each entry"),
+        (distance(cross=entrywise), "of each entry"),
         (deviations, "features are correlated"),
         (distance(cross=lambda a, b: (a @ b).trace().sqrt()), "root of the sum"),
         (distance(divisor=lambda n: n), "not by N"),
