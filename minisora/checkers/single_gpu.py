@@ -85,7 +85,7 @@ def single_gpu_largest_batch(answer):
     largest = Answer(answer, 'largest_batch(memory, static, per_clip, reserve)')
     gb = 2 ** 30
     for memory, static, per_clip, reserve in (
-            (24 * gb, 2 * gb, gb, .1), (24 * gb, 2 * gb, 1.5 * gb, 0.),
+            (24 * gb, 3.5 * gb, gb, .4), (24 * gb, 2 * gb, 1.5 * gb, 0.),
             (64 * gb, 30 * gb, 2 * gb, .1),
             (8 * gb, 9 * gb, gb, 0.), (8 * gb, 6 * gb, 4 * gb, .1)):
         got = largest.whole(memory, static, per_clip, reserve)
@@ -99,6 +99,8 @@ def single_gpu_largest_batch(answer):
             'that is all that is free over what a clip needs; what is there whatever the batch '
             'goes off first': int(free // per_clip),
             'neither reserve nor static part are taken off': int(memory // per_clip),
+            'the reserve is a share of the memory: what is free is memory · (1 − reserve)':
+                max(0, int((memory / (1 + reserve) - static) // per_clip)),
             'keep the reserve free': max(0, int((memory - static) // per_clip)),
             'not even one clip fits: 0': int((free - static) // per_clip),
             'only whole clips: round down': max(0, int((free - static) // per_clip) + 1),
@@ -106,7 +108,7 @@ def single_gpu_largest_batch(answer):
                 max(0, int((memory - static) * (1 - reserve) // per_clip))}, 0, case)
     print('✓ and you know it before the first step')
 
-# %% ../../nbs/checkers/single_gpu.ipynb #f764d34e
+# %% ../../nbs/checkers/single_gpu.ipynb #f94d9474
 def _squares(x, f):
     "Latents (B, C, T, H, W) -> folded squares (B, T, H/f, W/f, C·f·f), float64."
     return rearrange(x, 'b c t (h a) (w d) -> b t h w (c a d)', a=f, d=f).double()
@@ -135,7 +137,7 @@ def _same_way(z, want):
     sign = (z * want).sum((0, 2, 3, 4), keepdim=True).sign()
     return torch.where(sign == 0, 1., sign) * z
 
-# %% ../../nbs/checkers/single_gpu.ipynb #5ffcbf2d
+# %% ../../nbs/checkers/single_gpu.ipynb #16981c9f
 def single_gpu_second_stage(answer):
     "`second_stage(train, x, f, k)`: a PCA of folded latents; codes, and the latents of them."
     stage = Answer(answer, 'second_stage(train, x, f, k)')
@@ -187,7 +189,7 @@ def _check_codes(got, want, train, x, f, case):
     compare(got, _same_way(want, got), 'the latents are right, the codes are not: squares less '
             'the mean, along the directions, over one scale', wrong, 6e-3, case)
 
-# %% ../../nbs/checkers/single_gpu.ipynb #8b5b3c28
+# %% ../../nbs/checkers/single_gpu.ipynb #037bb926
 def single_gpu_step_bytes(answer):
     "`answer(weights, tokens, dim, depth, ratio, batch)`: bytes of a training step in float32."
     step = Answer(answer, 'answer(weights, tokens, dim, depth, ratio, batch)')

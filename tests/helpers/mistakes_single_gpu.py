@@ -79,6 +79,19 @@ def latents(frames, height, width, factors, patch):
 
 
 MISTAKES = {
+    "single_gpu_clip_tokens": [
+        (
+            lambda f, h, w, k, p: f // k[0] // p[0] * (h // k[1] // p[1]) * (w // k[2] // p[2]),
+            "a latent of its own",
+        ),
+        (lambda f, h, w, k, p: latents(f, h, w, k, (1, *p[1:])), "a patch spans 3"),
+        (lambda f, h, w, k, p: latents(f, h, w, k, (1, 1, 1)), "divide by the patch"),
+        (lambda f, h, w, k, p: latents(f, h, w, (1, *k[1:]), p), "shrinks time as well"),
+        (lambda f, h, w, k, p: latents(f, h, w, (k[0], 1, 1), p), "height and width first"),
+        (lambda f, h, w, k, p: latents(1, h, w, k, (1, *p[1:])), "one latent frame"),
+        (lambda f, h, w, k, p: latents(f - k[0], h, w, k, p), "it is missing"),
+        (lambda f, h, w, k, p: f, "9 latent frames of 60×108"),
+    ],
     "single_gpu_fold": [
         (lambda x, f: x.reshape(len(x), -1, x.shape[2], x.shape[3] // f, x.shape[4] // f), "alone"),
         (folded("(h a) (w d) -> b (a d c) t h w"), "then the rows"),
