@@ -282,7 +282,7 @@ def _runs(result, name, count=None):
         require(right, f'{name} must have one number for each of {count} seeds, not {len(runs)}')
     return out
 
-
+# %% ../../nbs/checkers/first_video.ipynb #57169932
 def _differ(a, b):
     "Are two settings different? Such as cannot be compared are, by what they look like."
     same = a == b

@@ -162,17 +162,17 @@ def _parts(a, b):
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     return a.mean(0), cov_a, b.mean(0), cov_b, cross
 
-
+# %% ../../nbs/checkers/metrics.ipynb #78228f08
 def _frechet_mistakes(a, b):
     "{hint: the distance that this mistake gives}, for features (N, D) and (M, D) in float64."
     mean_a, cov_a, mean_b, cov_b, cross = _parts(a, b)
     shift = (mean_a - mean_b).square().sum()
     traces = cov_a.trace() + cov_b.trace()
     want = shift + traces - 2 * cross
-    rough_a = cov_a * (len(a) - 1) / len(a)
-    rough_b = cov_b * (len(b) - 1) / len(b)
-    rough = (rough_a.trace() + rough_b.trace()
-             - 2 * cross * ((len(a) - 1) / len(a) * (len(b) - 1) / len(b)) ** .5)
+    less_a = 1 - 1 / len(a)
+    less_b = 1 - 1 / len(b)
+    rough = (less_a * cov_a.trace() + less_b * cov_b.trace()
+             - 2 * cross * (less_a * less_b) ** .5)
     deviations = cov_a.diagonal().sqrt() - cov_b.diagonal().sqrt()
     entries = (cov_a @ cov_b).diagonal().clamp(min=0).sqrt().sum()
     far = {'that is d, its square is asked for': want.clamp(min=0).sqrt(),

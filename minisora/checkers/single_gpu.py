@@ -138,27 +138,6 @@ def _same_way(z, want):
     return torch.where(sign == 0, 1., sign) * z
 
 # %% ../../nbs/checkers/single_gpu.ipynb #16981c9f
-def single_gpu_second_stage(answer):
-    "`second_stage(train, x, f, k)`: a PCA of folded latents; codes, and the latents of them."
-    stage = Answer(answer, 'second_stage(train, x, f, k)')
-    generator = torch.Generator().manual_seed(0)
-    for f, k, channels, size, count in ((2, 3, 2, (2, 4, 6), 2), (3, 5, 1, (1, 6, 3), 3)):
-        n = channels * f * f
-        mix = torch.randn(n, n, generator=generator) * torch.linspace(2, .2, n)
-        many = torch.randn(12, *size[:1], size[1] // f, size[2] // f, n, generator=generator)
-        many = rearrange(many @ mix.T + 1, 'b t h w (c a d) -> b c t (h a) (w d)', a=f, d=f)
-        train, x = many[:-count], many[-count:] + .3
-        got = stage.several(('z', 'latents'), train, x, f, k)
-        want, back = _coded(train, x, f, k)
-        case = f'{f}×{f} places, {k} of {n} directions'
-        made = as_floats(got[1], x.shape, 'the latents')
-        compare(made, back['full'], 'the latents that come back are not those of the first '
-                f'{k} principal directions', _back_mistakes(train, x, f, k),
-                6e-3, case)
-        _check_codes(as_floats(got[0], want.shape, 'z'), want, train, x, f, case)
-    print('✓ fewer channels, and of all linear ways the one that loses least')
-
-
 def _back_mistakes(train, x, f, k):
     "{hint: the latents that this mistake gives back}."
     back = _coded(train, x, f, k)[1]
@@ -188,6 +167,27 @@ def _check_codes(got, want, train, x, f, case):
     wrong = {hint: _same_way(z, got) for hint, z in wrong.items()}
     compare(got, _same_way(want, got), 'the latents are right, the codes are not: squares less '
             'the mean, along the directions, over one scale', wrong, 6e-3, case)
+
+# %% ../../nbs/checkers/single_gpu.ipynb #2f15b680
+def single_gpu_second_stage(answer):
+    "`second_stage(train, x, f, k)`: a PCA of folded latents; codes, and the latents of them."
+    stage = Answer(answer, 'second_stage(train, x, f, k)')
+    generator = torch.Generator().manual_seed(0)
+    for f, k, channels, size, count in ((2, 3, 2, (2, 4, 6), 2), (3, 5, 1, (1, 6, 3), 3)):
+        n = channels * f * f
+        mix = torch.randn(n, n, generator=generator) * torch.linspace(2, .2, n)
+        many = torch.randn(12, *size[:1], size[1] // f, size[2] // f, n, generator=generator)
+        many = rearrange(many @ mix.T + 1, 'b t h w (c a d) -> b c t (h a) (w d)', a=f, d=f)
+        train, x = many[:-count], many[-count:] + .3
+        got = stage.several(('z', 'latents'), train, x, f, k)
+        want, back = _coded(train, x, f, k)
+        case = f'{f}×{f} places, {k} of {n} directions'
+        made = as_floats(got[1], x.shape, 'the latents')
+        compare(made, back['full'], 'the latents that come back are not those of the first '
+                f'{k} principal directions', _back_mistakes(train, x, f, k),
+                6e-3, case)
+        _check_codes(as_floats(got[0], want.shape, 'z'), want, train, x, f, case)
+    print('✓ fewer channels, and of all linear ways the one that loses least')
 
 # %% ../../nbs/checkers/single_gpu.ipynb #037bb926
 def single_gpu_step_bytes(answer):

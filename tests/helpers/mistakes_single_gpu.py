@@ -89,7 +89,7 @@ MISTAKES = {
         (lambda f, h, w, k, p: latents(f, h, w, (1, *k[1:]), p), "shrinks time as well"),
         (lambda f, h, w, k, p: latents(f, h, w, (k[0], 1, 1), p), "height and width first"),
         (lambda f, h, w, k, p: latents(1, h, w, k, (1, *p[1:])), "one latent frame"),
-        (lambda f, h, w, k, p: latents(f - k[0], h, w, k, p), "it is missing"),
+        (lambda f, h, w, k, p: latents(f - k[0], h, w, k, p), "a latent of its own"),
         (lambda f, h, w, k, p: f, "9 latent frames of 60×108"),
     ],
     "single_gpu_fold": [
