@@ -184,8 +184,8 @@ def single_gpu_second_stage(answer):
         case = f'{f}×{f} places, {k} of {n} directions'
         made = as_floats(got[1], x.shape, 'the latents')
         compare(made, back['full'], 'the latents that come back are not those of the first '
-                f'{k} principal directions (pca_lowrank only comes near them)', _back_mistakes(train, x, f, k),
-                6e-3, case)
+                f'{k} principal directions (pca_lowrank only comes near them)',
+                _back_mistakes(train, x, f, k), 6e-3, case)
         _check_codes(as_floats(got[0], want.shape, 'z'), want, train, x, f, case)
     print('✓ fewer channels, and of all linear ways the one that loses least')
 
