@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['metrics_frechet_1d', 'metrics_jerk', 'metrics_clips_needed', 'metrics_mass_flicker', 'metrics_frechet_infinity',
-           'metrics_coverage']
+           'metrics_coverage', 'metrics_frechet']
 
 # %% ../../nbs/checkers/metrics.ipynb #a389034c
 import math
@@ -126,21 +126,105 @@ def metrics_coverage(answer):
     "`answer(apart, radii)`: the share of real balls that hold a generated clip."
     coverage = Answer(answer, 'answer(apart, radii)')
     apart = torch.tensor([[.5, 3., 8.], [2., 2., 2.], [.9, .1, 5.], [9., 9., 9.], [4., 4., 6.]])
-    for radii in ([1., 1., 1., 1., 1.], [1., 1., .05, 9.5, 1.], [1., 3., 1., 1., 5.]):
-        ball = torch.tensor(radii)
+    generator = torch.Generator().manual_seed(8)
+    cases = [(3 * torch.rand(13, 5, generator=generator), torch.rand(13, generator=generator) / 2)]
+    cases += [(apart, torch.tensor(r)) for r in (
+        [1., 1., 1., 1., 1.], [1., 1., .05, 9.5, 1.], [1., 3., 1., 1., 5.])]
+    cases.append((apart.T.contiguous(), torch.tensor([1., 3., 4.])))
+    cases.append((torch.tensor([[2., 3.], [1., 4.]]), torch.tensor([2., .5])))      # on the rim
+    for apart, ball in cases:
         got = coverage.number(apart, ball)
         inside = apart <= ball[:, None]
         want = inside.any(1).double().mean().item()
         held = inside.any(1).nonzero().flatten().tolist()
-        case = f'with radii {tuple(radii)}'
-        compare(got, want, f'balls {held} of the 5 hold a clip: {want:g}, not {got:.4g}', {
+        case = f'with radii {[round(r, 2) for r in ball.tolist()]}'
+        compare(got, want, f'balls {held} of {len(ball)} hold a clip: {want:g}, not {got:.4g}', {
             'a ball counts once, however many clips it holds': inside.double().mean(),
             'that is the clips per ball (density); a ball counts once':
                 inside.double().sum(1).mean(),
             'that is the share of clips within a ball (precision); balls are asked for':
                 inside.any(0).double().mean(),
             'that is how many balls; their share is asked for': len(held),
+            'a clip on the rim of a ball, at its radius, is inside':
+                (apart < ball[:, None]).any(1).double().mean(),
             'that is the share of empty balls': 1 - want,
             'a ball counts if it holds *one* clip, not all of them':
                 inside.all(1).double().mean()}, 1e-6, case)
     print('✓ balls that hold something, however many, over all balls')
+
+# %% ../../nbs/checkers/metrics.ipynb #8cbf9ce8
+def _parts(a, b):
+    "Means, covariances and tr (Σa Σb)^½ of features (N, D) and (M, D), in float64."
+    cov_a = a.T.cov().reshape(a.shape[1], -1)
+    cov_b = b.T.cov().reshape(b.shape[1], -1)
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return a.mean(0), cov_a, b.mean(0), cov_b, cross
+
+# %% ../../nbs/checkers/metrics.ipynb #78228f08
+def _frechet_mistakes(a, b):
+    "{hint: the distance that this mistake gives}, for features (N, D) and (M, D) in float64."
+    mean_a, cov_a, mean_b, cov_b, cross = _parts(a, b)
+    shift = (mean_a - mean_b).square().sum()
+    traces = cov_a.trace() + cov_b.trace()
+    want = shift + traces - 2 * cross
+    less_a = 1 - 1 / len(a)
+    less_b = 1 - 1 / len(b)
+    rough = (less_a * cov_a.trace() + less_b * cov_b.trace()
+             - 2 * cross * (less_a * less_b) ** .5)
+    deviations = cov_a.diagonal().sqrt() - cov_b.diagonal().sqrt()
+    entries = (cov_a @ cov_b).diagonal().clamp(min=0).sqrt().sum()
+    far = {'that is d, its square is asked for': want.clamp(min=0).sqrt(),
+           'the means count squared': shift.sqrt() + traces - 2 * cross,
+           'the means are missing': traces - 2 * cross,
+           'the covariances are missing': shift,
+           'the cross term −2 tr(Σa Σb)^½ is missing': shift + traces,
+           'the cross term counts twice': shift + traces - cross,
+           'the sign of the cross term': shift + traces + 2 * cross,
+           'the eigenvalues of Σa Σb need a root': shift + traces - 2 * (cov_a @ cov_b).trace(),
+           'a root of each entry is not the root of a matrix; take the roots of the eigenvalues':
+               shift + traces - 2 * entries,
+           'that ignores that features are correlated: the whole covariances count':
+               shift + deviations.square().sum(),
+           'the root of the sum is not the sum of the roots of the eigenvalues':
+               shift + traces - 2 * (cov_a @ cov_b).trace().clamp(min=0).sqrt(),
+           'divide the covariances by N − 1, not by N': shift + rough,
+           'the mean over the dimensions is not their sum': want / a.shape[1],
+           'each mean squared is not the squared difference of the means':
+               (mean_a.square().sum() - mean_b.square().sum()).abs() + traces - 2 * cross}
+    return want, far
+
+# %% ../../nbs/checkers/metrics.ipynb #b72679a1
+def metrics_frechet(answer):
+    "`frechet(a, b)`: the Fréchet distance d² of features (N, D) and (M, D)."
+    distance = Answer(answer, 'frechet(a, b)')
+    generator = torch.Generator().manual_seed(0)
+
+    def features(n, size, spread, shift):
+        mix = torch.randn(size, size, generator=generator)
+        return spread * torch.randn(n, size, generator=generator) @ mix + shift
+
+    a = features(60, 3, 1., 0.)
+    for x, y, case in (
+            (a, features(90, 3, .6, 1.5), '60 and 90 clips in 3 dimensions'),
+            (a, a.flip(0), 'the same clips in another order'),
+            (a, a + torch.tensor([3., -1., 2.]), 'the same clips, moved by (3, −1, 2)'),
+            (features(40, 2, 2., 0.), features(25, 2, 1., -3.), '40 and 25 clips in 2 dimensions'),
+            (features(7, 12, 1., .3), features(9, 12, .5, 0.), '7 and 9 clips in 12 dimensions'),
+            (features(30, 2, 1., 50.), features(20, 2, 2., 50.), 'far from 0')):
+        got = distance.number(x, y)
+        why = 'was a root taken of entries below 0? The roots of the eigenvalues are asked for'
+        if x.shape[1] > len(x):
+            why = 'rounding makes eigenvalues a little below 0, which have no root: .clamp(min=0)'
+        require(math.isfinite(got), f'{case}: {got}; {why}')
+        want, mistakes = _frechet_mistakes(x.double(), y.double())
+        compare(got, want, f'd² is {want:.4g}, not {got:.4g}', mistakes,
+                _allowed(x, y, want), case)
+    print('✓ two clouds, their means and covariances, one number')
+
+
+def _allowed(a, b, want):
+    "How far float32, and roots of eigenvalues that are 0 but for rounding, may be from the truth."
+    size = sum(x.double().T.cov().reshape(x.shape[1], -1).trace().item() for x in (a, b))
+    return 1e-3 * (size + want.item()) / max(1., want.item())
