@@ -85,6 +85,9 @@ def _summary(metrics):
 def _clips_command(args):
     "draw a contact sheet of the clips, and list the files that cannot be read"
     run = _open_run(args)
+    if args.split == 'heldout' and not run.holds_out:
+        raise ValueError(f'{run.recipe.data}: none of its clips are held out; --set heldout=.1 '
+                         'keeps a tenth of the captions, where there are enough')
     clips = run.clips(args.split)
     for file, reason in getattr(clips, 'unreadable', ()):
         print(printable(f'refused {file}: {reason}'))

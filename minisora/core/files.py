@@ -23,8 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/core/files.ipynb #d387646e
+def check_regular(path):
+    "ValueError for a pipe, a socket or a device: to read it could wait for ever."
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f'{path}: no file but a pipe, a socket or a device')
+
+
 def sha256_file(path):
     "The sha256 of a file, as hex."
+    check_regular(path)
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 

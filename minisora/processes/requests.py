@@ -16,7 +16,7 @@ import torch
 from ..core.arguments import (
     UnknownArgument, check_indices, plain_value, unknown_argument, whole_ids)
 from ..core.checks import check_int, check_number
-from ..core.pairs import check_pair, largest_id
+from ..core.pairs import check_pair, largest_id, takes_condition
 
 # %% ../../nbs/processes/requests.ipynb #8d857c48
 def as_condition(condition, model=None):
@@ -24,6 +24,8 @@ def as_condition(condition, model=None):
     model does not know."""
     if condition is None:
         return None
+    if takes_condition(model) is False:
+        raise ValueError('condition is given, and the model takes none: say n=… instead')
     texts = [condition] if isinstance(condition, str) else condition
     if isinstance(texts, (list, tuple)) and any(isinstance(text, str) for text in texts):
         raise ValueError('condition must be ids (B, …), not text: vocabulary.encode_batch([…]) '

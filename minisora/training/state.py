@@ -142,7 +142,8 @@ def note_training(self: TrainerState):
 def describe(self: TrainerState):
     "Recipe, model, objective and data, as a dict."
     data = data_dict(self.data, self.order.members)
-    check_condition(data, self.args.condition_dropout, getattr(self.model, 'null_id', None))
+    check_condition(data, self.args.condition_dropout, getattr(self.model, 'null_id', None),
+                    self.model)
     return dict(recipe=recipe_dict(self.args), model=config_dict(self.source_model),
                 objective=config_dict(self.objective), data=data)
 
