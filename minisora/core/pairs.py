@@ -158,7 +158,7 @@ def made_from(data):
     numbers.append((each * torch.linspace(-1, 1, len(each)).to(each)).sum())    # sees the order
     return [float(number) for number in numbers]
 
-
+# %% ../../nbs/core/pairs.ipynb #e09fc6b2
 def check_same_data(now, then, path):
     "ValueError where a checkpoint notes other data; an older one, without a note, is taken."
     for name in ('vocabulary', 'mean', 'std', 'made_from'):
