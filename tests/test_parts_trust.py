@@ -352,3 +352,51 @@ def viz_png():
     from minisora.data.pictures import encode_png
 
     return encode_png(np.zeros((8, 8, 3), np.uint8))
+
+
+# ---- the first sample, the signals and the lock, each in one place
+
+
+class Slow(torch.utils.data.Dataset):
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        self.read.append(int(i))
+        return dict(latents=torch.full((4, 4, 4, 4), float(i)))
+
+
+def test_the_first_sample_is_read_once_for_all_checks(tmp_path, monkeypatch):
+    data = Slow()
+    model = VideoDiT(VideoDiTConfig(channels=4, size=(4, 4, 4), width=24, depth=1, heads=2))
+    seen = []
+    monkeypatch.setattr("minisora.train._Trainer.loop", lambda self: seen.append(list(data.read)))
+    fit(model, data, Interpolant(), steps=1, progress=False, warmup=0)
+    assert seen == [[0]]
+
+
+def test_handlers_come_and_go():
+    import signal
+
+    from minisora.core.boundary import Handlers, Stopped, stop_signals
+    from minisora.training.signals import StopSignals
+
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with stop_signals(), StopSignals() as stops:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stops.stop == "SIGTERM"  # the inner one: a note
+    with pytest.raises(Stopped), stop_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 1)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    caught = []
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Handlers(["SIGHUP", "SIGNOTHING"], lambda *a: caught.append(a)):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not caught and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)

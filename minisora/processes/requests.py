@@ -24,12 +24,12 @@ def as_condition(condition, model=None):
     model does not know."""
     if condition is None:
         return None
-    if takes_condition(model) is False:
-        raise ValueError('condition is given, and the model takes none: say n=… instead')
     texts = [condition] if isinstance(condition, str) else condition
     if isinstance(texts, (list, tuple)) and any(isinstance(text, str) for text in texts):
         raise ValueError('condition must be ids (B, …), not text: vocabulary.encode_batch([…]) '
                          'makes them, and a VideoPipeline takes prompts')
+    if takes_condition(model) is False:
+        raise ValueError('condition is given, and the model takes none: say n=… instead')
     if isinstance(condition, (list, tuple, range, np.ndarray)):
         parts = [torch.as_tensor(part) for part in condition]
         condition = torch.stack(parts) if parts else torch.zeros(0)
