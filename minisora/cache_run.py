@@ -50,8 +50,7 @@ def _candidates(path, manifest):
     found = [read_json(note).get('name')] if note.is_file() else []
     found += [path.absolute().parent / 'autoencoder']
     found += [config.get('_name_or_path')] if isinstance(config, dict) else []
-    return [str(name) for name in found if name and Path(name).expanduser().exists()
-            or name and name == found[0]]
+    return [str(name) for name in found if name]
 
 # %% ../nbs/95_cache_run.ipynb #1eba58cb
 def find_autoencoder(path, name=None):
@@ -60,14 +59,16 @@ def find_autoencoder(path, name=None):
     manifest = read_manifest(path)
     encoder = manifest['autoencoder']
     advice = 'say which autoencoder encoded it: --autoencoder NAME'
-    for named in [name] if name else _candidates(Path(path), manifest):
+    nobody = encoder.get('name') == IdentityEncoder.kind     # converted: only a caller knows
+    found_names = [] if nobody else _candidates(Path(path), manifest)
+    for named in [name] if name else found_names:
         try:
             found = load_autoencoder(named)
         except (OSError, ValueError):
             if name:
                 raise
             continue
-        if encoder.get('name') == IdentityEncoder.kind:
+        if nobody:
             warnings.warn(printable(f'{path} holds latents from elsewhere and does not know their '
                                     f'autoencoder: {named} decodes them, as you say'))
             return found

@@ -155,6 +155,7 @@ def test_converted_latents_are_decoded_by_whom_the_caller_names(home, tmp_path, 
         np.save(tmp_path / f"npy/x_features/{i}.npy", np.full((4, 4, 4), i, np.float32))
         np.save(tmp_path / f"npy/x_labels/{i}.npy", np.array(i % 2))
     assert cli.main(["convert", str(tmp_path / "npy"), str(tmp_path / "cache")]) == 0
+    shutil.copytree(home / "other", tmp_path / "autoencoder")  # beside it by chance
     assert train(tmp_path / "cache", tmp_path / "run") == 2
     with pytest.warns(UserWarning, match="as you say"):
         assert (
