@@ -95,7 +95,7 @@ def is_animated(path):
     try:
         with lazy_image(path) as image:
             return moves(image)
-    except (OSError, ValueError, SyntaxError):
+    except Exception:                   # PIL raises of all kinds; whoever reads it will say
         return False
 
 # %% ../../nbs/data/animations.ipynb #79dc6e8d
@@ -110,7 +110,7 @@ def is_still_gif(source):
     try:
         with lazy_image(source) as image:
             return not moves(image)
-    except (OSError, ValueError, SyntaxError):
+    except Exception:                   # PIL raises of all kinds; whoever reads it will say
         return False
 
 # %% ../../nbs/data/animations.ipynb #6629faa3
