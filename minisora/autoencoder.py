@@ -16,6 +16,7 @@ from .core.checks import check_choice, check_sizes
 from .core.hub import AUTOENCODERS
 from .core.noise import fork_seed
 from .core.optim import lr_factor, optimizer_step, set_lr, training_steps, zero_init
+from .core.devices import as_device
 from .core.protocols import AutoencoderSpec, DiagonalGaussian, device_of
 from .core.renames import old_names
 from .data.video import to_clips, to_float, to_frames
@@ -148,7 +149,7 @@ def train_autoencoder(ae, clips, seconds=None, steps=None, batch=None, frames=No
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     held = load_subset(clips, seed)                                          # (N, 3, T, H, W) uint8
-    device = device or device_of(ae)
+    device = device_of(ae) if device is None else as_device(device)
     frames = _frames_per_step(ae.spec, frames, held.shape[2])
     batch = batch or max(4, 32 // frames)
 

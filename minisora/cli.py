@@ -16,15 +16,19 @@ import torch
 
 from . import __version__
 from .autoencoder import load_autoencoder
+from .cache_run import is_saved_pipeline, note_autoencoder, sample_saved, train_on_cache
+from .cli_arguments import (
+    DEFAULT_OUT, _axes_argument, _cache_argument, _clips_arguments, _convert_arguments,
+    _encode_arguments, _evaluate_arguments, _repair_arguments, _run_arguments, _sample_arguments,
+    _train_arguments, _video_arguments)
 from .core.boundary import guarded
-from .core.checks import did_you_mean, parse_text
+from .core.checks import did_you_mean
 from .core.errors import printable
 from .core.renames import old_names
 from .data.folders import FolderClips
 from .data import opening
 from .data.unreadable import ReadableSubset
 from .data.video import stack_clips
-from .evaluation.features import FEATURE_EXTRACTORS
 from .experiment import Experiment, make_video
 from .export import export_onnx
 from .latent_cache import import_npy_folder, repair_cache, verify_cache, write_cache
@@ -35,45 +39,20 @@ from .latents.cache_writer import rank_and_world
 from .metrics import format_report
 from .pipeline import VideoPipeline
 from .pipeline_output import save_sheet
-from .recipe import field_help, parse_field
 from .run_budget import budget_changes
-
-# %% ../nbs/96_cli.ipynb #e740a11c
-def _field_value(text):
-    "'steps=200' -> ('steps', 200); the error of argparse names the field."
-    try:
-        return parse_field(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None
-
-
-def _number(kind, least, name):
-    "What reads a number of an argument, not below `least`."
-    def read(text):
-        try:
-            value = parse_text(name, text, kind)
-        except ValueError as e:
-            raise argparse.ArgumentTypeError(str(e)) from None
-        if value < least or value == 0 and kind is float:
-            raise argparse.ArgumentTypeError(f'{name} must be {least} or more, not {text}'
-                                             if value or kind is int else f'{name} must not be 0')
-        return value
-    return read
-
-
-_count = _number(int, 1, 'a count')
-_seed = _number(int, 0, 'a seed')
-_rate = _number(float, 0, 'a rate')
 
 # %% ../nbs/96_cli.ipynb #1fd588b9
 def _open_run(args):
+    if is_saved_pipeline(args.out):
+        raise ValueError(f'{args.out} holds a model that was trained on a cache, and no clips: '
+                         'sample and export know it; for a run of clips choose another --out')
     return Experiment(args.out, args.data, **dict(args.set))
 
 
 def _existing_run(args):
     "The run in --out; FileNotFoundError, where there is none, names those beside it."
     out = Path(args.out).expanduser()
-    if (out / 'recipe.json').exists():
+    if (out / 'recipe.json').exists() or is_saved_pipeline(out):
         return _open_run(args)
     runs = sorted(path.parent.name for path in out.parent.glob('*/recipe.json'))
     beside = f'; runs in {out.parent}: {", ".join(runs[:9])}' if runs else ''
@@ -106,6 +85,9 @@ def _summary(metrics):
 def _clips_command(args):
     "draw a contact sheet of the clips, and list the files that cannot be read"
     run = _open_run(args)
+    if args.split == 'heldout' and not run.holds_out:
+        raise ValueError(f'{run.recipe.data}: none of its clips are held out; --set heldout=.1 '
+                         'keeps a tenth of the captions, where there are enough')
     clips = run.clips(args.split)
     for file, reason in getattr(clips, 'unreadable', ()):
         print(printable(f'refused {file}: {reason}'))
@@ -121,18 +103,38 @@ def _cache_command(args):
     print(_open_run(args).cache)
 
 
+def _cache_folder(args):
+    "Where the model of a cache goes: --out, or unless that is said a folder of the cache's name."
+    if args.out != DEFAULT_OUT:
+        return args.out
+    return str(Path('runs') / (Path(args.cache).absolute().name + '-model'))
+
+
 def _train_command(args):
-    "train the video model"
-    print(_open_run(args).trained)
+    "train the video model: that of a run, or with --cache one on a latent cache"
+    if not args.cache:
+        if args.autoencoder:
+            raise ValueError('--autoencoder NAME goes with --cache DIR: a run trains its own')
+        print(_open_run(args).trained)
+        return
+    if args.data:
+        raise ValueError('--cache DIR holds the latents of clips: it does not go with --data')
+    out = _cache_folder(args)
+    print(train_on_cache(args.cache, out, args.autoencoder, **dict(args.set)))
+    print(printable(f'minisora sample --out {out} makes its clips'))
 
 # %% ../nbs/96_cli.ipynb #2faffd3b
 def _sample_command(args):
     "make the clip that a prompt asks for, of a run that is trained"
+    options = dict(eta=args.eta, guidance_scale=args.guidance, num_inference_steps=args.steps)
+    if is_saved_pipeline(args.out):
+        for path in sample_saved(args.out, args.prompt, args.seed, args.n, args.fps, **options):
+            print(printable(path))
+        return
     run = _existing_run(args)
     missing = run.not_finished()
     if missing:
         raise ValueError(f'{run.out}: {missing}; minisora video --out {run.out} finishes it')
-    options = dict(eta=args.eta, guidance_scale=args.guidance, num_inference_steps=args.steps)
     for seed in args.seed:
         paths = run.video(args.prompt, seed, args.n, args.fps, **options)
         for path in paths if isinstance(paths, list) else [paths]:
@@ -219,6 +221,7 @@ def _encode_command(args):
     cache = write_cache(args.cache, clips, autoencoder, args.batch_size, args.dtype, args.moments,
                         flips=args.flips, overwrite=args.overwrite, **count)
     if not rank_and_world()[0]:
+        note_autoencoder(args.cache, args.autoencoder)
         print(printable(cache))
 
 # %% ../nbs/96_cli.ipynb #cab992e4
@@ -263,113 +266,6 @@ def _repair_inputs(path, args):
                      '--autoencoder NAME, or for a converted one the folder of the .npy files as '
                      'SOURCE')
 
-# %% ../nbs/96_cli.ipynb #c4e1bc65
-def _run_arguments(p):
-    "What every command of a run knows."
-    p.add_argument('--out', default='runs/first-video', help='the folder of the run (%(default)s)')
-    p.add_argument('--data', default='',
-                   help='a folder of clips, or an .npz of digits; none: procedural scenes')
-    p.add_argument('--set', nargs='+', default=[], type=_field_value, metavar='FIELD=VALUE',
-                   action='extend', help='change the recipe; its fields are listed below')
-    p.formatter_class = argparse.RawDescriptionHelpFormatter
-    p.epilog = f'fields of the recipe, for --set:\n{field_help()}'
-
-
-def _video_arguments(p):
-    _run_arguments(p)
-    p.add_argument('--prompt', default='', help='the caption of the clip to make')
-    p.add_argument('--seed', type=_seed, default=0, help='another seed, another clip')
-    p.add_argument('--minutes', type=_rate, help='train about so long, however fast the machine; '
-                   'of a run that is begun, its steps stay')
-
-# %% ../nbs/96_cli.ipynb #ed9b3031
-def _sample_arguments(p):
-    _run_arguments(p)
-    p.add_argument('--prompt', required=True, help='the caption of the clip to make')
-    p.add_argument('--seed', type=_seed, nargs='+', default=[0],
-                   help='another seed, another clip; several may be given')
-    p.add_argument('-n', type=_count, default=1, help='clips of each seed (%(default)s)')
-    p.add_argument('--guidance', type=_number(float, -1e9, 'guidance'), metavar='SCALE',
-                   help="how strongly the prompt is followed (the recipe's guidance_scale)")
-    p.add_argument('--steps', type=_count, help="of sampling (the recipe's num_inference_steps)")
-    p.add_argument('--eta', type=float, help="fresh noise, 0 to 1 (the recipe's eta)")
-    p.add_argument('--fps', type=_rate, help="frames per second of the file (the clips' own)")
-
-
-def _clips_arguments(p):
-    _run_arguments(p)
-    p.add_argument('--split', default='train', choices=('train', 'heldout', 'all'))
-    p.add_argument('-n', type=_count, default=12, help='clips on the sheet (%(default)s)')
-
-
-def _evaluate_arguments(p):
-    _run_arguments(p)
-    p.add_argument('-n', type=_number(int, 2, 'n'), help="clips to make (the recipe's eval_clips)")
-    p.add_argument('--networks', nargs='+', default=(), choices=tuple(FEATURE_EXTRACTORS),
-                   help='measure distances by these too, each under its own name')
-
-# %% ../nbs/96_cli.ipynb #0a4700fc
-def _source_arguments(p, nargs=None):
-    "What opens a source of clips and an autoencoder, for `encode` and `repair`."
-    p.add_argument('source', nargs=nargs, help='a folder of clips, a manifest, tars, ImageNet, a '
-                   'data set of datasets, or a name such as mnist or ucf101=FOLDER')
-    p.add_argument('--autoencoder', required=nargs is None, metavar='NAME', help='a folder or a '
-                   'name on the hub: of this course, of diffusers, or of a pipeline')
-    p.add_argument('--split', default='train', help='of the source, if it has any (%(default)s)')
-    p.add_argument('--fps', type=_rate,
-                   help='frames per second (the whole clip, squeezed into --frames)')
-    p.add_argument('--streaming', action='store_true',
-                   help='read a data set row by row, with no copy on disk')
-    p.add_argument('--check', default='decode', choices=('decode', 'open', 'no'),
-                   help='how each clip is looked at before the work begins (%(default)s)')
-    p.add_argument('--on-error', default='warn', choices=('warn', 'raise'),
-                   help='what a file that cannot be read is (%(default)s)')
-
-
-def _encode_arguments(p):
-    _source_arguments(p)
-    p.add_argument('--size', type=_count, nargs='+', metavar='PIXELS', help="side, or height and "
-                   "width, in pixels (the source's own: ImageNet 256, a folder 64)")
-    p.add_argument('--frames', type=_count, help="frames of a clip (the source's own: a folder 16)")
-    p.add_argument('--samples', type=_count, help='only so many clips; what is streamed needs it')
-    p.add_argument('--dtype', default='float16', choices=('float16', 'bfloat16', 'float32', 'int8'),
-                   help='of the latents on disk (%(default)s)')
-    p.add_argument('--moments', action='store_true',
-                   help='keep mean and log-variance, not the mean alone')
-    p.add_argument('--flips', action='store_true', help='keep the mirror image of each clip too')
-    p.add_argument('--batch-size', type=_count, default=16,
-                   help='clips encoded at once (%(default)s)')
-    p.add_argument('--overwrite', action='store_true',
-                   help='replace another cache that is in the way')
-    _cache_argument(p)
-
-# %% ../nbs/96_cli.ipynb #b4bd7cd9
-def _cache_argument(p):
-    p.add_argument('cache', help='the folder of the latent cache')
-
-
-def _axes_argument(p):
-    "How .npy files are laid out, for `convert` and `repair`."
-    p.add_argument('--axes', default='TCHW', choices=('TCHW', 'CTHW'),
-                   help='a .npy file of four axes has frames first, or channels (%(default)s)')
-
-
-def _convert_arguments(p):
-    p.add_argument('folder', help='holds folders of .npy files, one per sample')
-    p.add_argument('--dtype', default='float16',
-                   help='of the latents: float16, bfloat16, float32 or int8 (%(default)s)')
-    p.add_argument('--made-by', default='', help='the autoencoder that the latents are of')
-    _axes_argument(p)
-    _cache_argument(p)
-
-
-def _repair_arguments(p):
-    _run_arguments(p)
-    p.add_argument('cache', nargs='?',
-                   help='the folder of the latent cache (that of the run in --out)')
-    _source_arguments(p, nargs='?')
-    _axes_argument(p)
-
 # %% ../nbs/96_cli.ipynb #b4daf893
 def _export_command(args):
     "write a pipeline, or a finished run, as ONNX files, which browsers and phones can run"
@@ -385,7 +281,7 @@ def _export_arguments(p):
 # %% ../nbs/96_cli.ipynb #eabb6f40
 COMMANDS = dict(
     video=(_video_command, _video_arguments), clips=(_clips_command, _clips_arguments),
-    cache=(_cache_command, _run_arguments), train=(_train_command, _run_arguments),
+    cache=(_cache_command, _run_arguments), train=(_train_command, _train_arguments),
     sample=(_sample_command, _sample_arguments), evaluate=(_evaluate_command, _evaluate_arguments),
     encode=(_encode_command, _encode_arguments), convert=(_convert_command, _convert_arguments),
     verify=(_verify_command, _cache_argument), repair=(_repair_command, _repair_arguments),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
+from .core.arguments import plain_value, sample_numbers
 from .core.checks import check_choice
 from .core.noise import flip_mask, posterior_noise
 from .core.pairs import innermost
@@ -135,8 +136,8 @@ class LatentCache(torch.utils.data.Dataset):
 # %% ../nbs/02_latent_cache.ipynb #403d4a51
 @patch(as_prop=True)
 def fingerprint(self: LatentCache):
-    "16 hex digits of the latents as they are stored; captions and places do not count."
-    return latents_fingerprint(self.manifest)
+    "16 hex digits of the latents as they are stored, in order; captions and places do not count."
+    return latents_fingerprint(self.path, self.manifest)
 
 
 @patch
@@ -209,7 +210,7 @@ def latents(self: LatentCache, index):
 def __getitems__(self: LatentCache, indices):
     "A whole batch; in a DataLoader say `collate_fn=LatentCache.collate`."
     samples = len(self)
-    index = np.asarray(indices, dtype=np.int64).reshape(-1)
+    index = sample_numbers(indices)
     wrong = index[(index < -samples) | (index >= samples)]
     if len(wrong):
         raise IndexError(f'sample {wrong[0]} of a cache with {samples}')
@@ -226,7 +227,7 @@ def __getitem__(self: LatentCache, i):
         i = range(*i.indices(len(self)))
     if hasattr(i, '__len__') and getattr(i, 'ndim', 1):
         return self.__getitems__(i)
-    return {k: v[0] for k, v in self.__getitems__([int(i)]).items()}
+    return {k: v[0] for k, v in self.__getitems__([plain_value(i)]).items()}
 
 
 @patch(static_method=True)

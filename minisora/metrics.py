@@ -24,7 +24,7 @@ from .evaluation.frechet import (as_features, density_coverage, frechet_distance
                                          precision_recall, regions)
 from .evaluation.intervals import binomial_interval, bootstrap_interval
 from .evaluation.judge import attribute_accuracy
-from .evaluation.samples import GeneratedClips
+from .evaluation.samples import check_wanted
 
 # %% ../nbs/09_metrics.ipynb #4b77a09d
 def _second_difference(x):
@@ -240,8 +240,7 @@ def evaluate(clips, real=None, judge=None, wanted=None, networks=(), k=5, batch=
     say (with `k` neighbors), under the name of its distance."""
     if networks and real is None:
         raise ValueError('a distance needs real clips to compare with: real=…')
-    if judge is not None and wanted is None and isinstance(clips, (torch.Tensor, GeneratedClips)):
-        raise ValueError('a judge needs to know what was asked for: wanted=…')
+    check_wanted(judge, wanted, clips)
     report = _motion_measures(clips, batch)
     shown = shown_clips(clips, batch) if networks else None
     if judge is not None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from .autoencoder import load_autoencoder
 from .core.checks import check_choice, check_int, check_number, did_you_mean
+from .core.devices import as_device
 from .core.files import atomic_folder, read_json, write_json
 from .core.hub import MODELS
 from .core.pairs import objective_problem, output_problem, scale_problem
@@ -29,9 +30,9 @@ from .data.vocabulary import Vocabulary
 from .frames import FrameConditionedModel, generate_long, sample_continuation
 from .interpolants import objective_from_dict
 from .latents.cache_plan import autoencoder_fingerprint, same_autoencoder
-from minisora.pipeline_checks import (
-    TO_PIPELINE, as_statistic, check_kinds, check_sampling, latent_shape_of, options_of_call,
-    word_problem)
+from .pipeline_checks import (
+    TO_PIPELINE, as_statistic, check_kinds, check_sampling, check_saved, latent_shape_of,
+    options_of_call, word_problem)
 from .pipeline_output import VideoPipelineOutput, convert_frames
 from .recipe import read_captions, read_recipe, read_statistics
 from .sampling import renoise_average, sample
@@ -95,8 +96,8 @@ def device(self: VideoPipeline):
 @patch
 def to(self: VideoPipeline, device):
     "Move model and autoencoder; returns the pipeline."
-    self.model.to(device)
-    self.autoencoder.to(device)
+    for part in (self.model, self.autoencoder):
+        part.to(as_device(device))
     return self
 
 
@@ -301,8 +302,10 @@ PIPELINE = 'video-pipeline'
 
 @patch
 def save_pretrained(self: VideoPipeline, folder):
-    "Write folders model and autoencoder, and pipeline.json; each file is replaced whole."
+    """Write folders model and autoencoder, and pipeline.json; each file is replaced whole.
+    ValueError, before anything is written: an objective of your own, which has no name there."""
     vocabulary = None if self.vocabulary is None else self.vocabulary.to_dict()
+    check_saved(self.objective)
     about = dict(
         kind=PIPELINE, vocabulary=vocabulary, objective=self.objective.to_dict(),
         mean=self.mean.tolist(), std=self.std.tolist(), fps=self.fps, sampling=self.sampling)
@@ -325,20 +328,23 @@ def load_model(folder):
     return model_class.from_pretrained(folder)
 
 
-def saved_parts(file):
-    "The parts that pipeline.json, or avatar.json of version 0.1, speaks of."
+def saved_parts(file, given=()):
+    "The parts that pipeline.json, or avatar.json of version 0.1, speaks of, but those `given`."
     about = read_json(file)
     check_choice('kind', about.get('kind', PIPELINE), (PIPELINE,))
     vocabulary = about['vocabulary']
-    return dict(
-        autoencoder=load_autoencoder(file.with_name('autoencoder')),
-        vocabulary=None if vocabulary is None else Vocabulary.from_dict(vocabulary),
-        objective=objective_from_dict(about['objective']), mean=about['mean'], std=about['std'],
-        fps=about['fps'], sampling=about.get('sampling', about.get('options', {})))
+    parts = dict(vocabulary=None if vocabulary is None else Vocabulary.from_dict(vocabulary),
+                 mean=about['mean'], std=about['std'], fps=about['fps'],
+                 sampling=about.get('sampling', about.get('options', {})))
+    if 'objective' not in given:
+        parts['objective'] = objective_from_dict(about['objective'])
+    if 'autoencoder' not in given:
+        parts['autoencoder'] = load_autoencoder(file.with_name('autoencoder'))
+    return parts
 
 # %% ../nbs/94_pipeline.ipynb #04846980
-def run_parts(file):
-    "The parts in the folder of a run, by its recipe.json."
+def run_parts(file, given=()):
+    "The parts in the folder of a run, by its recipe.json, but an autoencoder that is `given`."
     recipe = read_recipe(file)
     statistics = read_statistics(file.with_name('model') / 'latents.json')
     captions = read_captions(file.with_name('captions.json'))
@@ -346,9 +352,10 @@ def run_parts(file):
     tuned = file.with_name('decoder')
     is_tuned = recipe.decoder_steps or tuned.is_dir()
     autoencoder = tuned if is_tuned else file.with_name('autoencoder')
-    return dict(
-        autoencoder=load_autoencoder(autoencoder), vocabulary=recipe.vocabulary(captions),
-        objective=recipe.objective(), sampling=recipe.sampling(), **statistics)
+    parts = dict(vocabulary=recipe.vocabulary(captions), objective=recipe.objective(),
+                 sampling=recipe.sampling(), **statistics)
+    return parts if 'autoencoder' in given else parts | dict(
+        autoencoder=load_autoencoder(autoencoder))
 
 
 def check_parts(folder):
@@ -389,13 +396,16 @@ def from_pretrained(cls: VideoPipeline, folder, device='cpu', **changes):
     for name in changes:
         if name not in known:
             raise ValueError(f'VideoPipeline has no field {name!r}{did_you_mean(name, known)}')
+    device = as_device(device)
     folder = local_folder(folder)
     file = next((folder / name for name in READERS if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(f'{folder}: no such folder, or none of {", ".join(READERS)} in it')
     try:
-        parts = READERS[file.name](file) | dict(model=load_model(folder / 'model')) | changes
-        return cls(**parts).to(device)
+        parts = READERS[file.name](file, changes)
+        if 'model' not in changes:
+            parts['model'] = load_model(folder / 'model')
+        return cls(**parts | changes).to(device)
     except (AttributeError, KeyError, TypeError) as e:
         raise ValueError(f'{file}: not a pipeline of this version: {e!r}') from None
     except ValueError as e:

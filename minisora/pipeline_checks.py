@@ -12,6 +12,7 @@ import torch
 
 from .core.arguments import plain_value
 from .core.checks import check_int, check_number, did_you_mean
+from .core.hub import OBJECTIVES
 from .core.protocols import model_latent_shape
 from .data.vocabulary import Vocabulary
 from .diffusion import ddpm_sample_iter
@@ -47,6 +48,14 @@ def word_problem(model, vocabulary):
         return (f'the model has {vocab} word ids in {condition.slots} slots, the vocabulary '
                 f'{len(vocabulary)} in {vocabulary.slots}')
     return ''
+
+# %% ../nbs/93_pipeline_checks.ipynb #ba8a312b
+def check_saved(objective):
+    "ValueError for an objective that a saved pipeline could not name."
+    if type(objective) not in OBJECTIVES.classes.values():
+        raise ValueError(f'VideoPipeline.save_pretrained: {type(objective).__name__} is an '
+                         'objective of your own, of which pipeline.json cannot tell. Save model '
+                         'and autoencoder by themselves, or register it: OBJECTIVES.register')
 
 # %% ../nbs/93_pipeline_checks.ipynb #936f9505
 def as_statistic(name, value, channels):

@@ -21,10 +21,12 @@ from .clips import MOTIONS, SIMPLE_MOTIONS
 from minisora.core.checks import (
     check_choice, check_fields, check_int, check_number, config_from_dict, did_you_mean, parse_text,
     parse_texts)
+from .core.devices import as_device
 from .core.files import read_json, write_json
 from .core.protocols import AutoencoderSpec
 from .core.renames import renamed_attributes, renamed_fields, upgrade_fields
 from .data.vocabulary import Vocabulary
+from .data.walk import output_kind
 from .interpolants import Interpolant
 from .models.conditions import WordCondition
 from .models.layers import BlockConfig
@@ -189,7 +191,9 @@ def sampling(self: Recipe):
 @patch
 def fit_options(self: Recipe):
     "What `fit` is told of the training."
-    return dict(steps=self.steps, batch_size=self.batch_size, lr=self.lr, warmup=150,
+    # a short run of today reaches its rate; one of version 0.1 goes on as it began
+    warmup = 150 if self.tokenizer == 1 else max(1, min(150, self.steps // 4))
+    return dict(steps=self.steps, batch_size=self.batch_size, lr=self.lr, warmup=warmup,
                 schedule='linear', weight_decay=.01, betas=(.9, .95), ema=self.ema, seed=self.seed)
 
 # %% ../nbs/92_recipe.ipynb #2918e242
@@ -249,8 +253,7 @@ def _check_shapes(r):
 def check_memory(r):
     "ValueError where weights, their gradients and averages, or one batch, exceed the memory."
     latent_shape = _check_shapes(r)
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    memory = device_memory(device)
+    memory = device_memory(as_device())
     blocks = 20 * 18 * r.depth * r.width ** 2                  # bytes; fp32, Adam, average
     autoencoder = 20 * (2000 * max(r.smooth, r.enc_width, 24) ** 2)
     tokens = math.prod(s // p for s, p in zip(latent_shape[1:], r.patch))
@@ -264,18 +267,23 @@ def check_memory(r):
 
 
 @patch
-def check(self: Recipe):
-    """Check all that can be known before the work: every field, and clip, autoencoder, model,
-    objective and training together. ValueError names the field, and what would fit."""
+def check_training(self: Recipe):
+    "Check every field, the objective and the training. ValueError names the field."
     _check_ranges(self)
-    latent_shape = _check_shapes(self)
-    self.model_config(latent_shape, Vocabulary(['word'], 1))
     self.objective()
     options = self.fit_options()
     steps = options.pop('steps')
     arguments = trial_arguments(fit, steps, options)
     arguments.steps = steps
     check_arguments(arguments, SimpleNamespace(world=1, sharded=False))
+
+
+@patch
+def check(self: Recipe):
+    """Check all that can be known before the work: every field, and clip, autoencoder, model,
+    objective and training together. ValueError names the field, and what would fit."""
+    self.check_training()
+    self.model_config(_check_shapes(self), Vocabulary(['word'], 1))
     return self
 
 # %% ../nbs/92_recipe.ipynb #a1028ad7
@@ -302,13 +310,16 @@ def _kind_of(data):
     if not path.exists():
         raise FileNotFoundError(f'DATA={data}: no such file or folder')
     if path.is_dir():
+        made = output_kind(path)
+        if made:
+            raise ValueError(f'DATA={data} holds no clips: {made}')
         return 'folder'
     if path.suffix != '.npz':
         raise ValueError(f'DATA={data}: neither a folder of clips nor an .npz of digit images and '
                          'labels')
     return 'digits'
 
-
+# %% ../nbs/92_recipe.ipynb #61af7631
 def _known_fields(changes):
     "Changes of a recipe by today's names. ValueError for a field that it does not have."
     changes = Recipe.upgrade(changes)

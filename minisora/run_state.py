@@ -19,9 +19,11 @@ from fastcore.basics import patch
 
 from minisora.clips import DigitClips, SceneClips, scene_caption
 from minisora.core.checks import check_choice
+from minisora.core.devices import as_device
 from minisora.core.errors import printable
 from minisora.core.files import read_json, sha256_file, short_hash, write_json
-from minisora.core.provenance import MadeFrom, listing_rows, weights_fingerprint
+from minisora.core.provenance import (
+    MadeFrom, listing_rows, shards_fingerprint, weights_fingerprint)
 from minisora.core.run_lock import remove_leftovers, run_lock
 from minisora.data.folders import FolderClips
 from minisora.data.named import load_digits
@@ -37,7 +39,7 @@ class RunState:
     def __init__(self, out, data='', progress=True, device=None, **changes):
         self.out = Path(out).expanduser()
         self.progress = progress
-        self.device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        self.device = as_device(device)
         self.recipe = find_recipe(self.out, data, **changes)
         self.made_from = MadeFrom(self.out)
         self.lock = run_lock(self.out)
@@ -264,7 +266,7 @@ def fingerprint(self: RunState, part):
         return short_hash(read_captions(path)) if path.exists() else None
     if part == 'latents':
         found = (path / 'manifest.json').exists()
-        return short_hash(read_manifest(path)['shards']) if found else None
+        return shards_fingerprint(read_manifest(path)) if found else None
     return weights_fingerprint(path)
 
 # %% ../nbs/95_run_state.ipynb #8f21a409

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from .core.arguments import known_keywords, plain_value
 from .core.checks import check_choice, check_int, check_number
 from .core.noise import indexed_noise
+from .core.devices import as_device
 from .core.protocols import device_of, model_latent_shape
 from .core.renames import old_names
 from .diffusion import GaussianDiffusion, ddpm_sample_iter
@@ -252,7 +253,7 @@ def sample_iter(model, objective, condition=None, n=None, shape=None, steps=50, 
     model = objective.sampling_model(model)
     condition = as_condition(condition, model)
     index = resolve_indices(condition, n, index, noise)
-    device = device_of(model) if device is None else device
+    device = device_of(model) if device is None else as_device(device)
     if noise is None:
         x, _ = indexed_noise(seed, 0, index, shape or model_latent_shape(model), device)
     else:

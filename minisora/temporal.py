@@ -17,7 +17,7 @@ from .core.checks import check_choice, check_fields
 from .core.hub import MODELS, PretrainedMixin, fields_to_dict, load_strict
 from .core.noise import fork_seed
 from .core.renames import old_names, renamed_attributes
-from .core.sizes import check_machine, transformer_problems
+from .core.sizes import check_machine, fitting_patch, transformer_problems
 from .dit import (
     DiTBlock, FinalLayer, TimestepEmbedder, init_weights, patchify, position_buffers, unpatchify)
 from .models.conditions import CONDITIONS, Unconditional, WordCondition
@@ -81,7 +81,8 @@ def check(self: VideoDiTConfig):
     if not isinstance(self.block, BlockConfig):
         raise ValueError(f'VideoDiTConfig.block must be a BlockConfig, not {self.block!r}')
     if any(s % p for s, p in zip(self.size, self.patch)):
-        raise ValueError(f'VideoDiTConfig.patch: {self.patch} does not divide {self.size}')
+        raise ValueError(f'VideoDiTConfig.patch: {self.patch} does not divide {self.size}; '
+                         f'{fitting_patch(self.size, self.patch)} does')
     if self.width % 4:
         raise ValueError(f'VideoDiTConfig.width: {self.width} is not a multiple of 4')
     if self.width % self.heads:

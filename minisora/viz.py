@@ -20,28 +20,15 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 
+from .core.checks import check_number
 from .core.files import atomic_file
 from .core.renames import old_names
-from .data.video import to_uint8
+from .data.video import as_batch, to_uint8
 
 # %% ../nbs/90_viz.ipynb #5ae7be45
-def _as_batch(clips):
-    "A batch, one clip, or a list of clips (tensors or `Clip`s) to a tensor (B, C, T, H, W)."
-    if hasattr(clips, 'frames'):
-        clips = clips.frames
-    if isinstance(clips, (list, tuple)):
-        clips = torch.stack([torch.as_tensor(getattr(c, 'frames', c)) for c in clips])
-    x = torch.as_tensor(clips).detach().cpu()
-    if x.ndim == 4:
-        x = x[None]
-    if x.ndim != 5:
-        raise ValueError(f'clips must be (B, C, T, H, W) or (C, T, H, W), not {tuple(x.shape)}')
-    return x
-
-
 def to_uint8_frames(clips):
     "Clips, uint8 or float in [-1, 1], gray or color, to a uint8 array (B, T, H, W, 3)."
-    x = _as_batch(clips)
+    x = as_batch(clips)
     if x.shape[1] not in (1, 3):
         raise ValueError(f'clips must have 1 or 3 channels, not {x.shape[1]}')
     if x.dtype != torch.uint8:
@@ -55,6 +42,7 @@ def animation_bytes(clip, fps=8, scale=1, format='WEBP'):
     pixel.
 
     WebP is lossless where that costs little (flat colors), else lossy."""
+    check_number('fps', fps, above=0, maximum=1000)
     frames = [Image.fromarray(f) for f in to_uint8_frames(clip)[0]]
     if scale != 1:
         size = (round(frames[0].width * scale), round(frames[0].height * scale))
@@ -112,7 +100,7 @@ def show_clips(clips, captions=None, fps=8, scale=2, columns=6):
         clips = [clips]
     if captions is None:
         captions = [getattr(c, 'caption', '') for c in clips]
-    x = _as_batch(clips)
+    x = as_batch(clips)
     captions = list(captions)
     captions += [''] * (len(x) - len(captions))
     return html_grid([clip_html(k, c, fps, scale) for k, c in zip(x, captions)], columns)
@@ -128,7 +116,7 @@ def compare_clips(rows, captions=None, fps=8, scale=2):
     for name, clips in rows.items():
         label = f'<th style="text-align:right">{html.escape(str(name))}</th>'
         cells = ''
-        for i, clip in enumerate(_as_batch(clips)):
+        for i, clip in enumerate(as_batch(clips)):
             column = captions[i] if i < len(captions) else f'clip {i + 1}'
             cells += f'<td>{clip_html(clip, "", fps, scale, alt=f"{name}: {column}")}</td>'
         out.append(f'<tr>{label}{cells}</tr>')

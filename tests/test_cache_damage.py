@@ -12,6 +12,8 @@ from helpers.files import room_for
 from helpers.latent_cache import SHARD, Clips, Tiny, content, flip, write
 
 from minisora.core.files import read_json, short_hash, write_json
+from minisora.core.pairs import made_from
+from minisora.core.provenance import shards_fingerprint
 from minisora.latent_cache import LatentCache, verify_cache, write_cache
 from minisora.latents import cache_verified
 
@@ -348,3 +350,24 @@ def test_many_shards_give_the_batch_of_one(tmp_path):
     one = write(tmp_path / "b", n=40, batch_size=2, shard_size=40)
     index = np.random.default_rng(0).integers(0, 40, 64)
     assert torch.equal(many[index]["latents"], one[index]["latents"])
+
+
+def test_the_fingerprint_sees_the_order(tmp_path):
+    "Two samples that changed places have the same sums, and are other latents."
+
+    class Swapped(Clips):
+        def __getitem__(self, i):
+            return super().__getitem__({1: 2, 2: 1}.get(i, i))
+
+    small = dict(batch_size=4, shard_size=8, progress=False)
+    cache = write(tmp_path / "a")
+    swapped = write_cache(tmp_path / "b", Swapped(), Tiny(), **small)
+    assert np.allclose(cache.manifest["shards"][0]["sums"], swapped.manifest["shards"][0]["sums"])
+    assert cache.fingerprint != swapped.fingerprint
+    assert shards_fingerprint(cache.manifest) != shards_fingerprint(swapped.manifest)
+    assert made_from(cache) != made_from(swapped)
+    part = torch.utils.data.Subset
+    assert made_from(part(cache, [0, 1])) == made_from(part(cache, [0, 1]))
+    assert (
+        len({made_from(cache), *(made_from(part(cache, i)) for i in ([0, 1], [1, 0], [2, 3]))}) == 4
+    )

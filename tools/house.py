@@ -61,7 +61,9 @@ TOP = [
     "run_report",
     "run_budget",
     "experiment",
+    "cache_run",
     "check",
+    "cli_arguments",
     "cli",
     "__main__",
 ]

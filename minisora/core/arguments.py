@@ -41,6 +41,22 @@ def check_limit(name, value, **bounds):
     "As `check_number`, where infinity is allowed too: there is no limit then."
     return math.inf if value == math.inf else check_number(name, value, **bounds)
 
+# %% ../../nbs/core/arguments.ipynb #0834fe39
+class WrongIndex(IndexError, TypeError, ValueError):
+    "A sample is asked for by what is no whole number."
+
+
+def sample_numbers(index):
+    "Sample numbers, of any whole-number type, as int64 (B,). WrongIndex: bools, fractions, text."
+    numbers = np.asarray(index)
+    wrong = numbers.dtype.kind not in 'iu' and numbers.size
+    if isinstance(index, (list, tuple)) and not wrong:
+        wrong = any(isinstance(i, (bool, np.bool_)) for i in index)
+    if wrong:
+        shown = repr(numbers.ravel().tolist()[0]) if numbers.size == 1 else numbers.dtype
+        raise WrongIndex(f'samples are asked for by whole numbers, not {shown!s}')
+    return numbers.astype(np.int64).reshape(-1)
+
 
 def check_indices(name, index):
     "Sample numbers as a list of ints from 0: ValueError for a fraction, a text, a negative one."

@@ -17,6 +17,36 @@ from contextlib import contextmanager
 from minisora.core.errors import one_line, printable
 
 # %% ../../nbs/core/boundary.ipynb #03c1a594
+class Handlers:
+    """`with Handlers(['SIGTERM'], handle):` calls `handle(number, frame)` for these signals.
+
+    Idle outside the main thread; a signal that is ignored stays ignored."""
+
+    def __init__(self, names, handle):
+        # Windows has no SIGHUP
+        self.numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        self.handle = handle
+        self.before = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in self.numbers:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self.handle)
+        return self
+
+    def restore(self, number):
+        "The handler of before; what was not installed from Python becomes the system's."
+        if number in self.before:
+            old = self.before[number]
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+    def __exit__(self, *_):
+        for number in self.before:
+            self.restore(number)
+        self.before = {}
+
+# %% ../../nbs/core/boundary.ipynb #360e24b6
 class Stopped(KeyboardInterrupt):
     "A signal came; `args[0]` is its number."
 
@@ -28,17 +58,8 @@ def stop_signals():
         signal.signal(number, signal.SIG_DFL)              # the next one acts at once
         raise Stopped(number)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in ('SIGTERM', 'SIGHUP'):
-            number = getattr(signal, name, None)           # Windows has no SIGHUP
-            if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
-                before[number] = signal.signal(number, stop)
-    try:
+    with Handlers(('SIGTERM', 'SIGHUP'), stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 # %% ../../nbs/core/boundary.ipynb #99674e7c
 def stop_status(error):

@@ -92,10 +92,15 @@ def parse_text(name, text, kind):
 
 def parse_texts(name, text, kind):
     "'4,2,2', or (4, 2, 2), or 4x2x2 -> a tuple of values of one kind."
-    text = text.strip().strip('()[]')
-    parts = text.replace('x', ',').split(',') if kind is not str else text.split(',')
+    inside = text.strip().strip('()[]')
+    if inside != text.strip():                               # (64,) as Python writes it
+        inside = inside.rstrip(', ')
+    parts = inside.replace('x', ',').split(',') if kind is not str else inside.split(',')
     parts = [part.strip().strip('\'"') for part in parts]
-    return tuple(parse_text(name, part, kind) for part in parts if part)
+    if not all(parts):
+        raise ValueError(f'{name} takes {_WANTED[kind]}, or several as in 4,2,2; {text.strip()!r} '
+                         'lacks one')
+    return tuple(parse_text(name, part, kind) for part in parts)
 
 # %% ../../nbs/core/checks.ipynb #b83db01e
 # no picture, clip or model has so many of anything

@@ -23,8 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/core/files.ipynb #d387646e
+def check_regular(path):
+    "ValueError for a pipe, a socket or a device: to read it could wait for ever."
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f'{path}: no file but a pipe, a socket or a device')
+
+
 def sha256_file(path):
     "The sha256 of a file, as hex."
+    check_regular(path)
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
 
@@ -59,20 +67,30 @@ def lock_file(file, path, wait=False, what='file'):
         if e.errno not in _NO_LOCKS:
             raise
 
-
-@contextmanager
-def folder_lock(folder, wait=True, what='folder'):
-    """One process at a time in a folder: waits for its turn, or raises a BlockingIOError that
-    names it."""
+# %% ../../nbs/core/files.ipynb #28ba5298
+def hold_folder(folder, wait=True, what='folder'):
+    """Keep others out of a folder: waits for its turn, or raises a BlockingIOError that names it;
+    returns the descriptor whose closing lets go, None where the system opens no folders."""
     if os.name != 'posix':
-        yield
-        return
+        return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         lock_file(descriptor, folder, wait, what)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@contextmanager
+def folder_lock(folder, wait=True, what='folder'):
+    "`with folder_lock(folder):` nobody else is in it; see `hold_folder`."
+    descriptor = hold_folder(folder, wait, what)
+    try:
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 # %% ../../nbs/core/files.ipynb #1af4ccb7
 def fsync_path(path):

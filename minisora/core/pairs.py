@@ -10,6 +10,7 @@ import torch
 
 from .files import short_hash
 from .hub import OBJECTIVES, kind_of
+from .provenance import shards_fingerprint
 
 # %% ../../nbs/core/pairs.ipynb #3f14eca8
 def answer_kind(model):
@@ -102,6 +103,16 @@ def largest_id(model):
     return classes - 1 + bool(getattr(config, 'null_class', False)) if classes else None
 
 
+def takes_condition(model):
+    "Does a model take a condition? None where its config does not say."
+    config = getattr(model, 'config', None)
+    kind = getattr(getattr(config, 'condition', None), 'kind', None)
+    if kind is not None:
+        return kind != 'none'
+    classes = getattr(config, 'num_classes', None)
+    return None if classes is None else bool(classes)
+
+# %% ../../nbs/core/pairs.ipynb #95d8859d
 def statistics_of(data):
     "Mean and standard deviation by which a dataset normalizes, as two lists; None if not known."
     data = innermost(data)
@@ -124,7 +135,7 @@ def _checksum(data):
     manifest = getattr(data, 'manifest', None)
     if not isinstance(manifest, dict) or 'shards' not in manifest:
         return None
-    parts = [shard['sha256'] for shard in manifest['shards']]
+    parts = [shards_fingerprint(manifest)]
     if torch.is_tensor(getattr(data, 'conditions', None)):
         parts.append(short_hash(data.conditions.numpy().tobytes()))
     return short_hash(parts)
@@ -134,21 +145,28 @@ def made_from(data):
     "By what data can be told from others: a checksum, a few numbers, or None."
     if isinstance(getattr(data, 'datasets', None), dict):                       # buckets
         return {str(name): made_from(part) for name, part in data.datasets.items()}
+    if hasattr(data, 'indices') and hasattr(data, 'dataset'):                   # a Subset
+        inside = made_from(data.dataset)
+        return inside and short_hash([inside, [int(i) for i in data.indices]])
     latents = getattr(data, 'latents', None)
     if not torch.is_tensor(latents):
-        return _checksum(innermost(data))
+        return _checksum(data)
     numbers = [latents[:64].double().mean(), latents[:64].double().std(correction=0)]
     if torch.is_tensor(getattr(data, 'condition', None)):
         numbers.append(data.condition[:64].double().mean())
+    each = latents[:64].double().flatten(1).mean(1)
+    numbers.append((each * torch.linspace(-1, 1, len(each)).to(each)).sum())    # sees the order
     return [float(number) for number in numbers]
 
-
+# %% ../../nbs/core/pairs.ipynb #e09fc6b2
 def check_same_data(now, then, path):
     "ValueError where a checkpoint notes other data; an older one, without a note, is taken."
     for name in ('vocabulary', 'mean', 'std', 'made_from'):
         here = now.get(name)
         there = (then or {}).get(name)
         numbers = isinstance(here, list) and isinstance(there, list)
+        if numbers and name == 'made_from':                  # an earlier one did not see the order
+            here = here[:len(there)]
         same = close(here, there) if numbers else here == there
         if here is not None and there is not None and not same:
             raise ValueError(f'cannot resume from {path}: it was trained on other data, of another '

@@ -13,6 +13,12 @@ from fastcore.basics import patch
 from minisora.core.files import read_json, sha256_file, short_hash, write_json
 
 # %% ../../nbs/core/provenance.ipynb #49b91719
+def shards_fingerprint(manifest):
+    """16 hex digits of all that the files of a latent cache hold, in their order; nothing is read
+    but the manifest, which has their checksums."""
+    return short_hash(manifest['shards'])
+
+
 def weights_fingerprint(folder):
     "16 hex digits of what a folder of `save_pretrained` holds, or None where there is none."
     folder = Path(folder)

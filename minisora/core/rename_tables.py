@@ -291,12 +291,14 @@ _moved('pipeline', 'experiment', 'slug', 'make_video', SAMPLING='SAMPLING_FIELDS
        Run='Experiment')
 _moved('pipeline', 'recipe', 'RECIPES', 'Recipe', 'recipe_for', 'open_recipe', MODERN='_MODERN',
        SMOOTH='SMOOTH_MOTION', QUICK='FAST_SHAPES')
-_PRIVATE = ('field_value', 'open_run', 'clips_command', 'cache_command', 'train_command',
+_PRIVATE = ('open_run', 'clips_command', 'cache_command', 'train_command',
             'sample_command', 'convert_command', 'verify_command', 'repair_command',
-            'video_command', 'encode_command', 'summary', 'source_arguments',
-            'axes_argument', 'encode_arguments', 'source_clips', 'open_autoencoder', 'parser')
+            'video_command', 'encode_command', 'summary', 'source_clips', 'open_autoencoder',
+            'parser')
 _moved('cli', 'cli', **{name: f'_{name}' for name in _PRIVATE}, metrics_command='_evaluate_command',
        measure_command='_evaluate_command', made_of='_repair_inputs')
+_moved('cli', 'cli_arguments', field_value='_field_value', source_arguments='_source_arguments',
+       axes_argument='_axes_argument', encode_arguments='_encode_arguments')
 _moved('cli', 'data.opening', 'open_clips', open_rows='_open_rows')
 _moved('cli', 'core.boundary', stopped='stop_status')
 

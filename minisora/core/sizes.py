@@ -92,6 +92,12 @@ def machine_memory():
     return status[1]
 
 
+def fitting_patch(size, most=(4, 2, 2)):
+    "The largest patch that divides latents of `size` (T, h, w), no side above that of `most`."
+    return tuple(max(n for n in range(1, side + 1) if length % n == 0)
+                 for length, side in zip(size, most))
+
+
 def transformer_numbers(width, depth, mlp_ratio):
     "About how many numbers the blocks of a transformer have."
     return depth * width ** 2 * (10 + 2 * mlp_ratio)

@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 
 from .checks import first_line
+from .devices import as_device
 from .files import DIGEST, read_json, sha256_file, tensors_digest
 
 # %% ../../nbs/core/tensors.ipynb #a254e249
@@ -95,7 +96,15 @@ def plain_state(state, where='state dict'):
     for name in state:
         if not isinstance(name, str):
             raise ValueError(f'{where}: holds no state dict: {name!r} is no name of a tensor')
-    return dict(state)
+    return as_tensors(state)
+
+# %% ../../nbs/core/tensors.ipynb #43879896
+def as_tensors(state):
+    "{name: value} with arrays of NumPy as tensors; what is no number stays as it is."
+    def tensor(value):
+        numbers = isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in 'biufc'
+        return torch.from_numpy(np.array(value)) if numbers else value
+    return {name: tensor(value) for name, value in state.items()}
 
 
 def plain_name(name):
@@ -107,27 +116,41 @@ def plain_name(name):
 
 # %% ../../nbs/core/tensors.ipynb #f584a85d
 def without_prefix(names, own):
-    "{name: name without a first part that all of them share and a model does not have}."
-    firsts = {name.partition('.')[0] for name in names}
+    "{name: name without the first parts that all of them share and a model does not have}."
     ours = {name.partition('.')[0] for name in own}
-    if len(firsts) != 1 or firsts & ours or not all('.' in name for name in names):
-        return {name: name for name in names}
-    return {name: name.partition('.')[2] for name in names}
+    short = {name: name for name in names}
+    while True:
+        firsts = {name.partition('.')[0] for name in short.values()}
+        if len(firsts) != 1 or firsts & ours or not all('.' in name for name in short.values()):
+            return short
+        short = {name: plain_name(rest.partition('.')[2]) for name, rest in short.items()}
 
 
+#: what wrappers keep beside the weights: AveragedModel counts what it averaged
+_COUNTERS = ('n_averaged',)
+
+
+def without_counters(state, own=()):
+    "{name: value} without what is no weight but a wrapper's own, unless a model has such a name."
+    return {name: value for name, value in state.items()
+            if name in own or plain_name(name) not in _COUNTERS}
+
+# %% ../../nbs/core/tensors.ipynb #275ab8a2
 def without_wrappers(state):
     "{name: value} without what wrappers put before the names: module., _orig_mod., model."
+    state = without_counters(as_tensors(state))
     plain = {plain_name(name): value for name, value in state.items()}
     if len(plain) < len(state):                                         # two names became one
         return state
-    if plain and all(name.startswith('model.') for name in plain):
-        plain = {name.removeprefix('model.'): value for name, value in plain.items()}
+    while plain and all(name.startswith('model.') for name in plain):
+        plain = {plain_name(name.removeprefix('model.')): v for name, v in plain.items()}
     return plain
 
-
+# %% ../../nbs/core/tensors.ipynb #27b80bd6
 def named_like(state, own):
     """{name: value} by the names that a model has, `own`, where they differ only in what wrappers
     put before them; else as it is."""
+    state = without_counters(as_tensors(state), own)
     if set(state) == set(own):
         return state
     ours = {plain_name(name): name for name in own}
@@ -135,7 +158,7 @@ def named_like(state, own):
     if len(plain) < len(state) or len(ours) < len(own):                 # two names became one
         return state
     shorter = without_prefix(plain, ours)
-    if set(shorter.values()) == set(ours) or set(plain) == {f'model.{k}' for k in shorter.values()}:
+    if set(shorter.values()) == set(ours) or all(name.startswith('model.') for name in plain):
         plain = {shorter[name]: value for name, value in plain.items()}
     return {ours.get(name, name): value for name, value in plain.items()}
 
@@ -153,7 +176,7 @@ def pickle_reason(error):
                 'safetensors, or for a file of its state_dict() alone')
     return DAMAGED
 
-
+# %% ../../nbs/core/tensors.ipynb #56572a20
 def check_archive(file):
     "ValueError unless a zip archive is one that torch wrote, of the size that it says."
     try:
@@ -171,13 +194,27 @@ def check_archive(file):
                          f'to {whole} bytes')
 
 # %% ../../nbs/core/tensors.ipynb #1ed53e90
+def _numpy_globals():
+    "What a pickle of NumPy's arrays of numbers names: nothing of it runs any code."
+    core = getattr(np, '_core', None) or np.core
+    rebuild = core.multiarray._reconstruct
+    kinds = {type(np.dtype(kind)) for kind in '?bhilqBHILQefdFD'}
+    scalar = core.multiarray.scalar
+    # files from before NumPy 2 say numpy.core
+    old = [(f, f'numpy.core.multiarray.{f.__name__}') for f in (rebuild, scalar)]
+    return [rebuild, scalar, np.ndarray, np.dtype, *kinds, *old]
+
+
+_NUMPY = _numpy_globals()
+
+# %% ../../nbs/core/tensors.ipynb #2331676c
 def read_pickle(file, device='cpu'):
     "What torch.save wrote, without unpickling: a dict. ValueError names the file."
     if first_bytes(file, 2) == b'PK':
         check_archive(file)
     try:
         # an open file: torch would believe the name .safetensors
-        with torch.serialization.safe_globals([Namespace]), open(file, 'rb') as f:
+        with torch.serialization.safe_globals([Namespace, *_NUMPY]), open(file, 'rb') as f:
             state = torch.load(f, map_location=device, weights_only=True)
     except Exception as e:
         raise ValueError(f'{file}: holds no plain tensors: {pickle_reason(e)}') from None
@@ -231,6 +268,7 @@ def load_tensors(file, device='cpu'):
 
     FileNotFoundError or ValueError names the file."""
     file = Path(file).expanduser()
+    device = as_device('cpu' if device is None else device)
     if not file.is_file():
         raise FileNotFoundError(f'{file}: no such file')
     if file.suffix == '.json':

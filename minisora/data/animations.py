@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from minisora.data.cuts import clip_times
 from minisora.data.depth import to_eight_bits
 from minisora.data.pictures import lazy_image, open_image, parse_size, resize_crop
+from minisora.data.unreadable import named_errors
 
 # %% ../../nbs/data/animations.ipynb #b8ca1abe
 class PictureFilm:
@@ -94,7 +95,22 @@ def is_animated(path):
     try:
         with lazy_image(path) as image:
             return moves(image)
-    except (OSError, ValueError, SyntaxError):
+    except Exception:                   # PIL raises of all kinds; whoever reads it will say
+        return False
+
+# %% ../../nbs/data/animations.ipynb #79dc6e8d
+def is_still_gif(source):
+    "Is this a GIF, a path or bytes, of one picture? False too where it cannot be read."
+    if isinstance(source, bytes):
+        if source[:4] != b'GIF8':
+            return False
+        source = io.BytesIO(source)
+    elif not isinstance(source, (str, Path)) or Path(source).suffix.lower() != '.gif':
+        return False
+    try:
+        with lazy_image(source) as image:
+            return not moves(image)
+    except Exception:                   # PIL raises of all kinds; whoever reads it will say
         return False
 
 # %% ../../nbs/data/animations.ipynb #6629faa3
@@ -106,4 +122,5 @@ class FrameFolder(PictureFilm):
         super().__init__([k / rate for k in range(len(files))], len(files) / rate)
 
     def picture(self, k):
-        return open_image(self.files[k])
+        with named_errors(f'cannot read {self.files[k]}', self.files[k]):
+            return open_image(self.files[k])

@@ -51,9 +51,9 @@ def _range_of(pictures):
     return low, high
 
 
-def _divisor(pictures):
-    """What the numbers of pictures of one type are divided by to be 8 bits. ValueError: their range
-    does not say."""
+def _divisor(pictures, from_file=False):
+    """What the numbers of pictures of one type are divided by to be 8 bits; `from_file`: they were
+    images of PIL. ValueError: their range does not say."""
     kind = pictures[0].dtype
     if kind == np.uint8:
         return 1
@@ -62,9 +62,11 @@ def _divisor(pictures):
     low, high = _range_of(pictures)
     shown = f'{kind} from {low:g} to {high:g}'
     if kind == np.uint16:
-        if 0 < high <= 255:
-            raise ValueError(f'its pixels are {shown}: 8 bits, or nearly black in 16? give uint8, '
-                             'or 0 … 65535')
+        bits = next((bits for bits in (8, 10, 12) if high < 2 ** bits), None)
+        # a picture file says that it has 16 bits; what an array holds is often 10 or 12
+        if high and bits and (bits == 8 or not from_file):
+            raise ValueError(f'its pixels are {shown}: {bits} bits, or nearly black in 16? give '
+                             'uint8, or 0 … 65535')
         return 257
     if kind.kind == 'f' and low >= 0 and high <= 1:
         return 1 / 255
@@ -80,9 +82,10 @@ def to_eight_bits(pictures):
 
     ValueError where it is not clear what their numbers mean."""
     arrays = [_picture_values(p) for p in pictures]
+    from_file = all(isinstance(p, Image.Image) for p in pictures)
     divisors = {}
     for kind in {a.dtype for a in arrays}:
-        divisors[kind] = _divisor([a for a in arrays if a.dtype == kind])
+        divisors[kind] = _divisor([a for a in arrays if a.dtype == kind], from_file)
     return [_scaled(a, divisors[a.dtype]) for a in arrays]
 
 

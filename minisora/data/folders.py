@@ -20,14 +20,14 @@ from ..core.errors import printable
 from ..core.checks import check_choice, check_number
 from ..core.files import short_hash
 from ..core.renames import renamed_attributes
-from .animations import FrameFolder, is_animated
+from .animations import FrameFolder, is_animated, is_still_gif
 from .buckets import nearest_bucket
 from .cuts import window_starts
 from .pictures import IMAGE_EXTENSIONS, is_image
 from .sidecars import beside, read_beside
 from .sources import ClipReader, content_digest, file_stamp
 from .tables import MANIFESTS as _MANIFESTS
-from .tables import Cut, Problem, manifest_rows
+from .tables import Cut, Problem, cut_of, manifest_rows
 from minisora.data.text import (
     all_captions,
     caption_from_path,
@@ -37,7 +37,7 @@ from minisora.data.text import (
 )
 from .unreadable import collect_unreadable
 from .video import VIDEO_EXTENSIONS, VideoInfo, probe
-from .walk import class_folders, walk_files
+from .walk import class_folders, output_kind, walk_files
 
 # %% ../../nbs/data/folders.ipynb #8fca0b86
 @renamed_attributes
@@ -128,7 +128,7 @@ def _add_file(self: FolderClips, row):
     if self.buckets or self.check == 'open':
         info = self._info(row)
         bucket = nearest_bucket(self.buckets, info, self.fps) if self.buckets else None
-    if bucket and is_image(file) and not info.seconds:
+    if bucket and not info.seconds:
         bucket = replace(bucket, frames=1)
     if self.check == 'decode':
         self._keep(self._read(row, len(self.rows), bucket))
@@ -143,14 +143,14 @@ _KEEP_BYTES = 2 ** 28                   # clips kept in memory: never more than 
 def _is_film(self: FolderClips, row):
     file = Path(row['file'])
     if file.suffix.lower() in VIDEO_EXTENSIONS or self._is_frame_folder(row):
-        return True
+        return not is_still_gif(self.path / file)
     return self.check != 'no' and is_image(file) and is_animated(self.path / file)
 
 
 @patch
 def _set_extensions(self: FolderClips, rows):
     only_films = self.frames != 1 and not self.buckets and any(map(self._is_film, rows))
-    self._extensions = VIDEO_EXTENSIONS if only_films else VIDEO_EXTENSIONS + IMAGE_EXTENSIONS
+    self._takes_pictures = not only_films
 
 
 @patch
@@ -166,9 +166,10 @@ def _reason_against(self: FolderClips, file, row):
         raise FileNotFoundError(f'cannot read {file}: no such file')
     if row['caption'] is None and self.captions == 'folder':
         return 'it lies in none of the folders'
-    if file.suffix.lower() in self._extensions or self._is_film(row):
+    picture = is_image(file) or is_still_gif(file)
+    if self._is_film(row) or picture and self._takes_pictures:
         return None
-    if is_image(file):
+    if picture:
         return 'a picture beside videos needs buckets, or frames=1'
     return 'its name is not that of a video or a picture'
 
@@ -181,13 +182,8 @@ def _is_frame_folder(self: FolderClips, row):
 @patch
 def _read(self: FolderClips, row, i, bucket):
     shown = row['frames'] if self._is_frame_folder(row) else self.path / row['file']
-    clip = self._read_clip(i, shown, row['caption'], bucket, *_cut_of(row))
+    clip = self._read_clip(i, shown, row['caption'], bucket, *cut_of(row))
     return replace(clip, source=str(self.path / row['file']), attributes=_attributes(row))
-
-
-def _cut_of(row):
-    cut = row.get('cut')
-    return cut if isinstance(cut, Cut) else Cut()
 
 
 def _attributes(row):
@@ -213,7 +209,7 @@ def _windows(self: FolderClips, row):
         film = self._info(row)
     except (ValueError, OSError):
         return [row]                    # `_add_file` will say what is wrong
-    cut = _cut_of(row)
+    cut = cut_of(row)
     last = min(film.seconds if cut.end is None else cut.end, film.seconds)
     span = self.frames / self.fps
     starts = window_starts(cut.start or 0., last, span, self.stride)
@@ -265,6 +261,10 @@ def _find_rows(self: FolderClips, path, manifest):
 
 @patch
 def _files(self: FolderClips):
+    "The files of the folder. ValueError: it is no folder of clips but something that was made."
+    made = output_kind(self.path)
+    if made:
+        raise ValueError(f'{printable(self.path)} holds no clips of yours: {made}')
     found = walk_files(self.path)
     self.left_out = found.left_out
     return found.files
@@ -283,7 +283,8 @@ def _file_rows(self: FolderClips, files):
     rows = [row for row in rows if Path(row['file']) not in used]
     for row in rows:
         about = self._said(said.get(Path(row['file'])))
-        row |= {k: v for k, v in about.items() if k != 'file'}
+        own = ('file', 'frames') if self._is_frame_folder(row) else ('file',)
+        row |= {k: v for k, v in about.items() if k not in own}
     self._named_by_file = not any(row['caption'] for row in rows)
     for row in rows:
         if self._named_by_file or Path(row['file']) not in clips:

@@ -128,6 +128,9 @@ def encode_png(picture):
     return out.getvalue()
 
 # %% ../../nbs/data/pictures.ipynb #1b87853c
+STILL_RATE = 8.                         # frames per second that are written of what does not move
+
+
 def still_clip(pictures, caption, frames=16, size=64, fps=None, several=True, anchor=(.5, .5)):
     """Pictures (PIL or arrays), evenly picked, to a Clip of `frames` frames; of one frame if not
     `several`."""
@@ -138,4 +141,4 @@ def still_clip(pictures, caption, frames=16, size=64, fps=None, several=True, an
     arrays = to_eight_bits([pictures[k] for k in picked])
     shown = {k: resize_crop(a, size, anchor=anchor) for k, a in zip(picked, arrays)}
     x = torch.from_numpy(np.stack([shown[k] for k in pick]))
-    return Clip(rearrange(x, 't h w c -> c t h w').contiguous(), caption, fps or 8.0)
+    return Clip(rearrange(x, 't h w c -> c t h w').contiguous(), caption, fps or STILL_RATE)

@@ -7,8 +7,10 @@ __all__ = []
 
 # %% ../../nbs/data/sidecars.ipynb #fa913435
 import json
+from pathlib import Path
 
 from minisora.data.text import all_captions, class_id, decode_text, read_text
+from minisora.data.tables import add_cut, no_key_twice
 
 # %% ../../nbs/data/sidecars.ipynb #ed6cb630
 #: endings of files that speak of the clip of the same name; the first that has a caption counts
@@ -20,7 +22,7 @@ _KEYS = ('caption', 'text', 'prompt', 'captions')
 def _parse_json(text, name):
     "The object in a JSON text. ValueError names what is wrong with it."
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=no_key_twice)
     except RecursionError:
         raise ValueError(f'{name} is nested too deeply') from None
     except ValueError as e:
@@ -32,10 +34,14 @@ def _parse_json(text, name):
 
 def parse_caption_files(texts):
     """{'.txt': text, '.json': text …} to the caption (None, a text, or a list of them) and the
-    attributes. ValueError says what is wrong."""
+    attributes, with a `cut` where the JSON has `start` or `end`. ValueError says what is wrong."""
     attributes = {}
     if '.json' in texts:
         attributes = _parse_json(texts['.json'], 'its .json')
+        for name, other in dict(start='start_time', end='end_time').items():
+            if other in attributes:
+                attributes.setdefault(name, attributes.pop(other))
+        add_cut(attributes)
     said = [attributes.pop(k) for k in _KEYS if k in attributes]
     found = [texts[e].strip() for e in TEXT_FILES if e in texts] or said
     if not found:
@@ -44,17 +50,38 @@ def parse_caption_files(texts):
     return captions if len(captions) > 1 else captions[0], attributes
 
 # %% ../../nbs/data/sidecars.ipynb #426111de
+#: folders of caption files, inside that of the clips or in its place
+_FOLDERS = ('captions', 'caption', 'texts', 'text', 'txt', 'prompts')
+
+
+def _places(clip, folders):
+    "The names, without their ending, that a caption file of a clip may have, nearest first."
+    stem = clip.with_suffix('') if clip.suffix else clip
+    found = [stem, clip]                                  # 0001.txt, or 0001.mp4.txt
+    for name in (stem, clip):
+        parts = name.parts
+        for folder in folders:
+            for k in range(len(parts) - 1, -1, -1):
+                found.append(Path(*parts[:k], folder, *parts[k:]))
+                if k < len(parts) - 1:                    # captions/ beside videos/
+                    found.append(Path(*parts[:k], folder, *parts[k + 1:]))
+    return found
+
+
 def beside(files, is_clip):
     """{clip: {ending: caption file}} for the files (paths) of a folder that are clips."""
     by_name = {str(f.with_suffix(f.suffix.lower())): f for f in files
                if f.suffix.lower() in CAPTION_FILES}
+    within = {part for file in by_name.values() for part in file.parts[:-1]}
+    folders = [name for name in _FOLDERS if name in within]
     found = {}
-    for f in files:
-        if is_clip(f):
-            stem = str(f)[:-len(f.suffix)] if f.suffix else str(f)
-            said = {e: by_name[stem + e] for e in CAPTION_FILES if stem + e in by_name}
-            if said:
-                found[f] = said
+    for f in filter(is_clip, files):
+        places = _places(f, folders)
+        said = {e: next((by_name[f'{place}{e}'] for place in places if f'{place}{e}' in by_name),
+                        None) for e in CAPTION_FILES}
+        said = {e: file for e, file in said.items() if file is not None}
+        if said:
+            found[f] = said
     return found
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..core.files import sha256_file
 from ..core.protocols import Clip
-from .animations import PictureFilm, open_shown
+from .animations import PictureFilm, is_still_gif, open_shown
 from .pictures import crop_anchor, is_image, parse_size, still_clip
 from .text import one_caption
 from .unreadable import named_errors
@@ -62,6 +62,8 @@ def _read_clip(self: ClipReader, i, shown, caption, bucket=None, start=None, end
         frames = bucket.frames
     anchor = crop_anchor(self.crop, self.seed, self.epoch, i)
     caption = self._caption(caption, i)
+    if is_still_gif(shown):
+        frames = 1
     if is_image(shown):
         with named_errors(f'cannot read {shown}', shown):
             clip = self._shown_clip(open_shown(shown), caption, frames, size, anchor)

@@ -112,7 +112,8 @@ def _delimited_rows(path):
     return rows
 
 # %% ../../nbs/data/tables.ipynb #30ae139e
-def _no_key_twice(pairs):
+def no_key_twice(pairs):
+    "Pairs of a JSON object as a dict. ValueError names a key that comes twice."
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [k for k, _ in pairs]
@@ -129,7 +130,7 @@ def _json_rows(path):
             continue
         where = f'{path}, row {len(rows) + 1} (line {line})'
         try:
-            row = json.loads(text, object_pairs_hook=_no_key_twice)
+            row = json.loads(text, object_pairs_hook=no_key_twice)
         except RecursionError:
             raise ValueError(f'{where}: {path} is no JSONL: nested too deeply') from None
         except ValueError as e:
@@ -167,6 +168,12 @@ class Cut(NamedTuple):
     end: float | None = None
 
 
+def cut_of(row):
+    "The `Cut` of a row, from the first second to the last where it says nothing."
+    cut = row.get('cut')
+    return cut if isinstance(cut, Cut) else Cut()
+
+# %% ../../nbs/data/tables.ipynb #3cf7a58f
 def _standard_row(row, names, where):
     """A row with the keys file, caption, and `start`, `end` and `cut` where it has any; `problem`
     says what is wrong with them."""
@@ -185,6 +192,11 @@ def _check_row(row):
     if not isinstance(row['file'], str) or not row['file'].strip():
         raise ValueError('it has no file')
     all_captions(row['caption'])
+    add_cut(row)
+
+
+def add_cut(row):
+    "The seconds `start` and `end` of a row, if it has any, as numbers, and a `cut`, in place."
     seconds = {what: parse_second(row.pop(what, None), what) for what in Cut._fields}
     seconds = {what: second for what, second in seconds.items() if second is not None}
     if seconds:

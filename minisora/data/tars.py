@@ -21,9 +21,10 @@ from .animations import open_shown
 from .pictures import IMAGE_EXTENSIONS
 from .sidecars import CAPTION_FILES, parse_parts
 from .sources import ClipReader, file_stamp
+from .tables import Cut, Problem, cut_of
 from .text import all_captions, is_utf8
 from .walk import is_hidden
-from .unreadable import collect_unreadable, named_errors
+from .unreadable import collect_unreadable, error_reason, named_errors
 from .video import VIDEO_EXTENSIONS
 
 # %% ../../nbs/data/tars.ipynb #183e80a2
@@ -75,6 +76,9 @@ def _index_tar(path):
                 parts = samples.setdefault(f'{folder}/{stem}'.lstrip('/'), {})
                 size = member.size if member.sparse is None else _SPARSE
                 parts[f'.{ext.lower()}'] = member.offset_data, size
+                spelled = f".{ext.lower().rpartition('.')[2]}"
+                if '.' in ext and spelled in CAPTION_FILES:             # 0001.mp4.txt
+                    parts.setdefault(spelled, (member.offset_data, size))
             end = tar.offset
     except (tarfile.TarError, EOFError) as e:
         raise ValueError(f'{path} is no whole tar file: {e}') from None
@@ -124,8 +128,7 @@ class TarClips(ClipReader, torch.utils.data.Dataset):
         self._set_format(size, frames, fps, crop, seed)
         self.paths = _find_tars(paths)
         self.samples = []
-        found = [(n, key, parts) for n, tar in enumerate(self.paths)
-                 for key, parts in _index_tar(tar).items()]
+        found = [sample for n in range(len(self.paths)) for sample in self._index(n)]
         self.unreadable = collect_unreadable(found, self._add_sample, self._sample_name,
                                              self.paths[0].parent, on_error)
 
@@ -178,16 +181,28 @@ def _find_tars(paths):
             raise FileNotFoundError(f'no tar file at {p}')
     return found
 
-
+# %% ../../nbs/data/tars.ipynb #d3e5dafd
 @patch
 def _sample_name(self: TarClips, sample):
-    return f'{self.paths[sample[0]].name}/{sample[1]}'
+    name = self.paths[sample[0]].name
+    return name if isinstance(sample[2], Problem) else f'{name}/{sample[1]}'
+
+
+@patch
+def _index(self: TarClips, n):
+    "The samples (n, key, parts) of tar n; of one that cannot be read a single one, its problem."
+    try:
+        return [(n, key, parts) for key, parts in _index_tar(self.paths[n]).items()]
+    except (ValueError, OSError) as e:
+        return [(n, '', Problem(error_reason(e)))]
 
 
 @patch
 def _add_sample(self: TarClips, sample):
     "Take one sample; a ValueError that says what it lacks."
     parts = sample[2]
+    if isinstance(parts, Problem):
+        raise ValueError(parts)
     lacks = [] if _shown_parts(parts) else ['no video or picture']
     if not {*CAPTION_FILES} & {*parts}:
         lacks.append('no .txt or .json caption')
@@ -241,5 +256,6 @@ def _sample_clip(self: TarClips, i, n, key, parts):
         else:
             pictures = [open_shown(read(e), upright=False) for e in shown]
             found = pictures if len(pictures) > 1 else pictures[0]
-        clip = self._read_clip(i, found, caption)
+        clip = self._read_clip(i, found, caption, None, *cut_of(attributes))
+    attributes = {k: v for k, v in attributes.items() if not isinstance(v, Cut)}
     return replace(clip, source=name, attributes=attributes)

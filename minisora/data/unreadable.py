@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..core.checks import check_choice
 from ..core.renames import renamed_attributes
 from ..core.errors import printable
+from ..core.files import check_regular
 
 # %% ../../nbs/data/unreadable.ipynb #2b51806c
 #: what libraries raise on damaged files
@@ -56,10 +57,11 @@ def named_errors(name, path=None):
         cause = None if isinstance(e, DECODE_ERRORS) else e
         raise kind(f'{printable(name)}: {error_reason(e)}') from cause
 
-
+# %% ../../nbs/data/unreadable.ipynb #3251d9cc
 def _check_file(path):
     if not path.exists():
         raise FileNotFoundError('no such file')
+    check_regular(path)
     if not path.stat().st_size:
         raise ValueError('the file is empty')
 

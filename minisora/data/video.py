@@ -21,7 +21,7 @@ from einops import rearrange, repeat
 from ..core.checks import check_int, check_number
 from ..core.files import atomic_file
 from ..core.protocols import Clip
-from .animations import Animation, open_shown
+from .animations import Animation, is_still_gif, open_shown
 from .containers import file_url, film_stream, open_container
 from .cuts import check_cut, clip_times
 from .hdr import is_hdr, to_standard_range
@@ -32,6 +32,7 @@ from minisora.data.pictures import (
     parse_size,
     resize_crop,
     still_clip,
+    STILL_RATE,
 )
 from .text import caption_from_path, name_to_words
 from .unreadable import named_errors
@@ -48,6 +49,8 @@ def to_uint8(x):
     "Float pixels in [-1, 1] to uint8, any shape; what lies outside is clamped."
     if not x.is_floating_point():
         raise ValueError(f'pixels must be float, not {x.dtype}')
+    if x.isnan().any():
+        raise ValueError('the pixels hold NaN')
     return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 # %% ../../nbs/data/video.ipynb #53578426
@@ -59,6 +62,23 @@ def stack_clips(clips):
     if len(shapes) != 1:
         raise ValueError(f'clips to stack need one shape, not {sorted(shapes) or "none"}')
     return torch.stack([c.frames for c in clips]), [c.caption for c in clips]
+
+# %% ../../nbs/data/video.ipynb #1b061e4d
+def as_batch(clips):
+    "A batch, one clip, or a list of clips (tensors or `Clip`s) to a tensor (B, C, T, H, W)."
+    if hasattr(clips, 'frames'):
+        clips = clips.frames
+    if isinstance(clips, (list, tuple)):
+        parts = [torch.as_tensor(getattr(c, 'frames', c)) for c in clips]
+        clips = torch.stack(parts) if parts else torch.empty(0)
+    x = torch.as_tensor(clips).detach().cpu()
+    if x.ndim == 4:
+        x = x[None]
+    if x.ndim != 5:
+        raise ValueError(f'clips must be (B, C, T, H, W) or (C, T, H, W), not {tuple(x.shape)}')
+    if not x.numel():
+        raise ValueError(f'clips of {tuple(x.shape)} hold no pixels')
+    return x
 
 # %% ../../nbs/data/video.ipynb #99e9b770
 def to_frames(x):
@@ -285,7 +305,7 @@ def read_video(path, frames=16, size=64, fps=None, caption=None, start=None, anc
     with named_errors(f'cannot read {name}', path):
         images, rate = _decode_video(path, frames, size, fps, start, anchor, end)
     if caption is None:
-        caption = caption_from_path(path)
+        caption = '' if isinstance(path, (bytes, io.BytesIO)) else caption_from_path(path)
     return Clip(torch.from_numpy(images), caption, rate, name)
 
 
@@ -306,6 +326,8 @@ def _decode_video(path, frames, size, fps, start=None, anchor=(.5, .5), end=None
         held = []
         begin, finish, rate = _video_time_span(container, stream, held)
         times, shown_rate = clip_times(begin, finish, frames, fps, start, end)
+        if sum(bool(packet.size) and not packet.is_discard for packet in held) == 1:
+            shown_rate = fps or STILL_RATE                # one frame has no speed of its own
         if held:
             images = _decode_frames_at(container, stream, times, size, anchor, rate, held)
             return images, shown_rate
@@ -387,6 +409,8 @@ def probe(path):
         fps = float(rate or stream.average_rate or 25)
     if _quarter_turns(frame) % 2:
         size = size[::-1]
+    if is_still_gif(path):
+        return VideoInfo(*size, 0., 0.)
     return VideoInfo(*size, end - begin, fps)
 
 

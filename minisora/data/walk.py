@@ -22,13 +22,28 @@ def is_hidden(name):
     return name.startswith('.') or name in _NOT_DATA or name.lower() in _NOT_FILES
 
 
+def output_kind(folder):
+    "What a folder is that was written by this package and holds no clips; None for any other."
+    folder = Path(folder)
+    if (folder / 'recipe.json').is_file():
+        return 'it is a run (it has a recipe.json)'
+    if (folder / 'pipeline.json').is_file():
+        return 'it is a saved pipeline (it has a pipeline.json)'
+    if folder.name.endswith('.part') and (folder / 'plan.json').is_file():
+        return 'it is a latent cache in the making'
+    manifest = folder / 'manifest.json'
+    if not manifest.is_file():
+        return None
+    with open(manifest, 'rb') as file:
+        cache = b'"minisora.latents"' in file.read(4096)
+    return 'it is a latent cache, see minisora train --cache' if cache else None
+
+
 def _reason_to_skip(folder):
     "Why a folder below the first one is not entered; None if it is."
     if is_hidden(folder.name):
         return 'it is hidden'
-    if (folder / 'recipe.json').is_file():
-        return 'it is a run (it has a recipe.json)'
-    return None
+    return output_kind(folder)
 
 # %% ../../nbs/data/walk.ipynb #3552e530
 class Walked(NamedTuple):
@@ -76,6 +91,8 @@ def _look_into(folder, root, found, folders, links):
             found.files.append(name)
         elif path.is_symlink():
             found.left_out.append((str(name), 'a link to nothing'))
+        else:
+            found.left_out.append((str(name), 'no file but a pipe, a socket or a device'))
 
 # %% ../../nbs/data/walk.ipynb #7130f3f5
 def class_folders(root):

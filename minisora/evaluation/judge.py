@@ -6,13 +6,15 @@
 __all__ = ['AttributeClassifier', 'train_judge', 'attribute_accuracy', 'confusion_matrix']
 
 # %% ../../nbs/evaluation/judge.ipynb #3859b487
+import warnings
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from einops import rearrange
 from fastcore.basics import patch
 
-from ..core.checks import check_choice, check_int
+from ..core.checks import check_choice, check_int, did_you_mean
 from ..core.hub import JUDGES, PretrainedMixin
 from ..core.noise import fork_seed
 from ..core.optim import lr_factor, set_lr, training_steps
@@ -251,7 +253,25 @@ def _asked_for(clips, wanted):
     wanted = list(wanted)
     if len(wanted) != len(clips):
         raise ValueError(f'{len(clips)} clips, but {len(wanted)} sets of wanted attributes')
+    for i, row in enumerate(wanted):
+        if not isinstance(row, dict):
+            raise ValueError(f'wanted[{i}] must be a dict of attributes, such as '
+                             f"dict(color='red'), not {row!r}")
     return wanted
+
+
+def _check_known(judge, wanted):
+    """ValueError where an attribute that is asked for is a slip for one that the judge reads; a
+    warning names the others that it does not read."""
+    known = ', '.join(judge.attributes)
+    asked = dict.fromkeys(str(name) for row in wanted for name in row)
+    unknown = [name for name in asked if name not in judge.attributes]
+    for name in unknown:
+        hint = did_you_mean(name, [n for n in judge.attributes if n not in asked])
+        if hint:
+            raise ValueError(f'wanted {name!r}: the judge reads {known}{hint}')
+    if unknown and len(unknown) < len(asked):
+        warnings.warn(f'not judged: {", ".join(unknown)}; the judge reads {known}', stacklevel=4)
 
 
 def _judged_attributes(judge, wanted):
@@ -274,6 +294,9 @@ def attribute_accuracy(judge, clips, wanted=None, read=None):
     `wanted`: a dict of attributes per clip, by default the clips' own. `read`: what
     `judge.predict(clips)` returned, if that is known already. ValueError for values that the judge
     does not know."""
+    if wanted is not None:
+        wanted = _asked_for(clips, wanted)
+        _check_known(judge, wanted)
     wanted = _asked_for(clips, wanted)
     names = _judged_attributes(judge, wanted)
     read = judge.predict(clips) if read is None else read
@@ -291,7 +314,10 @@ def confusion_matrix(judge, clips, attribute, wanted=None):
     reads, in the order of `judge.attributes[attribute]`."""
     check_choice('attribute', attribute, judge.attributes)
     values = judge.attributes[attribute]
+    wanted = _asked_for(clips, wanted)
+    for i, row in enumerate(wanted):
+        check_choice(f'wanted[{i}] {attribute}', row.get(attribute), values)
     table = torch.zeros(len(values), len(values), dtype=torch.long)
-    for r, w in zip(judge.predict(clips), _asked_for(clips, wanted)):
+    for r, w in zip(judge.predict(clips), wanted):
         table[values.index(w[attribute]), values.index(r[attribute])] += 1
     return table

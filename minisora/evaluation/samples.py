@@ -164,6 +164,14 @@ def generate_clips(folder, make, n, batch=32, about=None, progress=False):
             _make_batch(folder / f'clips-{start:06d}.safetensors', make, index)
     return GeneratedClips(folder, n)
 
+# %% ../../nbs/evaluation/samples.ipynb #cab7a8af
+def check_wanted(judge, wanted, clips):
+    "ValueError where what clips were asked for is given without a judge, or a judge without it."
+    if judge is None and wanted is not None:
+        raise ValueError('wanted=… is for a judge, who reads the clips: judge=… is missing')
+    if judge is not None and wanted is None and isinstance(clips, (torch.Tensor, GeneratedClips)):
+        raise ValueError('a judge needs to know what was asked for: wanted=…')
+
 # %% ../../nbs/evaluation/samples.ipynb #b5dae376
 def nearest_clip(generated, real, batch=16):
     """For each generated clip the real one nearest in pixels (is it a copy?): index (B,) and

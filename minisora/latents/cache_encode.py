@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ..core.noise import posterior_noise
+from ..core.hub import AUTOENCODERS
 from ..core.protocols import device_of
 from ..data.video import to_float
 from .cache_format import (DTYPES, channel_sums, json_line, num_views,
@@ -39,9 +40,23 @@ def encode_moments(autoencoder, clips, flip=False):
     x = torch.stack([c.frames for c in clips]).to(device_of(autoencoder))      # (B, 3, T, H, W)
     if x.dtype == torch.uint8:
         x = to_float(x)
+    x = x.to(_input_dtype(autoencoder, x))
     with torch.inference_mode():
         moments = autoencoder.encode(x.flip(-1) if flip else x)
+    pair = isinstance(moments, (tuple, list)) and len(moments) == 2
+    if not pair or not torch.is_tensor(moments[0]):
+        raise ValueError(f'{type(autoencoder).__name__}.encode must give mean and log-variance (or '
+                         f'None), not {type(moments).__name__}')
     return [None if m is None else m.float().cpu() for m in moments]
+
+
+def _input_dtype(autoencoder, x):
+    """The type of pixels that an autoencoder takes: ours, in any precision, take float32; a module
+    of another's is given that of its weights."""
+    ours = type(autoencoder) in AUTOENCODERS.classes.values()
+    if ours or not isinstance(autoencoder, torch.nn.Module):
+        return x.dtype
+    return next((w.dtype for w in autoencoder.parameters() if w.is_floating_point()), x.dtype)
 
 # %% ../../nbs/latents/cache_encode.ipynb #5db905ff
 def _encode_view(autoencoder, clips, start, plan, view):

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/latents/cache_format.ipynb #b5d74982
+import hashlib
 import json
 import math
 import os
@@ -217,6 +218,23 @@ def read_manifest(path):
     return load_manifest(path)
 
 # %% ../../nbs/latents/cache_format.ipynb #ab39be89
+_contents = {}                          # {file: (identity, digest)} of this process
+
+
+def shard_content(path, manifest, shard):
+    """The sha256 of a shard's numbers, as hex: without the head, which names the cache. Read once
+    by each process, unless the file changes."""
+    file = Path(path) / shard['file']
+    found = os.stat(file)
+    identity = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    known = _contents.get(str(file))
+    if known is None or known[0] != identity:
+        with open(file, 'rb') as f:
+            f.seek(len(shard_header(manifest, shard['start'])))
+            known = _contents[str(file)] = identity, hashlib.file_digest(f, 'sha256').hexdigest()
+    return known[1]
+
+
 def header_mismatch(file, manifest, shard):
     "How the head of a shard differs from what the manifest asks for."
     try:

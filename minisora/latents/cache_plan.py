@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/latents/cache_plan.ipynb #0be16e52
+import copy
 import dataclasses
 import hashlib
 import json
@@ -13,15 +14,18 @@ import math
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..core.arguments import check_bool, plain_value
-from ..core.checks import check_choice, check_int
+from ..core.checks import check_choice, check_int, first_line
 from ..core.files import short_hash
 from ..core.hub import AUTOENCODERS, kind_of
+from ..core.protocols import AutoencoderSpec
 from ..core.renames import renamed_attributes
 from .cache_encode import encode_moments
-from .cache_format import DTYPES, VERSION, json_line, json_value, sample_bytes
+from .cache_format import (
+    DTYPES, VERSION, json_line, json_value, sample_bytes, shard_content)
 
 # %% ../../nbs/latents/cache_plan.ipynb #2bdd6e0b
 def _weights_hash(module):
@@ -65,13 +69,15 @@ def _comparable(fingerprint):
     return fingerprint | dict(name=AUTOENCODERS.current(fingerprint.get('name', '')), spec=spec)
 
 
-def latents_fingerprint(manifest):
-    "16 hex digits of the latents of a cache, of any version, from what its manifest says."
+def latents_fingerprint(path, manifest):
+    """16 hex digits of the latents of a cache, of any version: of every number, in order. Captions
+    and places do not count; the shards are read, once by each process."""
     fields = ('samples', 'shape', 'dtype', 'tensors', 'seed', 'shard_size')
     about = {name: manifest.get(name) for name in fields}
     about['autoencoder'] = _comparable(manifest['autoencoder'])
     about['flips'] = bool(manifest.get('flips'))
-    return short_hash([about, [shard['sums'] for shard in manifest['shards']]])
+    contents = [shard_content(path, manifest, shard) for shard in manifest['shards']]
+    return short_hash([about, contents])
 
 
 def same_autoencoder(a, b):
@@ -174,10 +180,44 @@ def as_clip_dataset(clips, samples=None):
         raise ValueError('a stream does not say how many clips it has: pass samples')
     return SequentialDataset(clips, samples)
 
+# %% ../../nbs/latents/cache_plan.ipynb #a46d4f7a
+_NEEDED = ('frames', 'caption', 'fps', 'source', 'attributes')
 
+
+def as_clip(item, i, pixels=True):
+    """Clip number i with its frames as a tensor, uint8 or float32. ValueError: it is no clip, or
+    its floats are no `pixels` in [-1, 1]."""
+    missing = [name for name in _NEEDED if not hasattr(item, name)]
+    if missing:
+        raise ValueError(f'clip {i} must be a Clip (frames, caption, fps, source, attributes), not '
+                         f'{type(item).__name__} without {missing[0]}')
+    frames = item.frames
+    if isinstance(frames, np.ndarray) and frames.dtype.kind in 'biuf':
+        frames = torch.from_numpy(np.ascontiguousarray(frames))
+    if not torch.is_tensor(frames):
+        raise ValueError(f'clip {i} ({item.source}): frames must be a tensor, not '
+                         f'{type(item.frames).__name__}')
+    frames = frames.float() if frames.is_floating_point() else frames
+    if pixels and frames.is_floating_point() and frames.numel() and frames.abs().max() > 1.5:
+        low, high = frames.aminmax()
+        raise ValueError(f'clip {i} ({item.source}): its float frames go from {low:g} to {high:g}: '
+                         'give uint8, or floats in [-1, 1]')
+    if frames is item.frames:
+        return item
+    changed = copy.copy(item)
+    object.__setattr__(changed, 'frames', frames)             # a Clip may be frozen
+    return changed
+
+
+def holds_pixels(autoencoder):
+    "Are its clips pixels? Those of an `IdentityEncoder`'s cache are latents."
+    return kind_of(autoencoder) != 'Encoded'
+
+# %% ../../nbs/latents/cache_plan.ipynb #0b7d103b
 def fetch_clips(clips, start, count, plan):
     "The `count` clips from number `start` on, all of the plan's size; else a ValueError names one."
-    out = [clips[i] for i in range(start, start + count)]
+    pixels = plan['autoencoder'].get('name') != 'Encoded'
+    out = [as_clip(clips[i], i, pixels) for i in range(start, start + count)]
     size = torch.Size(plan['frames'])
     for i, c in enumerate(out, start):
         if c.frames.shape != size or c.frames.dtype not in (torch.uint8, torch.float32):
@@ -187,15 +227,43 @@ def fetch_clips(clips, start, count, plan):
     return out
 
 # %% ../../nbs/latents/cache_plan.ipynb #1632ee40
+def _first_moments(name, autoencoder, clip):
+    "What `encode` gives for one clip. ValueError: it fails, or gives no pair of tensors."
+    if not callable(getattr(autoencoder, 'encode', None)):
+        raise ValueError(f'autoencoder must have a method encode, and {name} has none')
+    try:
+        return encode_moments(autoencoder, [clip])
+    except (RuntimeError, TypeError, AttributeError) as e:
+        if 'out of memory' in str(e).lower():
+            raise
+        raise ValueError(f'{name}.encode cannot take clips of {tuple(clip.frames.shape)}: '
+                         f'{first_line(e)}') from e
+
+# %% ../../nbs/latents/cache_plan.ipynb #68445db6
 def _latent_shape(autoencoder, clip, needs_variance):
     "The shape (C, T, h, w) of a clip's latents. ValueError: the encoder gives something else."
     name = type(autoencoder).__name__
-    mean, logvar = encode_moments(autoencoder, [clip])                         # (1, C, T, h, w)
+    mean, logvar = _first_moments(name, autoencoder, clip)                     # (1, C, T, h, w)
     if mean.ndim != 5:
         raise ValueError(f'{name}.encode must give (B, C, T, h, w), not {tuple(mean.shape)}')
+    spec = getattr(autoencoder, 'spec', None)
+    if isinstance(spec, AutoencoderSpec):
+        said = spec.latent_shape(*clip.frames.shape[1:])
+        if tuple(said) != tuple(mean.shape[1:]):
+            raise ValueError(f'{name}: its spec promises latents of {tuple(said)} for clips of '
+                             f'{tuple(clip.frames.shape)}, encode gives {tuple(mean.shape[1:])}')
     if logvar is None and needs_variance:
         raise ValueError(f'{name} gives no log-variance: no moments, no sample_seed')
     return list(mean.shape[1:])
+
+
+def _check_first(clip, pixels):
+    "ValueError unless the frames of the first clip are such as a cache is made of."
+    shape = tuple(clip.frames.shape)
+    kinds = (torch.uint8, torch.float32)
+    if clip.frames.dtype not in kinds or pixels and (len(shape) != 4 or shape[0] != 3):
+        raise ValueError(f'clip 0 ({clip.source}): frames must be uint8 (3, T, H, W), or floats in '
+                         f'[-1, 1], not {clip.frames.dtype} {shape}')
 
 
 def _stored_tensor(moments, sample_seed):
@@ -238,7 +306,8 @@ def plan_cache(clips, autoencoder, samples, batch_size, shard_size=None, dtype='
     if samples < 1:
         raise ValueError('no clips to encode: the dataset is empty')
     ends = (0,) if isinstance(clips, SequentialDataset) else (0, samples - 1)
-    seen = [clips[i] for i in ends]
+    seen = [as_clip(clips[i], i, holds_pixels(autoencoder)) for i in ends]
+    _check_first(seen[0], holds_pixels(autoencoder))
     shape = _latent_shape(autoencoder, seen[0], moments or sample_seed is not None)
     listing = dataset_fingerprint(clips, samples)
     plan = dict(

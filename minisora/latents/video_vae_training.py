@@ -20,6 +20,7 @@ from ..core.files import write_tensors
 from ..core.hub import load_strict
 from ..core.noise import fork_seed
 from ..core.optim import lr_factor, optimizer_step, set_lr, training_steps
+from ..core.devices import as_device
 from ..core.protocols import device_of
 from ..core.renames import renamed_arguments, renamed_attributes, renamed_fields
 from ..data.video import to_float, to_frames
@@ -300,7 +301,7 @@ def train_video_vae(ae, sampler, seconds=None, steps=None, batch=6, lr=2e-3, los
 
     `state`: a file that holds the run; where it exists, the run resumes from it, to the bit as
     if never stopped. `report(step, done, terms)` gets the means of the last `every` steps."""
-    device = device or device_of(ae)
+    device = device_of(ae) if device is None else as_device(device)
     generator = torch.Generator().manual_seed(seed)
     discriminator = PatchDiscriminator3d(seed=seed) if loss.adversarial else None
     nets = [net.to(device) for net in (ae, discriminator) if net is not None]

@@ -16,7 +16,7 @@ import torch
 from ..core.arguments import (
     UnknownArgument, check_indices, plain_value, unknown_argument, whole_ids)
 from ..core.checks import check_int, check_number
-from ..core.pairs import check_pair, largest_id
+from ..core.pairs import check_pair, largest_id, takes_condition
 
 # %% ../../nbs/processes/requests.ipynb #8d857c48
 def as_condition(condition, model=None):
@@ -28,6 +28,8 @@ def as_condition(condition, model=None):
     if isinstance(texts, (list, tuple)) and any(isinstance(text, str) for text in texts):
         raise ValueError('condition must be ids (B, …), not text: vocabulary.encode_batch([…]) '
                          'makes them, and a VideoPipeline takes prompts')
+    if takes_condition(model) is False:
+        raise ValueError('condition is given, and the model takes none: say n=… instead')
     if isinstance(condition, (list, tuple, range, np.ndarray)):
         parts = [torch.as_tensor(part) for part in condition]
         condition = torch.stack(parts) if parts else torch.zeros(0)

@@ -194,6 +194,28 @@ def to_device(batch, device):
         condition = as_ids(condition).to(device, non_blocking=True)
     return latents, condition
 
+# %% ../../nbs/training/batches.ipynb #9b557678
+class FirstSamples:
+    "A dataset to be looked at: a batch that is asked for again is not read again."
+
+    def __init__(self, data):
+        self._data = data
+        self._seen = {}
+
+    def __len__(self):
+        return len(self._data)
+
+    def __getattr__(self, name):
+        if name in ('_data', '_seen'):                       # while it is being copied
+            raise AttributeError(name)
+        return getattr(self._data, name)
+
+    def __getitems__(self, index):
+        key = tuple(index)
+        if key not in self._seen:
+            self._seen[key] = get_batch(self._data, torch.tensor(key))
+        return dict(self._seen[key])
+
 # %% ../../nbs/training/batches.ipynb #8d9e5903
 def _bucket_members(bucket_of):
     "The bucket of each sample -> {bucket: LongTensor of its samples}, in the order they appear."

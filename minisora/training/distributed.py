@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from fastcore.basics import patch
 
+from ..core.devices import as_device
 from .precision import repeated_blocks
 
 # %% ../../nbs/training/distributed.ipynb #600d0a04
@@ -54,20 +55,10 @@ class Distributed:
         return self.rank == 0
 
 
-def check_device(device):
-    "ValueError for a device that this machine does not have."
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as e:
-        reason = str(e).partition('\n')[0]
-        raise ValueError(f'device={device!r} cannot be used: {reason}') from None
-
-
 def join_processes(device=None, shard=False):
     """The processes that accelerate or torchrun started, this one among them; alone: rank 0 of
     world 1."""
-    check_device(device)
-    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    device = as_device(device)
     dist = torch.distributed
     if not dist.is_available():
         return Distributed(device)

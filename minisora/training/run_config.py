@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields, is_dataclass
 
 import torch
 
+from ..core.pairs import takes_condition
 from ..core.hub import MODELS, OBJECTIVES, fields_to_dict, kind_of, part_to_dict
 from .batches import as_dataset, get_batch, to_device
 
@@ -82,8 +83,12 @@ def data_dict(data, members):
     return described
 
 
-def check_condition(data, dropout, null_id):
-    "ValueError where conditions of data (`data_dict`) are to be dropped, and there is no null id."
+def check_condition(data, dropout, null_id, model=None):
+    """ValueError where conditions of data (`data_dict`) are given to a model that takes none, or
+    are to be dropped, and it has no null id."""
+    if data['condition'] is not None and takes_condition(model) is False:
+        raise ValueError('data: it has conditions, and the model takes none; give latents alone, '
+                         'or a model with a condition')
     if data['condition'] is not None and dropout and null_id is None:
         raise ValueError('condition_dropout: the model has no null_id; set it to 0 to train '
                          'without')

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core.files import lock_file, remove_abandoned
+from ..core.files import hold_folder, remove_abandoned
 from .checkpoint import (CheckpointError, explain_write_errors, latest_checkpoint,
                                           load_checkpoint, prune_checkpoints, save_checkpoint)
 from .log import append_log, read_log, write_log
@@ -61,13 +61,10 @@ class RunFolder:
 @patch
 def _take(self: RunFolder):
     "Hold the folder. BlockingIOError where another call of `fit` holds it."
-    if os.name != 'posix':
-        return
-    self._lock = os.open(self.out, os.O_RDONLY)
     try:
-        lock_file(self._lock, self.out, what='run: wait for it, or give another folder, out=…')
+        self._lock = hold_folder(self.out, wait=False,
+                                 what='run: wait for it, or give another folder, out=…')
     except BlockingIOError:
-        self.close()
         raise
     except OSError:                                          # a disk without locks
         pass

@@ -7,13 +7,13 @@ __all__ = []
 
 # %% ../../nbs/training/signals.ipynb #552f05a9
 import signal
-import threading
 
 from fastcore.basics import patch
 
+from ..core.boundary import Handlers
+
 # %% ../../nbs/training/signals.ipynb #6945e3b3
-STOP_SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
-                if hasattr(signal, name)]                    # Windows has no SIGHUP
+STOP_SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP')
 
 
 class StopSignals:
@@ -23,29 +23,19 @@ class StopSignals:
         self.processes = processes
         self.caught = None
         self.stop_agreed = False
-        self._old = {}
+        self._handlers = Handlers(STOP_SIGNALS, self._note)
 
     def __enter__(self):
         self.caught = None
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self._old[number] = signal.signal(number, self._note)
+        self._handlers.__enter__()
         return self
 
     def _note(self, number, frame):
         self.caught = signal.Signals(number).name
-        if signal.SIGINT in self._old:                       # the next Ctrl-C acts at once
-            self._restore(signal.SIGINT)
-
-    def _restore(self, number):
-        old = self._old[number]
-        signal.signal(number, signal.SIG_DFL if old is None else old)
+        self._handlers.restore(signal.SIGINT)                # the next Ctrl-C acts at once
 
     def __exit__(self, *_):
-        for number in self._old:
-            self._restore(number)
-        self._old = {}
+        self._handlers.__exit__()
 
 # %% ../../nbs/training/signals.ipynb #8b7a5128
 @patch

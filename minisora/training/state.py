@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from ..core.pairs import check_same_data, note_of
 from ..core.protocols import wrapped
 from .arguments import warn_of_warmup
-from .batches import as_dataset, batch_order, scale_batch_size
+from .batches import (
+    FirstSamples, as_dataset, batch_order, scale_batch_size)
 from .checkpoint import load_optimizers, optimizer_tensors
 from .ema import EMA
 from .log import LogSums, Stopwatch
@@ -47,9 +48,10 @@ class TrainerState:
         self.prepare_model(model)
         self.prepare_optimizers()
         self.start_at_zero()
-        self.config = json.loads(json.dumps(self.describe()))
-        check_together(self.source_model, objective, self.data, self.valid, self.order.members)
-        self.try_one_sample()
+        firsts = FirstSamples(self.data)
+        self.config = json.loads(json.dumps(self.describe(firsts)))
+        check_together(self.source_model, objective, firsts, self.valid, self.order.members)
+        self.try_one_sample(firsts)
         self.note_training()
         compile_model(self.model, args.compile)
 
@@ -123,11 +125,11 @@ def logs_at(self: TrainerState, step):
 
 # %% ../../nbs/training/state.ipynb #1ad1fd3f
 @patch
-def try_one_sample(self: TrainerState):
+def try_one_sample(self: TrainerState, firsts):
     "One sample through model and objective, as they are trained; not where the model is in parts."
     if not self.processes.sharded:
         with self.as_trained():
-            try_one_sample(self.model, self.objective, self.data, self.args.precision)
+            try_one_sample(self.model, self.objective, firsts, self.args.precision)
 
 
 @patch
@@ -139,10 +141,11 @@ def note_training(self: TrainerState):
 
 
 @patch
-def describe(self: TrainerState):
+def describe(self: TrainerState, firsts):
     "Recipe, model, objective and data, as a dict."
-    data = data_dict(self.data, self.order.members)
-    check_condition(data, self.args.condition_dropout, getattr(self.model, 'null_id', None))
+    data = data_dict(firsts, self.order.members)
+    check_condition(data, self.args.condition_dropout, getattr(self.model, 'null_id', None),
+                    self.model)
     return dict(recipe=recipe_dict(self.args), model=config_dict(self.source_model),
                 objective=config_dict(self.objective), data=data)
 

@@ -1,0 +1,402 @@
+"""Clips, autoencoders, devices, indices and objectives that are nearly right: taken, or named."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from minisora import LatentCache, VideoDiT, VideoDiTConfig, VideoPipeline, fit, sample, viz
+from minisora.autoencoder import ImageVAE, train_autoencoder
+from minisora.clips import SceneClips
+from minisora.core.checks import parse_texts
+from minisora.core.devices import as_device, devices_here
+from minisora.core.files import sha256_file, write_tensors
+from minisora.core.hub import OBJECTIVES
+from minisora.core.protocols import AutoencoderSpec, Clip, DiagonalGaussian
+from minisora.core.tensors import load_tensors
+from minisora.data.folders import FolderClips
+from minisora.data.video import read_video, to_uint8
+from minisora.dit import DiT, DiTConfig
+from minisora.experiment import Experiment
+from minisora.interpolants import Interpolant
+from minisora.latent_cache import write_cache
+from minisora.models.conditions import WordCondition
+from minisora.recipe import parse_field
+
+GREY = torch.full((3, 4, 32, 32), 90, dtype=torch.uint8)
+
+
+def clip(frames=GREY, caption="a ball"):
+    return Clip(frames, caption, 8.0, source="here")
+
+
+def write(path, clips, autoencoder=None):
+    return write_cache(path, clips, autoencoder or ImageVAE(), progress=False)
+
+
+# ---- what write_cache is given
+
+
+def test_clips_of_any_float_or_of_numpy_are_the_same_clips(tmp_path):
+    floats = GREY.float() / 127.5 - 1
+    same = [GREY, GREY.numpy(), floats, floats.double(), floats.numpy(), floats.half()]
+    caches = [write(tmp_path / f"{i}", [clip(frames)]) for i, frames in enumerate(same)]
+    for cache in caches:
+        assert torch.allclose(cache[0]["latents"], caches[0][0]["latents"], atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "item, error",
+    [
+        (clip(GREY.float()), r"clip 0 \(here\): its float frames go from 90 to 90"),
+        (clip(GREY.numpy().astype("f4")), "give uint8, or floats in"),
+        (clip(GREY.long()), r"frames must be uint8 \(3, T, H, W\), or floats.*not torch.int64"),
+        (clip(GREY[:1]), r"frames must be uint8 \(3, T, H, W\)"),
+        (clip(GREY.movedim(0, -1).numpy()), r"frames must be uint8 \(3, T, H, W\)"),
+        (clip(GREY.tolist()), "frames must be a tensor, not list"),
+        ((GREY, "a ball"), "clip 0 must be a Clip .frames, caption.*, not tuple without frames"),
+        (dict(frames=GREY, caption="x"), "not dict without frames"),
+        (GREY, "not Tensor without frames"),
+        (SimpleNamespace(frames=GREY, caption="x"), "not SimpleNamespace without fps"),
+    ],
+)
+def test_what_is_no_clip_is_named_before_work(tmp_path, item, error):
+    with pytest.raises(ValueError, match=error):
+        write(tmp_path / "c", [item, item])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_later_clip_that_is_none_is_named(tmp_path):
+    clips = [clip(), (GREY, "a ball"), clip()]
+    with pytest.raises(ValueError, match="clip 1 must be a Clip"):
+        write(tmp_path / "c", clips)
+    with pytest.raises(ValueError, match="clip 1 .here.: its float frames go from 90"):
+        write(tmp_path / "d", [clip(), clip(GREY.float()), clip()])
+
+
+class Foreign(nn.Module):
+    "Somebody's own autoencoder: 8 pixels a latent."
+
+    def __init__(self, channels=4, dtype=torch.float32, spec=None):
+        super().__init__()
+        self.conv = nn.Conv3d(3, channels, (1, 8, 8), (1, 8, 8)).to(dtype)
+        self.spec = spec
+
+    def encode(self, x):
+        mean = self.conv(x)
+        return DiagonalGaussian(mean, torch.zeros_like(mean))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_foreign_autoencoder_of_another_precision_is_given_its_own(tmp_path, dtype):
+    torch.manual_seed(0)
+    ae = Foreign(dtype=dtype)
+    cache = write(tmp_path / "c", [clip(), clip(GREY // 2)], ae)
+    want = ae.encode((GREY.float() / 127.5 - 1)[None].to(dtype)).mean[0].float()
+    assert torch.allclose(cache.denormalize(cache[0]["latents"]), want, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "ae, error",
+    [
+        (
+            Foreign(spec=AutoencoderSpec((1, 8, 8), 5, False, "x")),
+            r"promises latents of \(5, 4, 4, 4\)",
+        ),
+        (Foreign(spec=AutoencoderSpec((1, 4, 4), 4, False, "x")), r"\(4, 4, 8, 8\) for clips"),
+        (nn.Conv3d(3, 4, 1), "must have a method encode, and Conv3d has none"),
+        (SimpleNamespace(encode=lambda x: x.mean(1)), "must give mean and log-v"),
+        (SimpleNamespace(encode=lambda x: x @ torch.ones(5, 5)), "encode cannot take"),
+    ],
+)
+def test_an_autoencoder_that_does_not_fit_is_named_before_work(tmp_path, ae, error):
+    with pytest.raises(ValueError, match=error):
+        write(tmp_path / "c", [clip()], ae)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- samples by number
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    clips = [clip(GREY // (i + 1), f"{i}") for i in range(3)]
+    return write(tmp_path_factory.mktemp("c") / "cache", clips)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [True, 1.0, 1.5, "1", np.float32(1), np.bool_(True), torch.tensor(1.0), torch.tensor(True),
+     None, [0.5, 1], [True, False, True], torch.tensor([True, False]), np.array([0.0]), ["1"]],
+    ids=repr,
+)  # fmt: skip
+def test_a_sample_is_asked_for_by_a_whole_number(cache, index):
+    with pytest.raises((IndexError, ValueError), match="whole numbers, not"):
+        cache[index]
+
+
+def test_whole_numbers_of_every_type_are_taken(cache):
+    for i in (2, -1, np.int64(2), np.uint8(2), torch.tensor(2)):
+        assert cache[i]["index"] == 2
+    for index in ([0, 2], (0, 2), np.array([0, 2]), torch.tensor([0, 2], dtype=torch.int32)):
+        assert cache[index]["index"].tolist() == [0, 2]
+    assert len(cache[[]]["index"]) == 0 and len(cache[:2]["index"]) == 2
+
+
+# ---- a condition for nobody
+
+
+def test_a_condition_that_nobody_hears_is_an_error(cache):
+    size = dict(channels=4, size=(4, 4, 4), width=24, depth=1, heads=2)
+    model = VideoDiT(VideoDiTConfig(**size))
+    data = torch.randn(4, 4, 4, 4, 4), torch.zeros(4, 1, dtype=torch.long)
+    with pytest.raises(ValueError, match="data: it has conditions, and the model takes none"):
+        fit(model, data, Interpolant(), steps=1, progress=False)
+    for model in (model, DiT(DiTConfig(size=(4, 4), width=24, depth=1, heads=2, num_classes=0))):
+        with pytest.raises(
+            ValueError, match="condition is given, and the model takes none: say n="
+        ):
+            sample(model, Interpolant(), data[1], steps=1)
+    told = VideoDiT(VideoDiTConfig(**size, condition=WordCondition(vocab=2, slots=1)))
+    fit(told, data, Interpolant(), steps=1, progress=False, warmup=0)
+    assert sample(told, Interpolant(), data[1], steps=1).shape == (4, 4, 4, 4, 4)
+
+
+# ---- a pipeline with an objective of one's own
+
+
+class Mine(Interpolant):
+    "Nobody else's."
+
+
+def pipeline(objective):
+    model = VideoDiT(VideoDiTConfig(channels=4, size=(4, 4, 4), width=24, depth=1, heads=2))
+    return VideoPipeline(model, ImageVAE(), None, objective)
+
+
+def test_an_objective_of_ones_own_is_not_saved_as_another(tmp_path):
+    with pytest.raises(ValueError, match="Mine is an objective of your own"):
+        pipeline(Mine()).save_pretrained(tmp_path / "p")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_objective_that_is_given_wins(tmp_path):
+    pipeline(Interpolant()).save_pretrained(tmp_path / "p")
+    assert isinstance(
+        VideoPipeline.from_pretrained(tmp_path / "p", objective=Mine()).objective, Mine
+    )
+    file = tmp_path / "p/pipeline.json"
+    file.write_text(file.read_text().replace('"interpolant"', '"of another"'))
+    with pytest.raises(ValueError, match="of another"):
+        VideoPipeline.from_pretrained(tmp_path / "p")
+    assert isinstance(
+        VideoPipeline.from_pretrained(tmp_path / "p", objective=Mine()).objective, Mine
+    )
+
+
+def test_an_objective_of_ones_own_that_is_registered_is_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(OBJECTIVES, "classes", dict(OBJECTIVES.classes))
+
+    @OBJECTIVES.register("ours")
+    class Ours(Interpolant):
+        pass
+
+    pipeline(Ours()).save_pretrained(tmp_path / "p")
+    assert type(VideoPipeline.from_pretrained(tmp_path / "p").objective) is Ours
+
+
+# ---- devices
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:77", "tpu", True, 3.5, "", "GPU"])
+def test_a_device_that_is_not_there_is_one_sentence_everywhere(tmp_path, device):
+    if device in devices_here():
+        pytest.skip("this machine has it")
+    write_tensors(tmp_path / "x.safetensors", dict(a=torch.zeros(1)))
+    pipeline(Interpolant()).save_pretrained(tmp_path / "p")
+    pipe = pipeline(Interpolant())
+    model, data = pipe.model, (torch.randn(2, 4, 4, 4, 4),)
+    calls = [
+        lambda: as_device(device),
+        lambda: Experiment(tmp_path / "r", device=device),
+        lambda: fit(model, data, Interpolant(), steps=1, device=device, progress=False),
+        lambda: sample(model, Interpolant(), n=1, steps=1, device=device),
+        lambda: pipe.to(device),
+        lambda: VideoPipeline.from_pretrained(tmp_path / "p", device=device),
+        lambda: load_tensors(tmp_path / "x.safetensors", device),
+        lambda: train_autoencoder(ImageVAE(), SceneClips(2, size=32), steps=1, device=device),
+    ]
+    for call in calls:
+        with pytest.raises(
+            ValueError, match=f"device={device!r} cannot be used: this machine has .*cpu"
+        ):
+            call()
+    assert not (tmp_path / "r").exists()
+
+
+def test_devices_that_are_there():
+    assert as_device("cpu").type == "cpu" and devices_here()[-1] == "cpu"
+    assert as_device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(ValueError, match="did you mean 'cuda'"):
+        as_device("gpu")
+
+
+# ---- pictures of nothing
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), "8", 1e6])
+def test_a_clip_is_shown_at_a_rate(fps, tmp_path):
+    for show in (viz.animation_bytes, viz.clip_html, viz.show_clips):
+        with pytest.raises(ValueError, match="fps must be a number above 0"):
+            show(GREY, fps=fps)
+    with pytest.raises(ValueError, match="fps must be"):
+        viz.save_gif(tmp_path / "x.gif", GREY, fps)
+
+
+@pytest.mark.parametrize(
+    "clips, error",
+    [
+        ([], "clips must be"),
+        (GREY[:, :0], "hold no pixels"),
+        (GREY[None][:0], "hold no pixels"),
+        (torch.full((3, 2, 8, 8), float("nan")), "hold NaN"),
+    ],
+)
+def test_what_cannot_be_shown_is_named(clips, error):
+    for show in (viz.animation_bytes, viz.contact_sheet, viz.show_clips):
+        with pytest.raises(ValueError, match=error):
+            show(clips)
+
+
+def test_nan_is_not_black():
+    with pytest.raises(ValueError, match="hold NaN"):
+        to_uint8(torch.tensor([0.0, float("nan")]))
+    assert to_uint8(torch.tensor([float("inf"), -5.0])).tolist() == [255, 0]
+
+
+# ---- numbers as text
+
+
+@pytest.mark.parametrize("text", ["96x", "x96", "96xx160", "96,,160", ",", "x", ""])
+def test_a_size_that_lacks_a_side_is_refused(text):
+    with pytest.raises(ValueError, match="size takes"):
+        parse_field(f"size={text}")
+
+
+def test_a_size_of_one_or_two_sides():
+    assert parse_field("size=96x160") == ("size", (96, 160))
+    assert parse_field("size=(96, 160)") == ("size", (96, 160))
+    assert parse_field("size=96") == ("size", 96)
+    assert parse_texts("a", "(96,)", int) == (96,)
+
+
+# ---- pipes
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_no_file_and_nothing_waits_for_it(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("a.mp4", "b.txt", "c.safetensors", "d.npz", "e.csv", "f.tar", "g.gif", "h.png"):
+        os.mkfifo(data / name)
+    code = f"""
+import contextlib, sys
+sys.path.insert(0, {str(ROOT)!r})
+from minisora import LatentCache, VideoPipeline, load_autoencoder
+from minisora.core.files import sha256_file, write_tensors
+from minisora.core.tensors import load_tensors
+from minisora.data.opening import open_clips
+from minisora.data.video import probe, read_video
+from minisora.experiment import Experiment
+from minisora.training.init_from import find_weights
+d = {str(data)!r}
+calls = [lambda: open_clips(d), lambda: read_video(d + '/a.mp4'), lambda: probe(d + '/g.gif'),
+         lambda: read_video(d + '/h.png'), lambda: load_tensors(d + '/c.safetensors'),
+         lambda: Experiment(d + '/../r', d + '/d.npz').clips(), lambda: open_clips(d + '/e.csv'),
+         lambda: open_clips(d + '/f.tar'), lambda: sha256_file(d + '/b.txt'),
+         lambda: LatentCache(d),
+         lambda: open_clips(d + '/a.mp4'), lambda: load_autoencoder(d + '/c.safetensors'),
+         lambda: VideoPipeline.from_pretrained(d + '/c.safetensors'),
+         lambda: find_weights(d + '/c.safetensors')]
+for call in calls:
+    try:
+        call()
+    except (OSError, ValueError):
+        continue
+    sys.exit('a pipe was taken for a file')
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_among_clips_is_named(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    (tmp_path / "b.png").write_bytes(viz_png())
+    with pytest.warns(UserWarning, match="a.mp4 left out: no file but a pipe"):
+        assert len(FolderClips(tmp_path, size=8)) == 1
+    with pytest.raises(ValueError, match="a.mp4: it is no file|no file but a pipe"):
+        read_video(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="no file but a pipe"):
+        sha256_file(tmp_path / "a.mp4")
+    assert isinstance(LatentCache, type)
+
+
+def viz_png():
+    from minisora.data.pictures import encode_png
+
+    return encode_png(np.zeros((8, 8, 3), np.uint8))
+
+
+# ---- the first sample, the signals and the lock, each in one place
+
+
+class Slow(torch.utils.data.Dataset):
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        self.read.append(int(i))
+        return dict(latents=torch.full((4, 4, 4, 4), float(i)))
+
+
+def test_the_first_sample_is_read_once_for_all_checks(tmp_path, monkeypatch):
+    data = Slow()
+    model = VideoDiT(VideoDiTConfig(channels=4, size=(4, 4, 4), width=24, depth=1, heads=2))
+    seen = []
+    monkeypatch.setattr("minisora.train._Trainer.loop", lambda self: seen.append(list(data.read)))
+    fit(model, data, Interpolant(), steps=1, progress=False, warmup=0)
+    assert seen == [[0]]
+
+
+def test_handlers_come_and_go():
+    import signal
+
+    from minisora.core.boundary import Handlers, Stopped, stop_signals
+    from minisora.training.signals import StopSignals
+
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with stop_signals(), StopSignals() as stops:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stops.stop == "SIGTERM"  # the inner one: a note
+    with pytest.raises(Stopped), stop_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 1)
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    caught = []
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Handlers(["SIGHUP", "SIGNOTHING"], lambda *a: caught.append(a)):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not caught and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
