@@ -124,7 +124,7 @@ def as_arrays(answer):
     def to_numpy(value):
         if isinstance(value, (tuple, list)):
             return type(value)(map(to_numpy, value))
-        return value.detach().numpy() if torch.is_tensor(value) else value
+        return value.numpy() if torch.is_tensor(value) else value
 
     return lambda *args: to_numpy(answer(*args))
 

@@ -100,25 +100,29 @@ class Windows(Joint):
         "The window (t, h, w) of block i on a grid of tokens."
         return effective_window(self.sizes[i % len(self.sizes)], grid)
 
-    def bias_grid(self, i, grid):
-        "A window: offsets beyond it do not occur."
-        return self.window(i, grid)
-
-    def problems(self, config):
-        if not self.num_joint_images:
-            return
-        if all(window[0] != 1 for window in self.sizes):
-            yield 'layout', ': num_joint_images need a window of one frame, such as (1, 0, 0)'
-        if config.patch[0] != 1 or config.condition.num_tokens:
-            yield 'layout', (': num_joint_images needs patches of one frame, and no tokens in '
-                             'context')
-        if config.positions.kind == 'inflated':
-            yield 'layout', ": num_joint_images do not go with positions='inflated'"
-        if config.variable_size:
-            yield 'variable_size', ': a shorter clip and images behind frames look alike'
-
+# %% ../../nbs/models/windows.ipynb #b571d0f4
+@patch
+def problems(self: Windows, config):
+    "Why a model of this config cannot have this layout, as pairs (field, text)."
+    if not self.num_joint_images:
+        return
+    if all(window[0] != 1 for window in self.sizes):
+        yield 'layout', ': num_joint_images need a window of one frame, such as (1, 0, 0)'
+    if config.patch[0] != 1 or config.condition.num_tokens:
+        yield 'layout', (': num_joint_images needs patches of one frame, and no tokens in '
+                         'context')
+    if config.positions.kind == 'inflated':
+        yield 'layout', ": num_joint_images do not go with positions='inflated'"
+    if config.variable_size:
+        yield 'variable_size', ': a shorter clip and images behind frames look alike'
 
 # %% ../../nbs/models/windows.ipynb #11327f96
+@patch
+def bias_grid(self: Windows, i, grid):
+    "A window: offsets beyond it do not occur."
+    return self.window(i, grid)
+
+
 @patch
 def window_bias(self: Windows, model, i, grid, like):
     """The relative bias of block i inside a window, (heads, n, n), or None; with −inf for the keys
@@ -163,7 +167,8 @@ def apply_block(self: Windows, model, i, h, c, grid, kept=None):
     if images.shape[1] and spans_time:
         c = rearrange(c, '(b f) d -> b f d', b=len(h))[:, 0]                # the clip's (B, D)
     elif images.shape[1]:
-        clip, images = h[:, front:], images[:, :0]
+        clip = h[:, front:]
+        images = images[:, :0]
         grid = (clip.shape[1] // math.prod(grid[1:]), *grid[1:])
     clip = self.attend_in_windows(model, i, told, clip, c, grid)
     return torch.cat([told, clip, images], 1)
