@@ -192,7 +192,8 @@ def _explain(self: Answer, error, args):
     said = f'{type(error).__name__}: {said}' if said else type(error).__name__
     names = self.call.partition('(')[2].rstrip(')').split(', ')
     given = ', '.join(f'{name} = {_describe(value)}' for name, value in zip(names, args))
-    return f'{self.call} raised {said}{_line_in(self.function, error)}, given {given}'
+    given = f', given {given}' if given else ''
+    return f'{self.call} raised {said}{_line_in(self.function, error)}{given}'
 
 # %% ../../nbs/checkers/base.ipynb #f3b5d9d0
 @patch

@@ -166,6 +166,7 @@ def _listening(seen, shape, times, captions):
                        f'latents and the mask as the last channel, not {got}')
         fits = torch.is_tensor(t) and t.shape == (len(x),)
         require(fits, 'the model wants the times of the clips, t (B,), as they are')
+        require(y is not None, 'hand the model the captions y; yours hands on None')
         if len(x) == len(times):
             same = near(t.detach(), times) and torch.equal(torch.as_tensor(y).view(-1), captions)
             require(same, 'hand the model `t` and `y` as they are')
