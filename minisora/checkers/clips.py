@@ -26,10 +26,12 @@ def _check_range(got, frames):
     want = [v / 127.5 - 1 for v in ends]
     stretched = 'stretched to the darkest and brightest byte of each clip; in all 0 is -1, 255 is 1'
     overflow = 'a uint8 holds no more than 255 and nothing below 0: .float() before you compute'
+    told = (f'bytes {ends[0]:.0f} and {ends[1]:.0f} must become {want[0]:.3g} and {want[1]:.3g}, '
+            f'yours run from {low:.3g} to {high:.3g}')
+    if near([low, high], want):
+        told = 'the darkest and the brightest byte are right; those between must lie on a line'
     compare(
-        ordered(got), ordered(byte / 127.5 - 1),
-        f'bytes {ends[0]:.0f} and {ends[1]:.0f} must become {want[0]:.3g} and {want[1]:.3g}, yours '
-        f'run from {low:.3g} to {high:.3g}', {
+        ordered(got), ordered(byte / 127.5 - 1), told, {
             'these are still bytes: divide by 127.5, then subtract 1': ordered(frames),
             'that is [0, 1]; black must be -1: divide by 127.5, then subtract 1':
                 ordered(byte / 255),

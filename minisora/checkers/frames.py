@@ -108,7 +108,8 @@ def _wrong_inputs(x, known, counts):
         return _seen(noisy, clean, given)
 
     return {
-        'nothing is shown: neither the known frames nor a mask': none,
+        'nothing is shown, neither the known frames nor a mask, and every sample has a count of '
+        'its own': none,
         'the mask is there; the known frames must be too, clean':
             torch.cat([none[:, :-1], mask], 1),
         'the known frames are there; the last channel must say which they are':

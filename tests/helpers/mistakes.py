@@ -239,6 +239,7 @@ MISTAKES = {
             "stretched to the darkest and brightest byte",
         ),
         (lambda f: f.flip(-1).float() / f.max() * 2 - 1, "by the brightest alone"),
+        (lambda f: (f.flip(-1) // 127.5 - 1).float(), "those between must lie on a line"),
     ],
     "clips_frame_times": [
         (lambda s, e, n: [s + k / (n - 1) * (e - s) for k in range(n)], "from edge to edge"),
@@ -543,6 +544,7 @@ MISTAKES = {
         (79, "one batch; there are three"),
         (120, "two calls"),
         (236, "not 236"),
+        (40, "first the calls of one batch"),
     ],
     "sampling_guided_data": [
         (lambda x, t, v, f, g: x + (1 - t) * (v + g * (v - f)), "start from the free one"),
@@ -755,6 +757,7 @@ MISTAKES = {
         (lambda x, z, k: told(x, z, k + 1), "one frame too many"),
         (lambda x, z, k: told(x, z, k).roll(1, 1), "the mask comes last"),
         (lambda x, z, k: told(x.flip(2), z.flip(2), k).flip(2), "not the last"),
+        (lambda x, z, k: told(x, z, k.min().expand_as(k)), "every sample has a count of its own"),
     ],
     "single_gpu_clip_tokens": [
         (
