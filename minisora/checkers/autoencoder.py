@@ -20,35 +20,41 @@ def autoencoder_kl_bits(answer):
     "`answer(mean, logvar)`: KL divergence of N(mean, exp(logvar)) from N(0, 1), in bits, (B,)."
     kl = Answer(answer, 'answer(mean, logvar)')
     generator = torch.Generator().manual_seed(0)
-    mean = torch.randn(3, 4, 2, 2, generator=generator)
-    logvar = torch.randn(3, 4, 2, 2, generator=generator)
-    got = kl.floats((3,), mean, logvar)
-    mu = mean.double().flatten(1)
-    log = logvar.double().flatten(1)
 
     def bits(nats):
         return nats.sum(1) / math.log(2)
 
-    nats = .5 * (mu ** 2 + log.exp() - 1 - log)
-    reverse = .5 * ((mu ** 2 + 1) / log.exp() - 1 + log)
-    compare(got, bits(nats), 'not the KL: ½ (μ² + σ² − 1 − log σ²), summed, over ln 2', {
-        'these are nats; a bit is ln 2 = 0.693 nats': nats.sum(1),
-        'a bit is ln 2 nats: divide by ln 2, do not multiply': nats.sum(1) * math.log(2),
-        'that is the mean over the numbers of a sample; their sum is asked for': bits(nats) / 16,
-        'twice too much: the ½ is missing': bits(2 * nats),
-        'logvar is log σ², so σ² is its exponential (not that of twice it)':
-            bits(.5 * (mu ** 2 + (2 * log).exp() - 1 - 2 * log)),
-        'logvar is already log σ²: it is subtracted once, as it is':
-            bits(.5 * (mu ** 2 + log.exp() - 1 - 2 * log)),
-        'that is the KL from N(0, 1) to yours; the other way round is asked for': bits(reverse),
-        'the sign: a KL divergence is never negative': -bits(nats)}, 1e-3)
+    for shape in ((3, 4, 2, 2), (2, 3, 2, 1, 4), (4, 5)):
+        mean, logvar = torch.randn(2, *shape, generator=generator).unbind()
+        got = kl.floats(shape[:1], mean, logvar)
+        mu = mean.double().flatten(1)
+        log = logvar.double().flatten(1)
+        nats = .5 * (mu ** 2 + log.exp() - 1 - log)
+        reverse = .5 * ((mu ** 2 + 1) / log.exp() - 1 + log)
+        compare(got, bits(nats), 'not the KL: compare it with its closed form, term by term; then '
+                'mind the unit, and what is summed', {
+            'these are nats; a bit is ln 2 = 0.693 nats': nats.sum(1),
+            'a bit is ln 2 nats: divide by ln 2, do not multiply': nats.sum(1) * math.log(2),
+            'that is the mean over the numbers of a sample; their sum is asked for':
+                bits(nats) / mu.shape[1],
+            'twice too much: the ½ is missing': bits(2 * nats),
+            'logvar is log σ², so σ² is its exponential (not that of twice it)':
+                bits(.5 * (mu ** 2 + (2 * log).exp() - 1 - 2 * log)),
+            'logvar is log σ², so σ² is its exponential; yours takes σ, the root of it':
+                bits(.5 * (mu ** 2 + (log / 2).exp() - 1 - log)),
+            'logvar is already log σ²: it is subtracted once, as it is':
+                bits(.5 * (mu ** 2 + log.exp() - 1 - 2 * log)),
+            'the sign of log σ²: it is subtracted': bits(.5 * (mu ** 2 + log.exp() - 1 + log)),
+            'that is the KL from N(0, 1) to yours; the other way round is asked for':
+                bits(reverse),
+            'the sign: a KL divergence is never negative': -bits(nats)}, 1e-3)
     print('✓ KL in bits, one number per sample')
 
 # %% ../../nbs/checkers/autoencoder.ipynb #71ee22de
 def autoencoder_first_latent(answer):
     "`answer(frame)`: the first latent that sees a frame: frame 0 alone, then four frames each."
     latent = Answer(answer, 'answer(frame)')
-    frames = range(14)
+    frames = range(30)
     got = [latent.whole(frame) for frame in frames]
     want = [(frame + 3) // 4 for frame in frames]
     off = [k for k in frames if got[k] != want[k]] or [0]
@@ -125,8 +131,9 @@ def autoencoder_causal_average(answer):
     else:
         told = 'a change of frame 4 reached an earlier frame: it looks ahead'
     compare(got, want, told, _causal_mistakes(clip, past))
-    single = average.floats((2, 3, 1, 4, 4), x[:, :, :1])
-    require(near(single, clip[:, :, :1]), 'a clip of one frame has no past: it stays as it is')
+    alone = x[:1, :2, :1, :3]
+    single = average.floats((1, 2, 1, 3, 4), alone)
+    require(near(single, alone), 'a clip of one frame has no past: it stays as it is')
     print('✓ looks back, never ahead')
 
 # %% ../../nbs/checkers/autoencoder.ipynb #bcfcab69

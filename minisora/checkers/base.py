@@ -10,6 +10,7 @@ import inspect
 import io
 import math
 import numbers
+import re
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -188,11 +189,13 @@ def _line_in(function, error):
 @patch
 def _explain(self: Answer, error, args):
     "An exception of the learner's function as one line."
-    said = str(error).strip().split('\n')[0][:150]
+    said = str(error).strip().split('\n')[0]
+    said = re.sub(r'\S*<locals>\.', '', said)[:150]
     said = f'{type(error).__name__}: {said}' if said else type(error).__name__
     names = self.call.partition('(')[2].rstrip(')').split(', ')
     given = ', '.join(f'{name} = {_describe(value)}' for name, value in zip(names, args))
-    return f'{self.call} raised {said}{_line_in(self.function, error)}, given {given}'
+    given = f', given {given}' if given else ''
+    return f'{self.call} raised {said}{_line_in(self.function, error)}{given}'
 
 # %% ../../nbs/checkers/base.ipynb #f3b5d9d0
 @patch

@@ -21,36 +21,49 @@ def _check_range(got, frames):
 
     low = got.min().item()
     high = got.max().item()
+    byte = frames.double()
+    ends = [byte.min().item(), byte.max().item()]
+    want = [v / 127.5 - 1 for v in ends]
+    stretched = 'stretched to the darkest and brightest byte of each clip; in all 0 is -1, 255 is 1'
     overflow = 'a uint8 holds no more than 255 and nothing below 0: .float() before you compute'
+    told = (f'bytes {ends[0]:.0f} and {ends[1]:.0f} must become {want[0]:.3g} and {want[1]:.3g}, '
+            f'yours run from {low:.3g} to {high:.3g}')
+    if near([low, high], want):
+        told = 'the darkest and the brightest byte are right; those between must lie on a line'
     compare(
-        ordered(got), ordered(frames.double() / 127.5 - 1),
-        f'bytes 0 and 255 must become -1 and 1, yours run from {low:.3g} to {high:.3g}', {
+        ordered(got), ordered(byte / 127.5 - 1), told, {
             'these are still bytes: divide by 127.5, then subtract 1': ordered(frames),
             'that is [0, 1]; black must be -1: divide by 127.5, then subtract 1':
-                ordered(frames.double() / 255),
+                ordered(byte / 255),
             'that is [-0.5, 0.5]; the range is [-1, 1], twice as wide':
-                ordered(frames.double() / 255 - .5),
+                ordered(byte / 255 - .5),
             'byte 255 must become 1, yours is 0.992: divide by half of 255, not of 256':
-                ordered(frames.double() / 128 - 1),
+                ordered(byte / 128 - 1),
             f'{overflow} (twice a byte)': ordered(frames * 2 / 255 - 1),
-            f'{overflow} (a byte less 128)': ordered((frames - 128) / 128)})
+            f'{overflow} (a byte less 128)': ordered((frames - 128) / 128),
+            stretched: ordered(2 * (byte - ends[0]) / (ends[1] - ends[0]) - 1),
+            f'{stretched} (by the brightest alone)': ordered(2 * byte / ends[1] - 1)})
 
-
+# %% ../../nbs/checkers/clips.ipynb #b61fba48
 def clips_mirrored(answer):
     "`answer(frames)`: bytes (3, T, H, W), mirrored left to right, as floats in [-1, 1]."
-    frames = torch.randint(256, (3, 2, 4, 6), generator=torch.Generator().manual_seed(0))
-    frames[0, 0, 0, :2] = torch.tensor([0, 255])
-    frames = frames.to(torch.uint8)
-    got = Answer(answer, 'answer(frames)').floats(frames.shape, frames)
-    _check_range(got, frames)
-    plain = frames.double() / 127.5 - 1
-    compare(got, plain.flip(-1), 'what was on the left must be on the right, all else as it was', {
-        'the range is right, but nothing is mirrored: flip W, the last axis': plain,
-        'that is upside down: H is the last axis but one, W is the last': plain.flip(-2),
-        'that is turned by 180 degrees: flip W alone': plain.flip(-1, -2),
-        'that plays backwards: axis 1 is time, W is the last': plain.flip(1),
-        'that swaps the colors: axis 0 is the channel, W is the last': plain.flip(0),
-        'that is flipped along every axis: flip W alone': plain.flip(0, 1, 2, 3)})
+    mirror = Answer(answer, 'answer(frames)')
+    generator = torch.Generator().manual_seed(0)
+    for size, dim in ((2, 4, 6), False), ((5, 3, 4), True):        # one without black and white
+        frames = torch.randint(256, (3, *size), generator=generator)
+        frames[0, 0, 0, :2] = torch.tensor([0, 255])
+        frames = (40 + frames // 2 if dim else frames).to(torch.uint8)
+        got = mirror.floats(frames.shape, frames)
+        _check_range(got, frames)
+        plain = frames.double() / 127.5 - 1
+        compare(got, plain.flip(-1), 'what was on the left must be on the right, all else as it '
+                'was', {
+            'the range is right, but nothing is mirrored: flip W, the last axis': plain,
+            'that is upside down: H is the last axis but one, W is the last': plain.flip(-2),
+            'that is turned by 180 degrees: flip W alone': plain.flip(-1, -2),
+            'that plays backwards: axis 1 is time, W is the last': plain.flip(1),
+            'that swaps the colors: axis 0 is the channel, W is the last': plain.flip(0),
+            'that is flipped along every axis: flip W alone': plain.flip(0, 1, 2, 3)})
     print('✓ mirrored, and in the range a model wants')
 
 # %% ../../nbs/checkers/clips.ipynb #3a13f438
@@ -116,7 +129,7 @@ def _check_path(name, x, r, seed):
 def clips_diagonal_motion(answer):
     "`answer(rng, frames)`: x, y, r of an object that runs from upper left to lower right."
     motion = Answer(answer, 'answer(rng, frames)')
-    starts = set()
+    paths = set()
     for seed in range(50):
         frames = 16 if seed % 2 else 5
         first, again = (motion.several(('x', 'y', 'r'), np.random.default_rng(seed), frames)
@@ -127,8 +140,8 @@ def clips_diagonal_motion(answer):
         _check_path('y', y, r, seed)
         same = near(x, as_floats(again[0], (frames,), 'x'), 0)
         require(same, 'two calls with equal generators differ: draw all that is random from rng')
-        starts.add(x[0].item())
-    require(len(starts) > 10, 'use rng: each call should start somewhere else')
+        paths.add((x[0].item(), x[-1].item(), y[0].item(), y[-1].item(), r[0].item()))
+    require(len(paths) > 10, 'use rng: calls with other generators must give other motions')
     print('✓ a tenth motion')
 
 # %% ../../nbs/checkers/clips.ipynb #7be41a01

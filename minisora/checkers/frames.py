@@ -108,7 +108,8 @@ def _wrong_inputs(x, known, counts):
         return _seen(noisy, clean, given)
 
     return {
-        'nothing is shown: neither the known frames nor a mask': none,
+        'nothing is shown, neither the known frames nor a mask, and every sample has a count of '
+        'its own': none,
         'the mask is there; the known frames must be too, clean':
             torch.cat([none[:, :-1], mask], 1),
         'the known frames are there; the last channel must say which they are':
@@ -166,6 +167,7 @@ def _listening(seen, shape, times, captions):
                        f'latents and the mask as the last channel, not {got}')
         fits = torch.is_tensor(t) and t.shape == (len(x),)
         require(fits, 'the model wants the times of the clips, t (B,), as they are')
+        require(y is not None, 'hand the model the captions y; yours hands on None')
         if len(x) == len(times):
             same = near(t.detach(), times) and torch.equal(torch.as_tensor(y).view(-1), captions)
             require(same, 'hand the model `t` and `y` as they are')

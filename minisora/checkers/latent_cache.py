@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .base import Answer, Hint, as_floats, as_number, compare, require
+from .base import Answer, Hint, as_floats, as_number, compare, near, require
 from .disk import Killed
 
 # %% ../../nbs/checkers/latent_cache.ipynb #116c8786
@@ -29,9 +29,10 @@ def latent_cache_bytes(answer):
     size = Answer(answer, 'answer(n, clip, factors, channels, each)')
     for n, clip, factors, channels, each in (
             (6155, (16, 64, 64), (1, 8, 8), 4, 2), (10, (17, 100, 64), (4, 8, 8), 16, 4),
-            (1_000_000, (1, 256, 256), (1, 8, 8), 4, 2)):
+            (7, (18, 48, 100), (4, 8, 16), 3, 2), (1_000_000, (1, 256, 256), (1, 8, 8), 4, 2)):
         got = size.whole(n, clip, factors, channels, each)
-        cells = math.prod(math.ceil(s / f) for s, f in zip(clip, factors))
+        t, h, w = (math.ceil(s / f) for s, f in zip(clip, factors))
+        cells = t * h * w
         floor = math.prod(s // f for s, f in zip(clip, factors))
         want = n * channels * cells * each
         case = f'{n:,} clips of {clip}, factors {factors}, {channels} channels of {each} bytes'
@@ -46,8 +47,11 @@ def latent_cache_bytes(answer):
             f'those are numbers; each has {each} bytes': n * channels * cells,
             f'a latent has {channels} numbers, one per channel': n * cells * each,
             f'that is one clip, there are {n:,}': channels * cells * each,
-            'the factor of time is missing':
-                n * channels * clip[0] * (clip[1] * clip[2] // 64) * each}, 0, case)
+            'height and width have each a factor of its own':
+                n * channels * t * h * math.ceil(clip[2] / factors[1]) * each,
+            'no frame is alone in its latent here: divide all frames, rounded up':
+                n * channels * (1 + math.ceil((clip[0] - 1) / factors[0])) * h * w * each,
+            'the factor of time is missing': n * channels * clip[0] * h * w * each}, 0, case)
     print('✓ you can plan a disk')
 
 # %% ../../nbs/checkers/latent_cache.ipynb #868d8a78
@@ -106,7 +110,21 @@ def _check_statistics(mean, std, batches):
         'that is the root of the mean square: subtract the square of the mean first':
             every.square().mean().sqrt()}, 1e-3)
 
+# %% ../../nbs/checkers/latent_cache.ipynb #720969d2
+def _check_digits(statistics, generator):
+    "Hint unless the deviation is right where the mean is much larger."
+    batches = [30_000 + torch.randn(8, 4, 2, 3, 3, generator=generator) for _ in range(9)]
+    want = torch.cat(batches).double().std()
+    mean, std = statistics.several(('mean', 'std'), _stream(batches, []))
+    try:
+        got = as_number(std, 'the deviation')
+    except Hint:                                        # the root of a number below zero, say
+        got = math.nan
+    require(near(got, want, 1e-2),
+            f'right where the mean is small, but with a mean of 30,000 it is {want:.3f}, '
+            f'not {got:.3f}: in squares that large float32 has no digits left for the deviation')
 
+# %% ../../nbs/checkers/latent_cache.ipynb #cdbdbf56
 def latent_cache_running_statistics(answer):
     "`answer(batches)`: mean and standard deviation of all numbers, in one pass over an iterator."
     statistics = Answer(answer, 'answer(batches)')
@@ -120,6 +138,7 @@ def latent_cache_running_statistics(answer):
         mean, std = statistics.several(('mean', 'std'), _stream(batches, seen))
     require(seen == sizes, f'go through all batches: yours asked for {len(seen)} of {len(sizes)}')
     _check_statistics(as_number(mean, 'the mean'), as_number(std, 'the deviation'), batches)
+    _check_digits(statistics, generator)
     print('✓ one pass, no matter how many clips')
 
 # %% ../../nbs/checkers/latent_cache.ipynb #67974ec1
@@ -315,6 +334,10 @@ def latent_cache_resuming_writer(answer):
     print('✓ no batch is encoded twice, and the bytes are those of an undisturbed run')
 
 # %% ../../nbs/checkers/latent_cache.ipynb #dbfebc6b
+_WHOLE = ('that reads whole shards, of which there may be gigabytes: index them, and only the rows '
+          'that are asked for are read')
+
+
 class _Shard:
     "Rows in half precision like those of a memory map, which must not be read as a whole."
 
@@ -324,6 +347,8 @@ class _Shard:
         self.shape = rows.shape
         self.ndim = rows.ndim
         self.dtype = rows.dtype
+        self.size = rows.size
+        self.nbytes = rows.nbytes
 
     def __len__(self):
         return len(self.rows)
@@ -331,11 +356,18 @@ class _Shard:
     def __getitem__(self, i):
         return self.rows[i]
 
+    def __repr__(self):
+        return f'{self.dtype} {self.shape}'
+
     def __array__(self, *_, **__):
-        raise Hint('that reads whole shards, of which there may be gigabytes: index them, and only '
-                   'the rows that are asked for are read')
+        raise Hint(_WHOLE)
 
+    def __getattr__(self, name):
+        if hasattr(np.ndarray, name) and not name.startswith('__'):
+            raise Hint(_WHOLE)                                         # astype, mean, …
+        raise AttributeError(name)
 
+# %% ../../nbs/checkers/latent_cache.ipynb #cc3fc52a
 def _other_readings(rows, index, mean, std):
     "What plausible mistakes read, by their hints; `rows` are all of them, in float32."
     order = np.argsort(index, kind='stable')

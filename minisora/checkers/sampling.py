@@ -59,8 +59,8 @@ def sampling_heun_step(answer):
 def sampling_heun_calls(answer):
     "How often `sample` calls a network for 12 clips in batches of 4, 40 Heun steps, guided."
     count = as_number(answer, 'the number of calls')
-    told = (f'not {count:g}: batches × calls per batch; of the 40 Heun steps all but the last, '
-            'which is an Euler step, take two calls')
+    told = (f'not {count:g}: first the calls of one batch (how many does a Heun step make, and how '
+            'many the last one?), then the batches')
     compare(count, 237, told, {
         'guidance asks twice, but in one batched call': 474,
         'guidance asks twice, but in one batched call; the last Heun step is an Euler step': 480,

@@ -206,6 +206,21 @@ def routed(n, width, depth, start, end, route, kept=None, short=None):
 HALF_PI = math.pi / 2
 LN2 = math.log(2)
 
+
+def statistics_in(kind, number=lambda x: x):
+    "Sums of the batches as `kind`, each kept as `number`."
+
+    def answer(batches):
+        n, total, squares = 0, 0, 0
+        for b in batches:
+            n += b.numel()
+            total = total + number(kind(b).sum())
+            squares = squares + number((kind(b) ** 2).sum())
+        return total / n, (squares / n - (total / n) ** 2) ** 0.5
+
+    return answer
+
+
 MISTAKES = {
     "clips_mirrored": [
         (lambda f: f.flip(-1) / 255, "that is [0, 1]"),
@@ -219,6 +234,12 @@ MISTAKES = {
         (lambda f: f.flip(-1), "must hold floats, yours holds uint8"),
         (lambda f: f.flip(-1) / 255 - 0.5, "[-0.5, 0.5]"),
         (lambda f: (f.flip(-1).float() - 127.5) / 120, "run from -1.06 to 1.06"),
+        (
+            lambda f: 2 * (f.flip(-1).float() - f.min()) / (f.max() - f.min()) - 1,
+            "stretched to the darkest and brightest byte",
+        ),
+        (lambda f: f.flip(-1).float() / f.max() * 2 - 1, "by the brightest alone"),
+        (lambda f: (f.flip(-1) // 127.5 - 1).float(), "those between must lie on a line"),
     ],
     "clips_frame_times": [
         (lambda s, e, n: [s + k / (n - 1) * (e - s) for k in range(n)], "from edge to edge"),
@@ -267,6 +288,16 @@ MISTAKES = {
         (lambda m, v: kl(m, v) / LN2 / 16, "the mean"),
         (lambda m, v: kl(m, 2 * v) / LN2, "not that of twice it"),
         (lambda m, v: m.flatten(1).sum(1), "not the KL"),
+        (lambda m, v: kl(m, v).sum() / LN2, "shape (3,)"),
+        (lambda m, v: 0.5 * (m**2 + v.exp() - 1 - v).sum((1, 2, 3)) / LN2, "yours has (2, 4)"),
+        (
+            lambda m, v: 0.5 * (m**2 + (v / 2).exp() - 1 - v).flatten(1).sum(1) / LN2,
+            "yours takes σ, the root of it",
+        ),
+        (
+            lambda m, v: 0.5 * (m**2 + v.exp() - 1 + v).flatten(1).sum(1) / LN2,
+            "the sign of log σ²",
+        ),
     ],
     "autoencoder_first_latent": [
         (lambda k: k // 4, "frame 0 is alone"),
@@ -274,6 +305,7 @@ MISTAKES = {
         (lambda k: (k + 3) / 4, "whole number"),
         (lambda k: (k + 7) // 4, "counted from 0"),
         (lambda k: (k + 2) // 4, "frame 1 is in latent 1, not 0"),
+        (lambda k: min((k + 3) // 4, 4), "frame 17 is in latent 5, not 4"),
     ],
     "autoencoder_global_scale": [
         (lambda z: (z.mean(), z.std()), "1 over the deviation"),
@@ -297,6 +329,7 @@ MISTAKES = {
             "frame 1 must be the",
         ),
         (lambda x: x, "nothing has changed"),
+        (lambda x: cat_past(x, x[:, :, :1], x[:, :, :-1]).view(2, 3, -1, 4, 4), "RuntimeError"),
     ],
     "latent_cache_bytes": [
         (lambda n, c, f, ch, e: n * 3 * math.prod(c), "size of the clips as bytes"),
@@ -317,6 +350,18 @@ MISTAKES = {
             lambda n, c, f, ch, e: n * ch * math.prod(s / k for s, k in zip(c, f)) * e,
             "rounded up",
         ),
+        (
+            lambda n, c, f, ch, e: (
+                n * ch * -(-c[0] // f[0]) * -(-c[1] // f[1]) * -(-c[2] // f[1]) * e
+            ),
+            "each a factor of its own",
+        ),
+        (
+            lambda n, c, f, ch, e: (
+                n * ch * (1 - (1 - c[0]) // f[0]) * -(-c[1] // f[1]) * -(-c[2] // f[2]) * e
+            ),
+            "no frame is alone",
+        ),
     ],
     "latent_cache_running_statistics": [
         (lambda b: torch.tensor([[x.mean(), x.std()] for x in b]).mean(0), "mean of the means"),
@@ -330,6 +375,8 @@ MISTAKES = {
         (two_passes, "keeps the batches"),
         (lambda b: torch.std_mean(next(b))[::-1], "asked for 1 of 24"),
         (lambda b: 0.0, "2 things, (mean, std)"),
+        (statistics_in(lambda b: b), "no digits left"),
+        (statistics_in(lambda b: b, number=float), "no digits left"),
     ],
     "latent_cache_resume_point": [
         (lambda journal, data: journal.count(b"\n"), "never reached the disk"),
@@ -497,6 +544,7 @@ MISTAKES = {
         (79, "one batch; there are three"),
         (120, "two calls"),
         (236, "not 236"),
+        (40, "first the calls of one batch"),
     ],
     "sampling_guided_data": [
         (lambda x, t, v, f, g: x + (1 - t) * (v + g * (v - f)), "start from the free one"),
@@ -709,6 +757,7 @@ MISTAKES = {
         (lambda x, z, k: told(x, z, k + 1), "one frame too many"),
         (lambda x, z, k: told(x, z, k).roll(1, 1), "the mask comes last"),
         (lambda x, z, k: told(x.flip(2), z.flip(2), k).flip(2), "not the last"),
+        (lambda x, z, k: told(x, z, k.min().expand_as(k)), "every sample has a count of its own"),
     ],
     "single_gpu_clip_tokens": [
         (
@@ -798,6 +847,12 @@ RIGHT = [
     ("temporal_rope_pair", lambda x, place, omega: turn()(x, -place, omega)),
     ("temporal_tubelet", lambda k, a: torch.stack([k / a] * a, 2)),
     ("train_ema_half_life", lambda d: -1 / math.log2(d)),
+    ("train_ema_half_life", lambda d: torch.tensor(0.5).log() / torch.tensor(d).log()),
+    (
+        "clips_diagonal_motion",
+        lambda rng, n: (*[np.linspace(0.2, rng.uniform(0.5, 0.8), n)] * 2, np.full(n, 0.12)),
+    ),
+    ("latent_cache_running_statistics", statistics_in(lambda b: b.double(), number=float)),
     ("train_wsd_schedule", schedule()),
     ("metrics_clips_needed", np.int64(139)),
     ("metrics_coverage", lambda a, r: np.mean([bool((d <= k).any()) for d, k in zip(a, r)])),

@@ -75,6 +75,8 @@ LOSS = [
     (loss(show=lambda x, z, m: m * z), "yours are zero"),
     (loss(show=lambda x, z, m: torch.where(m > 0, x, z)), "swapped"),
     (loss(count=lambda k: k + 1), "one frame too many is known"),
+    (lambda model, *case: loss()(lambda x, t, y: model(x, t, None), *case), "yours hands on None"),
+    (lambda model, *case: loss()(lambda x, t, y: model(x, t), *case), "TypeError: model() missing"),
     (loss(count=lambda k: k - 1), "one frame too few is known"),
     (loss(count=lambda k: k.max().expand_as(k)), "a count of its own"),
     (mask_first, "the mask comes last"),

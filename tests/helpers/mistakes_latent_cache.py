@@ -293,6 +293,13 @@ MISTAKES = {
         (reader(put_back=None), "the order of the disk"),
         (reader(half=True), "too coarse"),
         (cast_late, "in half precision"),
+        (
+            lambda shards, index, mean, std: np.concatenate(
+                [shard.astype(np.float32) for shard in shards]
+            )[index],
+            "reads whole shards",
+        ),
+        (lambda shards, index, mean, std: shards[0].mean(), "reads whole shards"),
         (reader(put_back="twice"), "put back the wrong way"),
         (reader(put_back="unique"), "the order of the disk"),
         (reader(side="left"), "row 1 of the batch is not sample 4"),

@@ -164,6 +164,17 @@ def rebound(self, state):
     only("model", "ema", "optimizer")(self, state)
 
 
+class AskedOnce(Right):
+    "Asks for the states when it is made, and saves these each time."
+
+    def __init__(self, path, model, ema, optimizer):
+        super().__init__(path, model, ema, optimizer)
+        self.states = {name: part.state_dict() for name, part in self.parts.items()}
+
+    def state(self, step):
+        return {**self.states, "step": step}
+
+
 MEMORY = {}
 
 
@@ -557,6 +568,7 @@ MISTAKES = {
         (otherwise(aside=lambda self: self.path.with_suffix(".pt")), "into the old checkpoint"),
         (otherwise(save=with_a_copy), "writes into the old checkpoint"),
         (otherwise(state=without_moments), "the optimizer's state must be as saved"),
+        (AskedOnce, "the optimizer's state must be as saved"),
         (otherwise(load=zero_after_a_kill), "must return the step 5, yours returned 0"),
         (otherwise(place=linked), "writes into the old checkpoint"),
         (loaded_on_creation, "to make the object must change nothing"),
