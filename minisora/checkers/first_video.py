@@ -173,7 +173,7 @@ def first_video_sampler(answer):
     generator = torch.Generator().manual_seed(0)
     for shape, times, guidance, mean, std in (
             ((3, 4, 2, 3, 2), [0., .05, .2, .3, .7, 1.], 2.5, .3, 1.7),
-            ((2, 4, 1, 2, 5), [0., .4, 1.], .5, -.4, .6),
+            ((2, 4, 1, 2, 5), [0., .4, .98, 1.], .5, -.4, .6),
             ((1, 4, 3, 1, 2), [0., 1.], 4., .2, 2.)):
         noise = torch.randn(shape, generator=generator)
         told = torch.randint(9, (shape[0], 2), generator=generator)
@@ -261,9 +261,14 @@ _ENTRIES = ('base', 'changed', 'data', 'seeds', 'cpu_seconds', 'scores', 'lower_
             'verdict')
 
 
+def _plain(value):
+    "Lists and numbers of arrays and tensors; all else as it is."
+    return value.tolist() if hasattr(value, 'tolist') else value
+
+
 def _two(result, name):
     "The entry for the base and for the change; a hint unless it is a pair."
-    pair = result[name]
+    pair = _plain(result[name])
     right = isinstance(pair, (list, tuple)) and len(pair) == 2
     require(right, f'{name} must be a pair, of the base and of the change, not {_describe(pair)}')
     return pair
@@ -272,7 +277,7 @@ def _two(result, name):
 def _runs(result, name, count=None):
     "Numbers of the runs of base and change, two lists of floats; `count` as many each."
     out = []
-    for runs in _two(result, name):
+    for runs in map(_plain, _two(result, name)):
         listed = isinstance(runs, (list, tuple))
         require(listed, f'{name} must hold two lists, one number per run, not {_describe(runs)}')
         out.append([as_number(v, f'each of {name}') for v in runs])
@@ -348,7 +353,7 @@ def first_video_experiment(result):
                                     'digit; was the seed handed on?')
     require(scores[0] != scores[1], 'base and change have the very same scores: was the change '
                                     'handed on?')
-    lower = result['lower_is_better']
+    lower = _plain(result['lower_is_better'])
     right = isinstance(lower, bool)
     require(right, f'lower_is_better must be True or False, not {_describe(lower)}')
     known = ('better', 'worse', 'unclear')

@@ -11,7 +11,8 @@ import math
 
 import torch
 
-from .base import Answer, compare, require
+from .base import Answer, compare, near, require
+from .dit import _check_gradients
 
 # %% ../../nbs/checkers/walt.ipynb #ae740193
 def _counted_pairs(grid, window):
@@ -109,8 +110,10 @@ class _Attend:
         require(there.dtype == torch.bool, f'`there` must be bool, not {there.dtype}')
         count = int(there.sum())
         require(count == self.tokens, f'`there` is True for {count} tokens; {self.tokens} are not '
-                                      'padding')
+                                      'padding, and one of zeros is a token too')
         require(there.any(1).all(), 'one window holds padding alone')
+        require(not rows[~there].any(), 'attend got other numbers than 0 where `there` is False: '
+                                        'the padding must be zeros')
         return _attended(rows.float(), there).to(rows)
 
     def check_rows(self, rows):
@@ -142,6 +145,7 @@ def walt_in_windows(answer):
     for grid, window in (((2, 4, 6), (1, 2, 3)), ((4, 4, 4), (2, 2, 2)), ((3, 5, 7), (2, 2, 3)),
                          ((2, 3, 5), (4, 2, 9)), ((1, 1, 4), (1, 1, 3))):
         x = torch.randn(2, *grid, 3, generator=g)
+        x[:, -1, -1, -1] = 0                                    # a token of zeros is no padding
         attend = _Attend(x, window)
         got = in_windows.floats(x.shape, x, window, attend)
         case = f'x of {tuple(x.shape)} in windows of {window}'
@@ -149,6 +153,8 @@ def walt_in_windows(answer):
         want = _one_by_one(x, window).double()
         right = torch.allclose(got, want, atol=1e-4)
         require(right, '' if right else f'{case}: {_what_moved(got, want)}')
+    _check_gradients(in_windows, lambda x, window, _: _one_by_one(x, window), (x,), 'x', window,
+                     _Attend(x, window))
     print('✓ windows of any size, and no token lost')
 
 # %% ../../nbs/checkers/walt.ipynb #73bf6a10
@@ -194,13 +200,25 @@ def _mistakes_of_seeing(model, x, t, chosen):
 
 # %% ../../nbs/checkers/walt.ipynb #82560911
 def _asked(predict, x, t, chosen):
-    "How the model was asked, and whether what came back has a gradient; a NumPy array has none."
+    """How the model was asked, whether what came back has a gradient, and the one it sends to the
+    weight of the model, None where that cannot be known: a NumPy array has none."""
     model = _Answering()
     try:
-        learns = predict(model, x, t, chosen).requires_grad
+        out = predict(model, x, t, chosen)
+        if not out.requires_grad:
+            return model.asked, False, None
+        (out * torch.arange(out.numel()).view(out.shape).sin()).sum().backward()
     except Exception:
-        learns = True
-    return model.asked, learns
+        return model.asked, True, None
+    return model.asked, True, model.weight.grad
+
+
+def _seen(model, x, t, chosen):
+    "What is right: the chosen samples see the first answer, which has no gradient."
+    zeros = torch.zeros_like(x)
+    with torch.no_grad():
+        first = model(x, zeros, t)
+    return model(x, torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), first, zeros), t)
 
 
 def walt_see_itself(answer):
@@ -218,10 +236,14 @@ def walt_see_itself(answer):
         want = still(x, mistakes[_SHOWN], t)
         compare(got, want, 'ask the model without an estimate first; then with what the chosen '
                 'ones are shown', mistakes, 1e-5, f'chosen = {chosen.int().tolist()}')
-        asked, learns = _asked(predict, x, t, chosen)
+        asked, learns, sent = _asked(predict, x, t, chosen)
         require(not any(grad for _, grad in asked), 'gradients flow into the estimate: take '
                 'the first answer as a number, with torch.no_grad() or .detach()')
         require(len(asked) <= 2, f'the model is asked {len(asked)} times; twice is enough')
         require(learns, 'the answer has no gradient: nothing would be learnt from it; only the '
                         'first answer is without')
+        wanted = _asked(_seen, x, t, chosen)[2]
+        require(sent is None or near(sent, wanted, 1e-3), 'the numbers are right, but not the '
+                'gradient of the model: the last answer must have one for all samples, chosen or '
+                'not')
     print('✓ it sees its own answer, and only that')

@@ -16,6 +16,11 @@ def norm(x, eps=1e-6):
     return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
+def outside(x):
+    "Normed, with eps added to the deviation."
+    return (x - x.mean(-1, keepdim=True)) / (x.std(-1, correction=0, keepdim=True) + 1e-6)
+
+
 def half(x, f, shift, scale, gate):
     return x + gate * f(norm(x) * (1 + scale) + shift)
 
@@ -147,6 +152,8 @@ MISTAKES = {
         (block(order=(0, 1, 2, 0, 1, 2)), "the same three parts"),
         (block(axis=False), "axis of length 1"),
         (block(change=F.silu), "this is not x + gate"),
+        (block(lambda x, f, b, s, g: x + g * f(norm(x, 1e-5) * (1 + s) + b)), "eps is 10⁻⁶"),
+        (block(lambda x, f, b, s, g: x + g * f(outside(x) * (1 + s) + b)), "root of the variance"),
         (block(change=torch.Tensor.detach), "the gradient of c"),
         (parallel, "reads what attention has left"),
         (normed_once, "reads what attention has left"),

@@ -1,5 +1,6 @@
 """Plausible mistakes in the exercises of lesson 10, and right answers of another kind."""
 
+import numpy as np
 import torch
 
 
@@ -109,6 +110,7 @@ MISTAKES = {
         (walked(slope=lambda d, x, a, b: (x - d) / (1 - a)), "away from the data"),
         (walked(slope=lambda d, x, a, b: (d - x) / (1 - b)), "must be finite"),
         (walked(slope=lambda d, x, a, b: (d - x) / a if a else d - x), "off by up to"),
+        (walked(slope=lambda d, x, a, b: (d - x) / max(1 - a, 0.05)), "off by up to"),
         (walked(at=lambda a, b: b), "beginning of each step"),
         (walked(mix=lambda w, f, g: w), "guidance is missing"),
         (walked(mix=lambda w, f, g: f), "never heard"),
@@ -185,4 +187,6 @@ RIGHT = [
     ("first_video_experiment", changed(seeds=[(1, 0), [0, 1]])),
     ("first_video_experiment", changed(scores=[[0.6, 0.7], [0.66, 0.69]], verdict="unclear")),
     ("first_video_experiment", changed(lower_is_better=False, verdict="better")),
+    ("first_video_experiment", changed(scores=torch.tensor([[0.60, 0.62], [0.66, 0.68]]))),
+    ("first_video_experiment", changed(lower_is_better=np.bool_(True))),
 ]

@@ -93,7 +93,7 @@ def transposed(x, c, when, attention, modulation):
     t = len(when)
     shift, scale, gate = modulation(c).view(b, 3, 1, 1, d).unbind(1)
     h = x.view(b, t, n // t, d)
-    h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
     h = (h * (1 + scale) + shift + when[None, :, None]).transpose(1, 2)
     return x + (gate * attention(h)).transpose(1, 2).reshape(b, n, d)
 
@@ -158,6 +158,7 @@ MISTAKES = {
         (given(lambda x, b, s, m: (norm(x) + m) * (1 + s) + b), "after the scale and the shift"),
         (given(lambda x, b, s, m: x * (1 + s) + b + m), "the norm is missing"),
         (given(lambda x, b, s, m: norm(x) * s + b + m), "a scale of 0"),
+        (given(lambda x, b, s, m: norm(x, 1e-5) * (1 + s) + b + m), "eps is 10⁻⁶"),
         (given(lambda x, b, s, m: norm(x * (1 + s) + b) + m), "first the norm"),
         (repeated, "steered by its own parts"),
         (token_wise, "axis of length 1"),

@@ -24,7 +24,9 @@ def lora(shared=True, biases=True, up=True, down=True, once=False):
     return weights
 
 
-def windowed(before=False, order="t h w", crop=True, mask=True, first="b nt ny nx", swap=False):
+def windowed(
+    before=False, order="t h w", crop=True, mask=True, first="b nt ny nx", swap=False, fill=0.0
+):
     "The solution, with what may go wrong."
 
     def in_windows(x, window, attend):
@@ -35,7 +37,7 @@ def windowed(before=False, order="t h w", crop=True, mask=True, first="b nt ny n
         there = pad(torch.ones(grid, dtype=torch.bool), ends)
         if not mask:
             there = torch.ones_like(there)
-        x = pad(x, (0, 0, *ends))
+        x = pad(x, (0, 0, *ends), value=fill)
         nt, ny, nx = ((n + m) // w for n, m, w in zip(grid, missing, window))
         sizes = dict(t=window[0], h=window[1], w=window[2])
         into = f"b (nt t) (ny h) (nx w) d -> ({first}) ({order}) d"
@@ -73,6 +75,12 @@ def seeing(first="model", who=lambda c: c, grad=False, last="model"):
     return predict
 
 
+def only_the_chosen(model, x, t, chosen):
+    "Right in its numbers, but only the chosen samples are learnt from."
+    first = model(x, torch.zeros_like(x), t).detach()
+    return torch.where(chosen.view(-1, 1, 1, 1, 1), model(x, first, t), first)
+
+
 def without_gradient(model, x, t, chosen):
     with torch.no_grad():
         return seeing()(model, x, t, chosen)
@@ -107,6 +115,12 @@ MISTAKES = {
         (windowed(crop=False), "must have the shape"),
         (windowed(mask=False), "are not padding"),
         (windowed(swap=True), "put back as they were taken"),
+        (windowed(fill=1.0), "the padding must be zeros"),
+        (
+            lambda x, window, attend: windowed()(x, window, lambda r, m: attend(r, r.any(-1))),
+            "one of zeros is a token too",
+        ),
+        (lambda x, window, attend: windowed()(x.detach(), window, attend), "no gradient"),
         (lambda x, window, attend: x, "attend was called 0 times"),
         (lambda x, window, attend: windowed()(x, window[::-1], attend), "rows; there are"),
         (
@@ -126,6 +140,7 @@ MISTAKES = {
         (seeing(first="x"), "the estimate is the noisy x"),
         (seeing(last="told"), "not the answer of the model"),
         (without_gradient, "has no gradient"),
+        (only_the_chosen, "for all samples, chosen or not"),
         (lambda model, x, t, chosen: model(x, None, t), "shaped as x"),
     ],
 }
