@@ -239,7 +239,9 @@ def walt_see_itself(answer):
         asked, learns, sent = _asked(predict, x, t, chosen)
         require(not any(grad for _, grad in asked), 'gradients flow into the estimate: take '
                 'the first answer as a number, with torch.no_grad() or .detach()')
-        require(len(asked) <= 2, f'the model is asked {len(asked)} times; twice is enough')
+        count = sum(samples for samples, _ in asked)
+        require(count <= 2 * len(x), f'the model answers {count} times for {len(x)} samples; twice '
+                                     'for each is enough')
         require(learns, 'the answer has no gradient: nothing would be learnt from it; only the '
                         'first answer is without')
         wanted = _asked(_seen, x, t, chosen)[2]

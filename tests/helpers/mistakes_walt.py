@@ -1,6 +1,7 @@
 """Mistakes in the exercises of lesson 12, by checker: see `mistakes.py`."""
 
 import math
+from itertools import product
 
 import torch
 from einops import rearrange
@@ -81,6 +82,46 @@ def only_the_chosen(model, x, t, chosen):
     return torch.where(chosen.view(-1, 1, 1, 1, 1), model(x, first, t), first)
 
 
+def thrice(model, x, t, chosen):
+    "Right in its numbers, but all are answered for three times."
+    zeros = torch.zeros_like(x)
+    with torch.no_grad():
+        first = model(x, zeros, t)
+    return torch.where(chosen.view(-1, 1, 1, 1, 1), model(x, first, t), model(x, zeros, t))
+
+
+def in_two_parts(model, x, t, chosen):
+    "Right: the chosen samples and the others are asked apart."
+    out = torch.zeros_like(x)
+    for who, told in ((chosen, True), (~chosen, False)):
+        if who.any():
+            estimate = torch.zeros_like(x[who])
+            if told:
+                estimate = model(x[who], estimate, t[who]).detach()
+            out[who] = model(x[who], estimate, t[who])
+    return out
+
+
+def one_by_one(x, window, attend):
+    "Right: corner by corner, in loops."
+    B, *grid, D = x.shape
+    corners = list(product(*(range(0, n, w) for n, w in zip(grid, window))))
+    rows = x.new_zeros(B, len(corners), *window, D)
+    there = torch.zeros(B, len(corners), *window, dtype=torch.bool)
+    for k, (t, y, c) in enumerate(corners):
+        part = x[:, t : t + window[0], y : y + window[1], c : c + window[2]]
+        a, b, d = part.shape[1:4]
+        rows[:, k, :a, :b, :d] = part
+        there[:, k, :a, :b, :d] = True
+    rows = attend(rows.flatten(2, 4).flatten(0, 1), there.flatten(2).flatten(0, 1)).view_as(rows)
+    out = torch.zeros_like(x)
+    for k, (t, y, c) in enumerate(corners):
+        part = out[:, t : t + window[0], y : y + window[1], c : c + window[2]]
+        a, b, d = part.shape[1:4]
+        part.copy_(rows[:, k, :a, :b, :d])
+    return out
+
+
 def without_gradient(model, x, t, chosen):
     with torch.no_grad():
         return seeing()(model, x, t, chosen)
@@ -141,11 +182,14 @@ MISTAKES = {
         (seeing(last="told"), "not the answer of the model"),
         (without_gradient, "has no gradient"),
         (only_the_chosen, "for all samples, chosen or not"),
+        (thrice, "twice for each is enough"),
         (lambda model, x, t, chosen: model(x, None, t), "shaped as x"),
     ],
 }
 RIGHT = [
     ("walt_in_windows", windowed(first="b ny nx nt")),
+    ("walt_in_windows", one_by_one),
+    ("walt_see_itself", in_two_parts),
     (
         "walt_see_itself",
         lambda model, x, t, c: model(
