@@ -220,7 +220,7 @@ def _seen(model, x, t, chosen):
         first = model(x, zeros, t)
     return model(x, torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), first, zeros), t)
 
-
+# %% ../../nbs/checkers/walt.ipynb #95a60531
 def walt_see_itself(answer):
     "`predict(model, x, t, chosen)`: the chosen samples see the model's own first answer."
     predict = Answer(answer, 'predict(model, x, t, chosen)')
