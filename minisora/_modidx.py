@@ -3709,4 +3709,5 @@ d = { 'settings': { 'branch': 'main',
                                'minisora.walt._LooksTwice': ('windows.html#_lookstwice', 'minisora/walt.py'),
                                'minisora.walt._LooksTwice.__call__': ('windows.html#_lookstwice.__call__', 'minisora/walt.py'),
                                'minisora.walt._LooksTwice.__init__': ('windows.html#_lookstwice.__init__', 'minisora/walt.py'),
+                               'minisora.walt.as_self_conditioned': ('windows.html#as_self_conditioned', 'minisora/walt.py'),
                                'minisora.walt.walt_presets': ('windows.html#walt_presets', 'minisora/walt.py')}}}

@@ -86,6 +86,8 @@ class FrameConditionedModel:
 
     It always sees its first frames as `known` (B, C, k, h, w); None: nothing is given. Guidance's
     doubled batch is understood."""
+    sees_known_frames = True
+
     def __init__(self, model, known=None):
         self.model = model
         self.known = known
@@ -113,9 +115,8 @@ class FrameConditionedModel:
 @patch
 def sampling_model(self: FramePrediction, model):
     "The model told that nothing is given, where it is not told what is."
-    if isinstance(model, FrameConditionedModel):
-        return model
-    return FrameConditionedModel(model)
+    told = getattr(model, 'sees_known_frames', False)
+    return model if told else FrameConditionedModel(model)
 
 # %% ../nbs/13_longer.ipynb #a79fde12
 def _check_known_frames(known, shape):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WALT_PRESETS', 'walt_presets', 'SelfConditioning', 'SelfConditionedInterpolant', 'SelfConditionedModel',
-           'SelfConditionedDiffusion']
+           'as_self_conditioned', 'SelfConditionedDiffusion']
 
 # %% ../nbs/12_windows.ipynb #8bfefc41
 from dataclasses import dataclass
@@ -97,13 +97,15 @@ class SelfConditionedInterpolant(SelfConditioning, Interpolant):
         return super().loss(_LooksTwice(model, self, rows), latents, condition, noise, t)
 
     def sampling_model(self, model):
-        return SelfConditionedModel(model, self)
+        return as_self_conditioned(model, self)
 
 # %% ../nbs/12_windows.ipynb #5d956b33
 class SelfConditionedModel:
     """A self-conditioned model as samplers know models: each call sees the estimate of the last.
 
     At the first time of a trajectory there is none. Guidance's doubled batch is understood."""
+    sees_last_answer = True
+
     def __init__(self, model, objective):
         self.model = model
         self.objective = objective
@@ -135,6 +137,12 @@ class SelfConditionedModel:
             raise AttributeError(name)
         return getattr(self.model, name)
 
+
+def as_self_conditioned(model, objective):
+    "The model with a memory of its last answer, as it is where it has one already."
+    remembers = getattr(model, 'sees_last_answer', False)
+    return model if remembers else SelfConditionedModel(model, objective)
+
 # %% ../nbs/12_windows.ipynb #3c182531
 @OBJECTIVES.register('self-conditioned-diffusion')
 @dataclass(frozen=True)
@@ -157,4 +165,4 @@ class SelfConditionedDiffusion(SelfConditioning, GaussianDiffusion):
         return super().loss(_LooksTwice(model, self, rows), latents, condition, noise, t)
 
     def sampling_model(self, model):
-        return SelfConditionedModel(model, self)
+        return as_self_conditioned(model, self)

@@ -4,6 +4,7 @@ import copy
 import json
 
 import lesson_rules as rules
+import matplotlib.pyplot as plt
 import pytest
 from conftest import ROOT
 
@@ -44,6 +45,7 @@ def test_what_is_built_is_used(path, exercise, tmp_path, monkeypatch):
     monkeypatch.chdir(path.parent)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     problems = list(rules.run_used(rules.load(path), exercise))
+    plt.close("all")
     assert not problems, "\n" + "\n".join(problems)
 
 

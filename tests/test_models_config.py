@@ -27,11 +27,14 @@ from minisora.models.positions import (
     RopePositions,
     SinCosPositions,
 )
+from minisora.models.modulation import MODULATIONS, AdaLN, AdaLNLoRA
 from minisora.models.preconditioning import OUTPUTS, DataOutput, DirectOutput, EDMOutput
+from minisora.models.windows import Windows
 from minisora.temporal import VIDEO_PRESETS, VideoDiT, VideoDiTConfig, inflate
 
 PARTS = dict(
-    layout=[Joint(), Factorized()],
+    layout=[Joint(), Factorized(), Windows(((1, 0, 0), (0, 2, 2)))],
+    modulation=[AdaLN(), AdaLNLoRA(3)],
     positions=[
         Positions(),
         SinCosPositions((8, 4, 6)),
@@ -42,7 +45,13 @@ PARTS = dict(
     condition=[Unconditional(), WordCondition(7, 2, True, 0.5), CaptionCondition(6)],
     output=[DirectOutput(), DirectOutput(learn_sigma=True), EDMOutput(), DataOutput(0.1)],
 )
-FAMILIES = dict(layout=LAYOUTS, positions=POSITIONS, condition=CONDITIONS, output=OUTPUTS)
+FAMILIES = dict(
+    layout=LAYOUTS,
+    modulation=MODULATIONS,
+    positions=POSITIONS,
+    condition=CONDITIONS,
+    output=OUTPUTS,
+)
 
 
 def allowed():

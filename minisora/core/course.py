@@ -6,6 +6,7 @@
 __all__ = ['course_folder']
 
 # %% ../../nbs/core/course.ipynb #6f232e80
+from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../../nbs/core/course.ipynb #a38fbad4
@@ -19,7 +20,7 @@ def course_folder():
 
     FileNotFoundError if no clone is in sight."""
     here = Path.cwd()
-    package = Path(__file__).resolve()
+    package = Path(find_spec('minisora').origin).resolve()
     for folder in (here, *here.parents, here / 'minisora', *package.parents):
         if _is_course(folder):
             return folder
