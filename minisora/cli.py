@@ -128,6 +128,9 @@ def _sample_command(args):
     "make the clip that a prompt asks for, of a run that is trained"
     options = dict(eta=args.eta, guidance_scale=args.guidance, num_inference_steps=args.steps)
     if is_saved_pipeline(args.out):
+        if args.set or args.data:
+            raise ValueError(f'{args.out} holds a model that was trained on a cache: --set and '
+                             '--data are of runs of clips; --steps, --guidance and --eta sample')
         for path in sample_saved(args.out, args.prompt, args.seed, args.n, args.fps, **options):
             print(printable(path))
         return
