@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .core.arguments import plain_value, sample_numbers
+from .core.arguments import check_bool, plain_value, sample_numbers
 from .core.checks import check_choice
 from .core.noise import flip_mask, posterior_noise
 from .core.pairs import innermost
@@ -122,9 +122,9 @@ class LatentCache(torch.utils.data.Dataset):
         self.shape = tuple(self.manifest['shape'])
         self.moments = self.manifest['tensors'] == ['moments']
         self.seed = seed
-        self.sample = sample
-        self.flip = flip and num_views(self.manifest) == 2
-        self.raw = raw
+        self.sample = check_bool('sample', sample)
+        self.flip = check_bool('flip', flip) and num_views(self.manifest) == 2
+        self.raw = check_bool('raw', raw)
         self._set_scale(per_channel)
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self.vocabulary = vocabulary
@@ -144,7 +144,7 @@ def fingerprint(self: LatentCache):
 def _set_scale(self: LatentCache, per_channel):
     if per_channel is None:
         per_channel = self.manifest['per_channel']
-    stats = self.manifest['statistics']['channel' if per_channel else 'all']
+    stats = self.manifest['statistics']['channel' if check_bool('per_channel', per_channel) else 'all']
     shape = (-1, 1, 1, 1) if per_channel else ()
     self.mean = torch.tensor(stats['mean']).reshape(shape)                     # (C, 1, 1, 1) or ()
     self.std = torch.tensor(stats['std']).reshape(shape)
@@ -266,8 +266,11 @@ def encode_conditions(self: LatentCache, vocabulary):
     if isinstance(vocabulary, str):
         attributes = self.attributes
         for i, known in enumerate(attributes):
-            if not isinstance(known.get(vocabulary), int):
+            if type(known.get(vocabulary)) is not int:
                 raise ValueError(f'{self.path}: sample {i} has no integer attribute {vocabulary!r}')
+            if known[vocabulary] < 0:
+                raise ValueError(f'{self.path}: sample {i} has {vocabulary}={known[vocabulary]}, '
+                                 'and ids count from 0')
         return torch.tensor([[known[vocabulary]] for known in attributes])
     captions = self.captions
     ids = {c: torch.as_tensor(vocabulary.encode(c)) for c in dict.fromkeys(captions)}
@@ -307,6 +310,7 @@ def repair_cache(path, clips, autoencoder, exact=True):
     `clips` and `autoencoder` must be those of `write_cache`. If the new bytes are not the old ones
     it is a ValueError and the cache stays as it is, unless `exact` is False (another machine may
     round differently): then the manifest follows."""
+    check_bool('exact', exact)
     path = Path(path)
     manifest = read_manifest(path)
     bad = list(find_damage(path, manifest))

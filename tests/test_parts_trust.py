@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,12 +21,16 @@ from minisora.core.files import sha256_file, write_tensors
 from minisora.core.hub import OBJECTIVES
 from minisora.core.protocols import AutoencoderSpec, Clip, DiagonalGaussian
 from minisora.core.tensors import load_tensors
+from minisora.data.buckets import BucketSampler
 from minisora.data.folders import FolderClips
 from minisora.data.video import read_video, to_uint8
+from minisora.data.vocabulary import Vocabulary
 from minisora.dit import DiT, DiTConfig
 from minisora.experiment import Experiment
 from minisora.interpolants import Interpolant
-from minisora.latent_cache import write_cache
+from minisora.latent_cache import repair_cache, write_cache
+from minisora.latents.sharded_sampler import ShardedSampler
+from minisora.latents.video_vae import CausalVideoVAE
 from minisora.models.conditions import WordCondition
 from minisora.recipe import parse_field
 
@@ -400,3 +405,67 @@ def test_handlers_come_and_go():
         assert not caught and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("name", ["sample", "flip", "raw", "per_channel"])
+def test_switches_of_a_cache_given_as_text_are_not_true(tmp_path, name):
+    write_cache(tmp_path / "c", SceneClips(2, size=32), ImageVAE(), progress=False)
+    for wrong in ("False", "no", 0):
+        with pytest.raises(ValueError, match=f"{name} must be True or False"):
+            LatentCache(tmp_path / "c", **{name: wrong})
+    with pytest.raises(ValueError, match="exact must be True or False"):
+        repair_cache(tmp_path / "c", SceneClips(2, size=32), ImageVAE(), exact="no")
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (lambda: ShardedSampler(list(range(4)), shuffle="False"), "shuffle"),
+        (lambda: BucketSampler([None] * 4, 2, drop_last="no"), "drop_last"),
+        (lambda: AutoencoderSpec((4, 8, 8), 4, True, "x", first_alone="False"), "first_alone"),
+        (lambda: CausalVideoVAE(first_alone="no"), "first_alone"),
+        (lambda: train_autoencoder(ImageVAE(), SceneClips(2, size=32), steps=1, pca="no"), "pca"),
+    ],
+)
+def test_other_switches_given_as_text_are_not_true(make, name):
+    with pytest.raises(ValueError, match=f"{name} must be True or False"):
+        make()
+
+
+def test_a_label_that_counts_from_minus_one_or_is_true_is_no_condition(tmp_path):
+    labels = dict(label=-1, seen=True)
+    clips = [Clip(torch.zeros(3, 2, 16, 16, dtype=torch.uint8), "x", 8.0, attributes=labels)] * 2
+    write_cache(tmp_path / "c", clips, ImageVAE(), progress=False)
+    with pytest.raises(ValueError, match="sample 0 has label=-1, and ids count from 0"):
+        LatentCache(tmp_path / "c", vocabulary="label")
+    with pytest.raises(ValueError, match="no integer attribute 'seen'"):
+        LatentCache(tmp_path / "c", vocabulary="seen")
+
+
+def test_held_out_latents_of_another_autoencoder_measure_nothing(tmp_path):
+    clips = SceneClips(4, size=32)
+    data = write_cache(tmp_path / "a", clips, ImageVAE(), progress=False)
+    valid = write_cache(tmp_path / "b", clips, ImageVAE(seed=3), progress=False)
+    shape = dict(channels=data.shape[0], size=data.shape[1:], patch=(4, 2, 2))
+    model = VideoDiT(VideoDiTConfig(**shape, width=24, depth=1, heads=2))
+    valid.normalize_as(data)
+    with pytest.raises(ValueError, match="valid was encoded by another autoencoder"):
+        fit(model, data, Interpolant(), steps=1, valid=valid, valid_every=1, progress=False)
+
+
+def test_a_pipeline_has_the_words_of_its_model_in_their_order(tmp_path):
+    clips = SceneClips(4, size=32)
+    words = Vocabulary(("a", "red", "ball", "blue", "ring", "green"), 3)
+    captions = ("a red ball", "a blue ring", "a green ball", "a red ring")
+    named = [replace(clips[i], caption=c) for i, c in enumerate(captions)]
+    write_cache(tmp_path / "a", named, ImageVAE(), progress=False)
+    data = LatentCache(tmp_path / "a", vocabulary=words)
+    condition = WordCondition(vocab=len(words), slots=words.slots)
+    shape = dict(channels=data.shape[0], size=data.shape[1:], patch=(4, 2, 2))
+    model = VideoDiT(VideoDiTConfig(**shape, width=24, depth=1, heads=2, condition=condition))
+    trained = fit(model, data, Interpolant(), steps=1, progress=False, warmup=0)
+    scale = data.mean, data.std
+    VideoPipeline(trained.ema, ImageVAE(), words, Interpolant(), *scale)
+    other = Vocabulary(words.words[::-1], 3)
+    with pytest.raises(ValueError, match="other words, or the same in another order"):
+        VideoPipeline(trained.ema, ImageVAE(), other, Interpolant(), *scale)

@@ -94,6 +94,11 @@ def check_valid(valid, data):
     if ours and theirs and not all(map(close, ours, theirs)):
         raise ValueError(f'valid is normalized by mean {theirs[0]} and std {theirs[1]}, data by '
                          f'{ours[0]} and {ours[1]}: valid.normalize_as(data) takes those of data')
+    encoders = [(getattr(innermost(d), 'manifest', None) or {}).get('autoencoder') or {}
+                for d in (data, valid)]
+    weights = [e.get('weights') for e in encoders]
+    if all(weights) and weights[0] != weights[1]:
+        raise ValueError('valid was encoded by another autoencoder than data: encode both by one')
     words = [getattr(innermost(d), 'vocabulary', None) for d in (data, valid)]
     if all(hasattr(w, 'to_dict') for w in words) and words[0] != words[1]:
         raise ValueError(f'valid has another vocabulary, {words[1]!r}, than data, {words[0]!r}')
