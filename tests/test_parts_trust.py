@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from minisora import LatentCache, VideoDiT, VideoDiTConfig, VideoPipeline, fit, sample, viz
+from minisora import LatentCache, VideoDiT, VideoDiTConfig, VideoPipeline, fit, metrics, sample, viz
 from minisora.autoencoder import ImageVAE, train_autoencoder
 from minisora.clips import SceneClips
 from minisora.core.checks import parse_texts
@@ -23,7 +23,7 @@ from minisora.core.protocols import AutoencoderSpec, Clip, DiagonalGaussian
 from minisora.core.tensors import load_tensors
 from minisora.data.buckets import BucketSampler
 from minisora.data.folders import FolderClips
-from minisora.data.video import read_video, to_uint8
+from minisora.data.video import read_video, to_uint8, write_video
 from minisora.data.vocabulary import Vocabulary
 from minisora.dit import DiT, DiTConfig
 from minisora.experiment import Experiment
@@ -469,3 +469,32 @@ def test_a_pipeline_has_the_words_of_its_model_in_their_order(tmp_path):
     other = Vocabulary(words.words[::-1], 3)
     with pytest.raises(ValueError, match="other words, or the same in another order"):
         VideoPipeline(trained.ema, ImageVAE(), other, Interpolant(), *scale)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int16, torch.uint16, torch.bool])
+def test_whole_numbers_beyond_8_bits_are_not_measured_shown_or_written(tmp_path, kind):
+    clips = GREY[None].to(kind)
+    for call in (metrics.evaluate, lambda x: metrics.psnr(x, x), metrics.jerk_px):
+        with pytest.raises(ValueError, match="clips must be uint8, or floats in"):
+            call(clips)
+    with pytest.raises(ValueError, match="pixels must be float"):
+        write_video(tmp_path / "x.mp4", clips[0])
+    if kind != torch.bool:                                  # a mask may be shown
+        with pytest.raises(ValueError, match="clips must be uint8, or floats in"):
+            viz.show_clips(clips)
+
+
+def test_floats_up_to_255_are_not_clamped_to_white(tmp_path):
+    clips = GREY[None].float()
+    calls = [metrics.evaluate, viz.show_clips, viz.contact_sheet, metrics.area_flicker]
+    for call in [*calls, lambda x: write_video(tmp_path / "x.mp4", x[0])]:
+        with pytest.raises(ValueError, match="go from 90 to 90: give uint8, or floats in"):
+            call(clips)
+    assert to_uint8(torch.tensor([-300.0, 400.0])).tolist() == [0, 255]    # a model gone astray
+
+
+def test_films_are_written_of_numpy_and_of_nothing_else(tmp_path):
+    write_video(tmp_path / "x.mp4", GREY.numpy(), 8)
+    assert abs(int(read_video(tmp_path / "x.mp4", 2, 32).frames[0, 0, 9, 9]) - 90) < 4
+    with pytest.raises(ValueError, match="frames must be a Clip or a tensor, not list"):
+        write_video(tmp_path / "y.mp4", [[1]])
