@@ -144,7 +144,8 @@ def fingerprint(self: LatentCache):
 def _set_scale(self: LatentCache, per_channel):
     if per_channel is None:
         per_channel = self.manifest['per_channel']
-    stats = self.manifest['statistics']['channel' if check_bool('per_channel', per_channel) else 'all']
+    per_channel = check_bool('per_channel', per_channel)
+    stats = self.manifest['statistics']['channel' if per_channel else 'all']
     shape = (-1, 1, 1, 1) if per_channel else ()
     self.mean = torch.tensor(stats['mean']).reshape(shape)                     # (C, 1, 1, 1) or ()
     self.std = torch.tensor(stats['std']).reshape(shape)
