@@ -23,7 +23,7 @@ from .latents.cache_format import (find_damage, finish_interrupted_publish, num_
 from .latents.cache_import import IdentityEncoder, LatentClips, NpyFolder
 from .latents.cache_plan import (
     as_clip_dataset, autoencoder_config, autoencoder_fingerprint, check_counts, check_flags,
-    latents_fingerprint, plan_cache, same_autoencoder)
+    check_same_text, latents_fingerprint, plan_cache, same_autoencoder)
 from .latents.cache_reader import MappedShards, TextRows, empty_batch
 from .latents.cache_resume import note_unreadable
 from .latents.cache_verified import VerifiedFiles
@@ -58,16 +58,18 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
     clips = as_clip_dataset(clips, samples)
     count = len(clips) if limit is None else min(limit, len(clips))
     with eval_mode(autoencoder):
-        plan = plan_cache(clips, autoencoder, count, batch_size, shard_size, dtype, moments,
-                          sample_seed, per_channel, flips)
-        plan = open_work_folder(path, part, plan, overwrite, world_size)
+        asked = plan_cache(clips, autoencoder, count, batch_size, shard_size, dtype, moments,
+                           sample_seed, per_channel, flips)
+        plan = open_work_folder(path, part, asked, overwrite, world_size)
         if plan and not rank:
             note_unreadable(part, clips)
         shards = plan and encode_shards(path, part, plan, clips, autoencoder, rank, world_size,
                                         patience, progress)
     if shards:                            # None: another call, or another rank, has published them
         publish(path, part, plan, shards, autoencoder_config(autoencoder))
-    return LatentCache(path, check='size')
+    cache = LatentCache(path, check='size')
+    check_same_text(cache, asked)
+    return cache
 
 # %% ../nbs/02_latent_cache.ipynb #37792a4a
 def verify_cache(path, check=True):
@@ -142,9 +144,8 @@ def fingerprint(self: LatentCache):
 
 @patch
 def _set_scale(self: LatentCache, per_channel):
-    if per_channel is None:
-        per_channel = self.manifest['per_channel']
-    per_channel = check_bool('per_channel', per_channel)
+    asked = self.manifest['per_channel'] if per_channel is None else per_channel
+    per_channel = check_bool('per_channel', asked)
     stats = self.manifest['statistics']['channel' if per_channel else 'all']
     shape = (-1, 1, 1, 1) if per_channel else ()
     self.mean = torch.tensor(stats['mean']).reshape(shape)                     # (C, 1, 1, 1) or ()

@@ -12,7 +12,17 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from minisora import LatentCache, VideoDiT, VideoDiTConfig, VideoPipeline, fit, metrics, sample, viz
+from minisora import (
+    LatentCache,
+    VideoDiT,
+    VideoDiTConfig,
+    VideoPipeline,
+    cli,
+    fit,
+    metrics,
+    sample,
+    viz,
+)
 from minisora.autoencoder import ImageVAE, train_autoencoder
 from minisora.clips import SceneClips
 from minisora.core.checks import parse_texts
@@ -23,12 +33,14 @@ from minisora.core.protocols import AutoencoderSpec, Clip, DiagonalGaussian
 from minisora.core.tensors import load_tensors
 from minisora.data.buckets import BucketSampler
 from minisora.data.folders import FolderClips
+from minisora.data.opening import open_clips
 from minisora.data.video import read_video, to_uint8, write_video
 from minisora.data.vocabulary import Vocabulary
 from minisora.dit import DiT, DiTConfig
 from minisora.experiment import Experiment
 from minisora.interpolants import Interpolant
 from minisora.latent_cache import repair_cache, write_cache
+from minisora.latents.cache_import import NpyFolder
 from minisora.latents.sharded_sampler import ShardedSampler
 from minisora.latents.video_vae import CausalVideoVAE
 from minisora.models.conditions import WordCondition
@@ -498,3 +510,87 @@ def test_films_are_written_of_numpy_and_of_nothing_else(tmp_path):
     assert abs(int(read_video(tmp_path / "x.mp4", 2, 32).frames[0, 0, 9, 9]) - 90) < 4
     with pytest.raises(ValueError, match="frames must be a Clip or a tensor, not list"):
         write_video(tmp_path / "y.mp4", [[1]])
+
+
+# ---- what is said of the clips of a cache
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        (dict(caption=b"a ball"), "here: its caption must be a text, not b'a ball'"),
+        (dict(caption="a \ud800 ball"), "here: its caption must be a text"),
+        (dict(fps=0), "here: fps must be a number above 0, not 0"),
+        (dict(fps="8"), "here: fps must be a number above 0, not '8'"),
+        (dict(fps=None), "here: fps must be a number above 0, not None"),
+        (dict(fps=float("nan")), "here: fps must be a number above 0, not nan"),
+        (dict(attributes="red"), "here: its attributes must be a dict, not 'red'"),
+    ],
+)
+def test_what_cannot_be_said_of_a_clip_is_refused_before_work(tmp_path, change, error):
+    good = clip()
+    for clips in ([replace(good, **change)] * 2, [good, replace(good, **change), good]):
+        with pytest.raises(ValueError, match=error):
+            write(tmp_path / "c", clips)
+        assert not (tmp_path / "c").exists()
+    write(tmp_path / "d", [replace(good, fps=np.float32(8))])
+
+
+@pytest.mark.parametrize("change", [dict(fps=4.0), dict(attributes=dict(label=2))])
+def test_a_cache_is_not_taken_again_with_another_rate_or_label(tmp_path, change):
+    clips = [replace(clip(), attributes=dict(label=1))] * 3
+    write(tmp_path / "c", clips)
+    write(tmp_path / "c", clips)
+    other = [*clips[:2], replace(clips[2], **change)]
+    with pytest.raises(ValueError, match=f"exists with {[*change][0]}=.* of clip 2, requested"):
+        write(tmp_path / "c", other)
+    again = write_cache(tmp_path / "c", other, ImageVAE(), overwrite=True, progress=False)
+    assert again.rows[2][[*change][0]] == [*change.values()][0]
+
+
+def test_names_are_printed_without_their_terminal_codes(tmp_path, capsys):
+    odd = tmp_path / "v\x1b[2J"
+    write_cache(odd, SceneClips(2, size=32), ImageVAE(), progress=True)
+    assert cli.main(["verify", str(odd)]) == 0
+    ImageVAE().save_pretrained(tmp_path / "vae")
+    tiny = ["steps=1", "width=24", "depth=1", "heads=2", "batch_size=2"]
+    argv = ["train", "--cache", odd, "--out", tmp_path / "m\x1b[2J", "--set", *tiny]
+    assert cli.main([*map(str, argv), "--autoencoder", str(tmp_path / "vae")]) == 0
+    assert cli.main(["export", str(tmp_path / "m\x1b[2J"), str(tmp_path / "o\x1b[2J")]) == 0
+    said = "".join(capsys.readouterr())
+    assert "\x1b[2J" not in said and "is whole" in said and "model.onnx" in said
+
+
+# ---- conditions and captions that are none
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_ids_that_are_no_whole_numbers_are_refused_by_name(kind):
+    model = DiT(DiTConfig(channels=4, size=(4, 4), width=24, depth=1, heads=2, num_classes=3))
+    ids = torch.tensor([1, 0, 1, 1]).to(kind)
+    with pytest.raises(ValueError, match=f"data: the condition must be whole ids, not {kind}"):
+        fit(model, (torch.randn(4, 4, 4, 4), ids), Interpolant(), steps=1, progress=False)
+    with pytest.raises(ValueError, match=f"condition must be whole ids, not {kind}"):
+        sample(model, Interpolant(), ids, steps=1)
+
+
+@pytest.mark.parametrize("captions", ["a red ball", 3, None, ["a", 3], [None], ["a", ["b"]]])
+def test_a_vocabulary_is_of_a_list_of_texts(captions):
+    with pytest.raises(ValueError, match="from_captions takes a list of texts, and"):
+        Vocabulary.from_captions(captions)
+    assert Vocabulary.from_captions({"a red ball"}).words == ("a", "ball", "red")
+
+
+def test_labels_of_npy_folders_count_from_0(tmp_path):
+    for kind in ("features", "labels"):
+        (tmp_path / f"x_{kind}").mkdir()
+    for i in range(2):
+        np.save(tmp_path / f"x_features/{i}.npy", np.zeros((1, 4, 4, 4), "f4"))
+        np.save(tmp_path / f"x_labels/{i}.npy", np.array([-i]))
+    with pytest.raises(ValueError, match="x_labels/1.npy holds the label -1"):
+        NpyFolder(tmp_path)[1]
+
+
+def test_an_open_data_set_is_no_path():
+    with pytest.raises(ValueError, match=r"not a list: HubClips\(dataset\)"):
+        open_clips([1, 2])

@@ -10,6 +10,7 @@ import warnings
 
 import torch
 
+from ..core.arguments import is_whole_kind
 from ..core.noise import indexed_noise
 from ..core.pairs import (check_pair, close, innermost, largest_id, objective_problem,
                                  scale_problem, statistics_of)
@@ -46,7 +47,9 @@ def _check_sample(batch, model, objective, name):
                          'encoded first, by write_cache')
     null_id = getattr(model, 'null_id', None)
     if batch.get('condition') is not None:
-        as_ids(batch['condition'], name)
+        ids = as_ids(batch['condition'], name)
+        if largest_id(model) is not None and not is_whole_kind(ids):
+            raise ValueError(f'{name}: the condition must be whole ids, not {ids.dtype}')
     elif null_id is not None:
         raise ValueError(f'{name}: no condition, and the model takes one; give (latents, '
                          f'condition), or its null id, {null_id}, as the condition')
