@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .core.arguments import check_bool
 from .core.checks import check_choice, check_sizes
 from .core.hub import AUTOENCODERS
 from .core.noise import fork_seed
@@ -159,7 +160,7 @@ def train_autoencoder(ae, clips, seconds=None, steps=None, batch=None, frames=No
         return to_float(torch.stack(crops)).to(device)
 
     ae.to(device).train()
-    if pca:
+    if check_bool('pca', pca):
         ae.init_pca(draw(256))
     optimizer = torch.optim.AdamW(ae.parameters(), lr, betas=(.9, .99), weight_decay=0., fused=True)
     log = []

@@ -11,12 +11,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from minisora.autoencoder import load_autoencoder
-from minisora.core.checks import did_you_mean
+from minisora.core.checks import check_number, did_you_mean
 from minisora.core.errors import printable
 from minisora.core.files import read_json, write_json
 from minisora.core.run_lock import remove_leftovers, run_lock
 from minisora.core.sizes import fitting_patch
 from minisora.data.vocabulary import Vocabulary
+from minisora.data.walk import output_kind
 from minisora.experiment import checked_options, clip_name
 from minisora.latent_cache import LatentCache
 from minisora.latents.cache_format import read_manifest
@@ -132,13 +133,19 @@ def _untrained(cache, recipe, autoencoder, vocabulary):
                          rates[len(rates) // 2], sampling)
 
 
-def check_folder(out):
-    "ValueError where a folder holds a run of clips, or is none."
+def check_folder(out, cache):
+    "ValueError where a folder holds something else, lies in the cache, or is none."
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f'{out}: is a file; choose a folder for the run')
     if (out / 'recipe.json').exists():
         raise ValueError(f'{out} holds a run of clips (recipe.json); choose another folder for '
                          'that of a cache: --out DIR')
+    if out.resolve().is_relative_to(Path(cache).resolve()):
+        raise ValueError(f'{out} lies in the cache {cache}, and would go when that is encoded '
+                         'again; choose a folder outside: --out DIR')
+    made = None if (out / 'cache.json').exists() else output_kind(out)
+    if made:
+        raise ValueError(f'{out} is in use: {made}; choose another folder: --out DIR')
 
 # %% ../nbs/95_cache_run.ipynb #b9742c9a
 def train_on_cache(path, out, autoencoder=None, device=None, progress=True, **changes):
@@ -149,7 +156,7 @@ def train_on_cache(path, out, autoencoder=None, device=None, progress=True, **ch
     resumes. ValueError or OSError, before anything is written: what does not go together."""
     path = Path(path).expanduser()
     out = Path(out).expanduser()
-    check_folder(out)
+    check_folder(out, path)
     decoder = find_autoencoder(path, autoencoder)
     recipe = cache_recipe(read_manifest(path)['shape'][1:], **changes)
     vocabulary = cache_vocabulary(path, recipe)
@@ -161,10 +168,10 @@ def train_on_cache(path, out, autoencoder=None, device=None, progress=True, **ch
         remove_leftovers(out, ('autoencoder', 'model'))
         result = fit(pipeline.model, cache, pipeline.objective, **recipe.fit_options(),
                      device=device, out=out / 'training', progress=progress)
-        replace(pipeline, model=result.ema).save_pretrained(out)
-        write_json(out / 'cache.json', dict(
+        write_json(out / 'cache.json', dict(               # first: by it the folder is known
             cache=str(path.resolve()), fingerprint=cache.fingerprint,
             recipe={name: asdict(recipe)[name] for name in _OWN}))
+        replace(pipeline, model=result.ema).save_pretrained(out)
     return result
 
 # %% ../nbs/95_cache_run.ipynb #efefa2c4
@@ -178,6 +185,8 @@ def sample_saved(folder, prompt, seeds=(0,), n=1, fps=None, **options):
     "Clips of the pipeline in `folder`, written there as mp4, gif and sheet; the paths of the mp4s."
     pipeline = VideoPipeline.from_pretrained(folder)
     options = checked_options(**options)
+    if fps is not None:
+        check_number('fps', fps, minimum=.1, maximum=1000)
     asked = prompt if pipeline.vocabulary is not None else prompt or None
     paths = []
     for seed in seeds:

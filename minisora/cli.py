@@ -100,7 +100,7 @@ def _clips_command(args):
 
 def _cache_command(args):
     "train the autoencoder and write the latent cache"
-    print(_open_run(args).cache)
+    print(printable(_open_run(args).cache))
 
 
 def _cache_folder(args):
@@ -115,12 +115,12 @@ def _train_command(args):
     if not args.cache:
         if args.autoencoder:
             raise ValueError('--autoencoder NAME goes with --cache DIR: a run trains its own')
-        print(_open_run(args).trained)
+        print(printable(_open_run(args).trained))
         return
     if args.data:
         raise ValueError('--cache DIR holds the latents of clips: it does not go with --data')
     out = _cache_folder(args)
-    print(train_on_cache(args.cache, out, args.autoencoder, **dict(args.set)))
+    print(printable(train_on_cache(args.cache, out, args.autoencoder, **dict(args.set))))
     print(printable(f'minisora sample --out {out} makes its clips'))
 
 # %% ../nbs/96_cli.ipynb #2faffd3b
@@ -128,6 +128,9 @@ def _sample_command(args):
     "make the clip that a prompt asks for, of a run that is trained"
     options = dict(eta=args.eta, guidance_scale=args.guidance, num_inference_steps=args.steps)
     if is_saved_pipeline(args.out):
+        if args.set or args.data:
+            raise ValueError(f'{args.out} holds a model that was trained on a cache: --set and '
+                             '--data are of runs of clips; --steps, --guidance and --eta sample')
         for path in sample_saved(args.out, args.prompt, args.seed, args.n, args.fps, **options):
             print(printable(path))
         return
@@ -227,7 +230,8 @@ def _encode_command(args):
 # %% ../nbs/96_cli.ipynb #cab992e4
 def _convert_command(args):
     "make a latent cache of a folder of .npy files (*_features, *_labels)"
-    print(import_npy_folder(args.folder, args.cache, args.made_by, args.axes, dtype=args.dtype))
+    options = dict(made_by=args.made_by, axes=args.axes, dtype=args.dtype)
+    print(printable(import_npy_folder(args.folder, args.cache, **options)))
 
 
 def _verify_command(args):
@@ -235,14 +239,13 @@ def _verify_command(args):
     found = verify_cache(args.cache)
     if found:
         raise ValueError('; '.join(found.values()))
-    print(f'{args.cache} is whole')
+    print(printable(f'{args.cache} is whole'))
 
 
 def _repair_command(args):
     "encode the damaged shards of a latent cache again, that of a run or any other"
     path = Path(args.cache or Path(args.out) / 'latents')
-    # first: where there is no cache, nothing is begun
-    if not verify_cache(path):
+    if not verify_cache(path):           # first: where there is no cache, nothing is begun
         print('repaired: nothing, it was whole')
         return
     print('repaired:', repair_cache(path, *_repair_inputs(path, args)))
@@ -271,7 +274,7 @@ def _export_command(args):
     "write a pipeline, or a finished run, as ONNX files, which browsers and phones can run"
     pipeline = VideoPipeline.from_pretrained(args.folder)
     for name, size in export_onnx(pipeline, args.onnx).items():
-        print(f'{Path(args.onnx) / name}: {size / 1e6:.1f} MB')
+        print(printable(f'{Path(args.onnx) / name}: {size / 1e6:.1f} MB'))
 
 
 def _export_arguments(p):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .core.arguments import plain_value, sample_numbers
+from .core.arguments import check_bool, plain_value, sample_numbers
 from .core.checks import check_choice
 from .core.noise import flip_mask, posterior_noise
 from .core.pairs import innermost
@@ -23,7 +23,7 @@ from .latents.cache_format import (find_damage, finish_interrupted_publish, num_
 from .latents.cache_import import IdentityEncoder, LatentClips, NpyFolder
 from .latents.cache_plan import (
     as_clip_dataset, autoencoder_config, autoencoder_fingerprint, check_counts, check_flags,
-    latents_fingerprint, plan_cache, same_autoencoder)
+    check_same_text, latents_fingerprint, plan_cache, same_autoencoder)
 from .latents.cache_reader import MappedShards, TextRows, empty_batch
 from .latents.cache_resume import note_unreadable
 from .latents.cache_verified import VerifiedFiles
@@ -58,16 +58,18 @@ def write_cache(path, clips, autoencoder, batch_size=16, dtype='float16', moment
     clips = as_clip_dataset(clips, samples)
     count = len(clips) if limit is None else min(limit, len(clips))
     with eval_mode(autoencoder):
-        plan = plan_cache(clips, autoencoder, count, batch_size, shard_size, dtype, moments,
-                          sample_seed, per_channel, flips)
-        plan = open_work_folder(path, part, plan, overwrite, world_size)
+        asked = plan_cache(clips, autoencoder, count, batch_size, shard_size, dtype, moments,
+                           sample_seed, per_channel, flips)
+        plan = open_work_folder(path, part, asked, overwrite, world_size)
         if plan and not rank:
             note_unreadable(part, clips)
         shards = plan and encode_shards(path, part, plan, clips, autoencoder, rank, world_size,
                                         patience, progress)
     if shards:                            # None: another call, or another rank, has published them
         publish(path, part, plan, shards, autoencoder_config(autoencoder))
-    return LatentCache(path, check='size')
+    cache = LatentCache(path, check='size')
+    check_same_text(cache, asked)
+    return cache
 
 # %% ../nbs/02_latent_cache.ipynb #37792a4a
 def verify_cache(path, check=True):
@@ -122,9 +124,9 @@ class LatentCache(torch.utils.data.Dataset):
         self.shape = tuple(self.manifest['shape'])
         self.moments = self.manifest['tensors'] == ['moments']
         self.seed = seed
-        self.sample = sample
-        self.flip = flip and num_views(self.manifest) == 2
-        self.raw = raw
+        self.sample = check_bool('sample', sample)
+        self.flip = check_bool('flip', flip) and num_views(self.manifest) == 2
+        self.raw = check_bool('raw', raw)
         self._set_scale(per_channel)
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self.vocabulary = vocabulary
@@ -142,8 +144,8 @@ def fingerprint(self: LatentCache):
 
 @patch
 def _set_scale(self: LatentCache, per_channel):
-    if per_channel is None:
-        per_channel = self.manifest['per_channel']
+    asked = self.manifest['per_channel'] if per_channel is None else per_channel
+    per_channel = check_bool('per_channel', asked)
     stats = self.manifest['statistics']['channel' if per_channel else 'all']
     shape = (-1, 1, 1, 1) if per_channel else ()
     self.mean = torch.tensor(stats['mean']).reshape(shape)                     # (C, 1, 1, 1) or ()
@@ -266,8 +268,11 @@ def encode_conditions(self: LatentCache, vocabulary):
     if isinstance(vocabulary, str):
         attributes = self.attributes
         for i, known in enumerate(attributes):
-            if not isinstance(known.get(vocabulary), int):
+            if type(known.get(vocabulary)) is not int:
                 raise ValueError(f'{self.path}: sample {i} has no integer attribute {vocabulary!r}')
+            if known[vocabulary] < 0:
+                raise ValueError(f'{self.path}: sample {i} has {vocabulary}={known[vocabulary]}, '
+                                 'and ids count from 0')
         return torch.tensor([[known[vocabulary]] for known in attributes])
     captions = self.captions
     ids = {c: torch.as_tensor(vocabulary.encode(c)) for c in dict.fromkeys(captions)}
@@ -307,6 +312,7 @@ def repair_cache(path, clips, autoencoder, exact=True):
     `clips` and `autoencoder` must be those of `write_cache`. If the new bytes are not the old ones
     it is a ValueError and the cache stays as it is, unless `exact` is False (another machine may
     round differently): then the manifest follows."""
+    check_bool('exact', exact)
     path = Path(path)
     manifest = read_manifest(path)
     bad = list(find_damage(path, manifest))

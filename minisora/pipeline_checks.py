@@ -47,6 +47,9 @@ def word_problem(model, vocabulary):
     if (vocab, condition.slots) != (len(vocabulary), vocabulary.slots):
         return (f'the model has {vocab} word ids in {condition.slots} slots, the vocabulary '
                 f'{len(vocabulary)} in {vocabulary.slots}')
+    known = (getattr(model, 'trained_with', None) or {}).get('vocabulary')
+    if known and Vocabulary.from_dict(known) != vocabulary:
+        return 'the model was trained with other words, or the same in another order'
     return ''
 
 # %% ../nbs/93_pipeline_checks.ipynb #ba8a312b

@@ -28,6 +28,7 @@ from minisora.core.run_lock import remove_leftovers, run_lock
 from minisora.data.folders import FolderClips
 from minisora.data.named import load_digits
 from minisora.data.text import all_captions
+from minisora.data.walk import check_free
 from minisora.evaluation.heldout import hold_out
 from minisora.latents.cache_format import read_manifest
 from minisora.recipe import DROPPED_WORDS, another_run, find_recipe, read_captions
@@ -40,6 +41,7 @@ class RunState:
         self.out = Path(out).expanduser()
         self.progress = progress
         self.device = as_device(device)
+        check_free(self.out)
         self.recipe = find_recipe(self.out, data, **changes)
         self.made_from = MadeFrom(self.out)
         self.lock = run_lock(self.out)

@@ -31,6 +31,8 @@ def to_uint8_frames(clips):
     x = as_batch(clips)
     if x.shape[1] not in (1, 3):
         raise ValueError(f'clips must have 1 or 3 channels, not {x.shape[1]}')
+    if not x.is_floating_point() and x.dtype not in (torch.uint8, torch.bool):
+        raise ValueError(f'clips must be uint8, or floats in [-1, 1], not {x.dtype}')
     if x.dtype != torch.uint8:
         x = to_uint8(x.float())
     x = x.expand(-1, 3, -1, -1, -1)

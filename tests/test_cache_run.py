@@ -14,6 +14,7 @@ from minisora.clips import SceneClips
 from minisora.core.protocols import Clip
 from minisora.core.sizes import fitting_patch
 from minisora.data.video import write_video
+from minisora.experiment import Experiment
 from minisora.latent_cache import write_cache
 from minisora.latents.video_vae import CausalVideoVAE
 from minisora.recipe import Recipe, read_recipe
@@ -199,3 +200,40 @@ def test_a_short_run_warms_up_within_its_steps(tmp_path):
     assert Recipe(steps=7500).fit_options()["warmup"] == 150
     (tmp_path / "recipe.json").write_text(json.dumps(dict(steps=40)))
     assert read_recipe(tmp_path / "recipe.json").fit_options()["warmup"] == 150
+
+
+def test_a_run_of_clips_does_not_begin_in_the_folder_of_a_model_or_a_cache(home, capsys):
+    for name in ("run", "cache"):
+        before = sorted(p.name for p in (home / name).iterdir())
+        for command in ("video", "clips", "cache", "train"):
+            assert cli.main([command, "--out", str(home / name), "--set", "clips=2"]) == 2
+            said = capsys.readouterr().err
+            assert name in said and "choose another" in said
+        with pytest.raises(ValueError, match="choose another one"):
+            Experiment(home / name, clips=2)
+        assert sorted(p.name for p in (home / name).iterdir()) == before
+
+
+def test_a_model_is_not_trained_into_its_cache_or_over_another_pipeline(home, tmp_path, capsys):
+    before = sorted(p.name for p in (home / "cache").iterdir())
+    for out in (home / "cache", home / "cache" / "model"):
+        assert train(home / "cache", out) == 2
+        assert "lies in the cache" in capsys.readouterr().err
+    assert sorted(p.name for p in (home / "cache").iterdir()) == before
+    VideoPipeline.from_pretrained(home / "run").save_pretrained(tmp_path / "mine")
+    weights = (tmp_path / "mine" / "model" / "model.safetensors").read_bytes()
+    assert train(home / "cache", tmp_path / "mine") == 2
+    assert "saved pipeline" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "model" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    "more", [["--set", "steps=9"], ["--data", "x"], ["--fps", "1e-9"], ["--fps", "1e9"]]
+)
+def test_sampling_such_a_model_does_not_pass_over_what_it_cannot_mean(home, more, capsys):
+    there = set((home / "run").iterdir())
+    argv = ["sample", "--out", str(home / "run"), "--prompt", caption(home), *more]
+    assert cli.main(argv) == 2
+    said = capsys.readouterr().err
+    assert ("fps must be a number from 0.1" if "--fps" in more else "--set and --data") in said
+    assert set((home / "run").iterdir()) == there

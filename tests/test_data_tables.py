@@ -3,6 +3,7 @@ windows."""
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -398,3 +399,56 @@ def test_a_cut_shows_nothing_behind_its_end(tmp_path, options):
     red = clips[0].frames[0, :, 16, 16].int()
     blue = clips[0].frames[2, :, 16, 16].int()
     assert (red > 150).all() and (blue < 80).all()
+
+
+# ---------------------------------------------------------------- other tables, other neighbours
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'caption,file\n"a ball,a.mp4\na ring",b.mp4\n',
+        'caption;file\n"a ball;a.mp4\na ring";b.mp4\n',
+        'id,caption,file,fps\n1,"a ball,a.mp4,8\n2,a ring",b.mp4,8\n',
+        'caption,file\r\n"a ball,a.PNG\r\na ring",b.mp4\r\n',
+    ],
+)
+def test_a_quote_that_closes_in_another_line_is_found_in_any_order_of_columns(tmp_path, text):
+    with pytest.raises(ValueError, match=r"row 1 \(line 2\).*holds another line"):
+        manifest_rows(table(tmp_path, text))
+
+
+def test_a_caption_may_have_lines_and_name_a_film(tmp_path):
+    text = 'caption,file\n"as in x.mp4,\nslower",a.mp4\n"one\ntwo, three",b.mp4\n'
+    rows = manifest_rows(table(tmp_path, text))
+    assert [row["caption"] for row in rows] == ["as in x.mp4,\nslower", "one\ntwo, three"]
+
+
+@pytest.mark.parametrize("kind", ["start_sec,end_sec", "start_s,end_s", "clip_start,clip_end"])
+def test_seconds_by_other_names_cut_the_film(tmp_path, video, kind):
+    start, end = kind.split(",")
+    text = f"file,caption,{kind}\n{video.name},a ball,0.25,0.75\n"
+    (row,) = manifest_rows(table(tmp_path, text))
+    assert (row["cut"].start, row["cut"].end) == (0.25, 0.75)
+    shutil.copy(video, tmp_path / "x.mp4")
+    (tmp_path / "m.csv").unlink()
+    (tmp_path / "x.json").write_text(json.dumps({"caption": "a ball", start: 0.25, end: 0.75}))
+    (clip,) = FolderClips(tmp_path, size=16, frames=2)
+    assert (clip.attributes["start"], clip.attributes["end"]) == (0.25, 0.75)
+
+
+def test_json_beside_a_clip_that_has_no_caption_is_said(tmp_path, video):
+    shutil.copy(video, tmp_path / "0001.mp4")
+    (tmp_path / "0001.json").write_text('{"title": "a ball"}')
+    with pytest.warns(UserWarning, match="0001.json has no caption.*names of the files"):
+        assert FolderClips(tmp_path, size=16, frames=2)[0].caption == "0001"
+    (tmp_path / "0001.json").write_text('{"title": "x", "description": "a ball"}')
+    clip = FolderClips(tmp_path, size=16, frames=2)[0]
+    assert (clip.caption, clip.attributes) == ("a ball", {"title": "x"})
+
+
+def test_numbers_in_front_of_names_are_said(tmp_path, video):
+    for name in ("0001-walk", "0002_walk"):
+        shutil.copy(video, tmp_path / f"{name}.mp4")
+    with pytest.warns(UserWarning, match="numbers in front of file names are words"):
+        FolderClips(tmp_path, size=16, frames=2)

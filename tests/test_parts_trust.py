@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,17 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from minisora import LatentCache, VideoDiT, VideoDiTConfig, VideoPipeline, fit, sample, viz
+from minisora import (
+    LatentCache,
+    VideoDiT,
+    VideoDiTConfig,
+    VideoPipeline,
+    cli,
+    fit,
+    metrics,
+    sample,
+    viz,
+)
 from minisora.autoencoder import ImageVAE, train_autoencoder
 from minisora.clips import SceneClips
 from minisora.core.checks import parse_texts
@@ -20,12 +31,18 @@ from minisora.core.files import sha256_file, write_tensors
 from minisora.core.hub import OBJECTIVES
 from minisora.core.protocols import AutoencoderSpec, Clip, DiagonalGaussian
 from minisora.core.tensors import load_tensors
+from minisora.data.buckets import BucketSampler
 from minisora.data.folders import FolderClips
-from minisora.data.video import read_video, to_uint8
+from minisora.data.opening import open_clips
+from minisora.data.video import read_video, to_uint8, write_video
+from minisora.data.vocabulary import Vocabulary
 from minisora.dit import DiT, DiTConfig
 from minisora.experiment import Experiment
 from minisora.interpolants import Interpolant
-from minisora.latent_cache import write_cache
+from minisora.latent_cache import repair_cache, write_cache
+from minisora.latents.cache_import import NpyFolder
+from minisora.latents.sharded_sampler import ShardedSampler
+from minisora.latents.video_vae import CausalVideoVAE
 from minisora.models.conditions import WordCondition
 from minisora.recipe import parse_field
 
@@ -400,3 +417,180 @@ def test_handlers_come_and_go():
         assert not caught and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("name", ["sample", "flip", "raw", "per_channel"])
+def test_switches_of_a_cache_given_as_text_are_not_true(tmp_path, name):
+    write_cache(tmp_path / "c", SceneClips(2, size=32), ImageVAE(), progress=False)
+    for wrong in ("False", "no", 0):
+        with pytest.raises(ValueError, match=f"{name} must be True or False"):
+            LatentCache(tmp_path / "c", **{name: wrong})
+    with pytest.raises(ValueError, match="exact must be True or False"):
+        repair_cache(tmp_path / "c", SceneClips(2, size=32), ImageVAE(), exact="no")
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (lambda: ShardedSampler(list(range(4)), shuffle="False"), "shuffle"),
+        (lambda: BucketSampler([None] * 4, 2, drop_last="no"), "drop_last"),
+        (lambda: AutoencoderSpec((4, 8, 8), 4, True, "x", first_alone="False"), "first_alone"),
+        (lambda: CausalVideoVAE(first_alone="no"), "first_alone"),
+        (lambda: train_autoencoder(ImageVAE(), SceneClips(2, size=32), steps=1, pca="no"), "pca"),
+    ],
+)
+def test_other_switches_given_as_text_are_not_true(make, name):
+    with pytest.raises(ValueError, match=f"{name} must be True or False"):
+        make()
+
+
+def test_a_label_that_counts_from_minus_one_or_is_true_is_no_condition(tmp_path):
+    labels = dict(label=-1, seen=True)
+    clips = [Clip(torch.zeros(3, 2, 16, 16, dtype=torch.uint8), "x", 8.0, attributes=labels)] * 2
+    write_cache(tmp_path / "c", clips, ImageVAE(), progress=False)
+    with pytest.raises(ValueError, match="sample 0 has label=-1, and ids count from 0"):
+        LatentCache(tmp_path / "c", vocabulary="label")
+    with pytest.raises(ValueError, match="no integer attribute 'seen'"):
+        LatentCache(tmp_path / "c", vocabulary="seen")
+
+
+def test_held_out_latents_of_another_autoencoder_measure_nothing(tmp_path):
+    clips = SceneClips(4, size=32)
+    data = write_cache(tmp_path / "a", clips, ImageVAE(), progress=False)
+    valid = write_cache(tmp_path / "b", clips, ImageVAE(seed=3), progress=False)
+    shape = dict(channels=data.shape[0], size=data.shape[1:], patch=(4, 2, 2))
+    model = VideoDiT(VideoDiTConfig(**shape, width=24, depth=1, heads=2))
+    valid.normalize_as(data)
+    with pytest.raises(ValueError, match="valid was encoded by another autoencoder"):
+        fit(model, data, Interpolant(), steps=1, valid=valid, valid_every=1, progress=False)
+
+
+def test_a_pipeline_has_the_words_of_its_model_in_their_order(tmp_path):
+    clips = SceneClips(4, size=32)
+    words = Vocabulary(("a", "red", "ball", "blue", "ring", "green"), 3)
+    captions = ("a red ball", "a blue ring", "a green ball", "a red ring")
+    named = [replace(clips[i], caption=c) for i, c in enumerate(captions)]
+    write_cache(tmp_path / "a", named, ImageVAE(), progress=False)
+    data = LatentCache(tmp_path / "a", vocabulary=words)
+    condition = WordCondition(vocab=len(words), slots=words.slots)
+    shape = dict(channels=data.shape[0], size=data.shape[1:], patch=(4, 2, 2))
+    model = VideoDiT(VideoDiTConfig(**shape, width=24, depth=1, heads=2, condition=condition))
+    trained = fit(model, data, Interpolant(), steps=1, progress=False, warmup=0)
+    scale = data.mean, data.std
+    VideoPipeline(trained.ema, ImageVAE(), words, Interpolant(), *scale)
+    other = Vocabulary(words.words[::-1], 3)
+    with pytest.raises(ValueError, match="other words, or the same in another order"):
+        VideoPipeline(trained.ema, ImageVAE(), other, Interpolant(), *scale)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int16, torch.uint16, torch.bool])
+def test_whole_numbers_beyond_8_bits_are_not_measured_shown_or_written(tmp_path, kind):
+    clips = GREY[None].to(kind)
+    for call in (metrics.evaluate, lambda x: metrics.psnr(x, x), metrics.jerk_px):
+        with pytest.raises(ValueError, match="clips must be uint8, or floats in"):
+            call(clips)
+    with pytest.raises(ValueError, match="pixels must be float"):
+        write_video(tmp_path / "x.mp4", clips[0])
+    if kind != torch.bool:                                  # a mask may be shown
+        with pytest.raises(ValueError, match="clips must be uint8, or floats in"):
+            viz.show_clips(clips)
+
+
+def test_floats_up_to_255_are_not_clamped_to_white(tmp_path):
+    clips = GREY[None].float()
+    calls = [metrics.evaluate, viz.show_clips, viz.contact_sheet, metrics.area_flicker]
+    for call in [*calls, lambda x: write_video(tmp_path / "x.mp4", x[0])]:
+        with pytest.raises(ValueError, match="go from 90 to 90: give uint8, or floats in"):
+            call(clips)
+    assert to_uint8(torch.tensor([-300.0, 400.0])).tolist() == [0, 255]    # a model gone astray
+
+
+def test_films_are_written_of_numpy_and_of_nothing_else(tmp_path):
+    write_video(tmp_path / "x.mp4", GREY.numpy(), 8)
+    assert abs(int(read_video(tmp_path / "x.mp4", 2, 32).frames[0, 0, 9, 9]) - 90) < 4
+    with pytest.raises(ValueError, match="frames must be a Clip or a tensor, not list"):
+        write_video(tmp_path / "y.mp4", [[1]])
+
+
+# ---- what is said of the clips of a cache
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        (dict(caption=b"a ball"), "here: its caption must be a text, not b'a ball'"),
+        (dict(caption="a \ud800 ball"), "here: its caption must be a text"),
+        (dict(fps=0), "here: fps must be a number above 0, not 0"),
+        (dict(fps="8"), "here: fps must be a number above 0, not '8'"),
+        (dict(fps=None), "here: fps must be a number above 0, not None"),
+        (dict(fps=float("nan")), "here: fps must be a number above 0, not nan"),
+        (dict(attributes="red"), "here: its attributes must be a dict, not 'red'"),
+    ],
+)
+def test_what_cannot_be_said_of_a_clip_is_refused_before_work(tmp_path, change, error):
+    good = clip()
+    for clips in ([replace(good, **change)] * 2, [good, replace(good, **change), good]):
+        with pytest.raises(ValueError, match=error):
+            write(tmp_path / "c", clips)
+        assert not (tmp_path / "c").exists()
+    write(tmp_path / "d", [replace(good, fps=np.float32(8))])
+
+
+@pytest.mark.parametrize("change", [dict(fps=4.0), dict(attributes=dict(label=2))])
+def test_a_cache_is_not_taken_again_with_another_rate_or_label(tmp_path, change):
+    clips = [replace(clip(), attributes=dict(label=1))] * 3
+    write(tmp_path / "c", clips)
+    write(tmp_path / "c", clips)
+    other = [*clips[:2], replace(clips[2], **change)]
+    with pytest.raises(ValueError, match=f"exists with {[*change][0]}=.* of clip 2, requested"):
+        write(tmp_path / "c", other)
+    again = write_cache(tmp_path / "c", other, ImageVAE(), overwrite=True, progress=False)
+    assert again.rows[2][[*change][0]] == [*change.values()][0]
+
+
+def test_names_are_printed_without_their_terminal_codes(tmp_path, capsys):
+    odd = tmp_path / "v\x1b[2J"
+    write_cache(odd, SceneClips(2, size=32), ImageVAE(), progress=True)
+    assert cli.main(["verify", str(odd)]) == 0
+    ImageVAE().save_pretrained(tmp_path / "vae")
+    tiny = ["steps=1", "width=24", "depth=1", "heads=2", "batch_size=2"]
+    argv = ["train", "--cache", odd, "--out", tmp_path / "m\x1b[2J", "--set", *tiny]
+    assert cli.main([*map(str, argv), "--autoencoder", str(tmp_path / "vae")]) == 0
+    assert cli.main(["export", str(tmp_path / "m\x1b[2J"), str(tmp_path / "o\x1b[2J")]) == 0
+    said = "".join(capsys.readouterr())
+    assert "\x1b[2J" not in said and "is whole" in said and "model.onnx" in said
+
+
+# ---- conditions and captions that are none
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_ids_that_are_no_whole_numbers_are_refused_by_name(kind):
+    model = DiT(DiTConfig(channels=4, size=(4, 4), width=24, depth=1, heads=2, num_classes=3))
+    ids = torch.tensor([1, 0, 1, 1]).to(kind)
+    with pytest.raises(ValueError, match=f"data: the condition must be whole ids, not {kind}"):
+        fit(model, (torch.randn(4, 4, 4, 4), ids), Interpolant(), steps=1, progress=False)
+    with pytest.raises(ValueError, match=f"condition must be whole ids, not {kind}"):
+        sample(model, Interpolant(), ids, steps=1)
+
+
+@pytest.mark.parametrize("captions", ["a red ball", 3, None, ["a", 3], [None], ["a", ["b"]]])
+def test_a_vocabulary_is_of_a_list_of_texts(captions):
+    with pytest.raises(ValueError, match="from_captions takes a list of texts, and"):
+        Vocabulary.from_captions(captions)
+    assert Vocabulary.from_captions({"a red ball"}).words == ("a", "ball", "red")
+
+
+def test_labels_of_npy_folders_count_from_0(tmp_path):
+    for kind in ("features", "labels"):
+        (tmp_path / f"x_{kind}").mkdir()
+    for i in range(2):
+        np.save(tmp_path / f"x_features/{i}.npy", np.zeros((1, 4, 4, 4), "f4"))
+        np.save(tmp_path / f"x_labels/{i}.npy", np.array([-i]))
+    with pytest.raises(ValueError, match="x_labels/1.npy holds the label -1"):
+        NpyFolder(tmp_path)[1]
+
+
+def test_an_open_data_set_is_no_path():
+    with pytest.raises(ValueError, match=r"not a list: HubClips\(dataset\)"):
+        open_clips([1, 2])

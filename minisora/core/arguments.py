@@ -29,6 +29,11 @@ def whole_ids(condition):
     return condition.long() if condition.dtype in narrow else condition
 
 
+def is_whole_kind(ids):
+    "Are these numbers of a whole-number type, neither fractions nor truths?"
+    return not ids.is_floating_point() and ids.dtype != torch.bool
+
+
 def check_bool(name, value):
     "`value` as a bool; ValueError for a text such as 'no', a number, None."
     value = plain_value(value)

@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from fastcore.basics import patch
 
+from .arguments import check_bool
+
 # %% ../../nbs/core/protocols.ipynb #e0b376fe
 @dataclass(frozen=True)
 class Clip:
@@ -82,6 +84,10 @@ class AutoencoderSpec:
     # latent = (raw − shift) · scale, as in diffusers; a tuple: one number per channel
     scale: float | tuple = 1.
     shift: float | tuple = 0.
+
+    def __post_init__(self):
+        for name in ('causal', 'first_alone'):
+            check_bool(f'AutoencoderSpec.{name}', getattr(self, name))
 
     def latent_shape(self, frames, height, width):
         """Clip size (T, H, W) -> latent shape (C, t, h, w); a size that does not fit is a

@@ -115,7 +115,7 @@ _moved('latent_cache', 'core.noise', 'posterior_noise', coins='flip_mask')
 _moved('latent_cache', 'latent_cache', convert='import_npy_folder', repair='repair_cache',
        verify='verify_cache')
 _moved('latent_cache', 'latents.cache_encode', 'encode_batch', encoded_view='_encode_view',
-       evaluating='eval_mode', moments_of='encode_moments', row_of='_clip_metadata')
+       evaluating='eval_mode', moments_of='encode_moments', row_of='clip_metadata')
 _moved('latent_cache', 'latents.cache_format', 'DTYPES', 'FORMAT', 'VERSION', 'load_manifest',
        'read_manifest', 'sample_bytes', 'scale_bytes', 'shard_header', ROW='_ENCODER',
        foreign='header_mismatch', plain='json_value', quantise='quantize_int8',

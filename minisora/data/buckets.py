@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
+from ..core.arguments import check_bool
 from ..core.checks import check_int
 
 # %% ../../nbs/data/buckets.ipynb #d9aeaddf
@@ -62,7 +63,7 @@ class BucketSampler(torch.utils.data.Sampler):
         if not 0 <= rank < world_size:
             raise ValueError(f'rank {rank} is not one of {world_size}')
         self.seed = seed
-        self.drop_last = drop_last
+        self.drop_last = check_bool('drop_last', drop_last)
         self.epoch = 0
         self.rank = rank
         self.world_size = world_size

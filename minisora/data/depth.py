@@ -93,3 +93,10 @@ def _scaled(values, divisor):
     if values.dtype == np.uint8:
         return values
     return np.rint(values / np.float64(divisor)).astype(np.uint8)
+
+# %% ../../nbs/data/depth.ipynb #4f23a439
+def check_unit_range(pixels):
+    "ValueError for float pixels that go from 0 to 255 where -1 to 1 is meant."
+    if pixels.numel() and pixels.min() >= 0 and pixels.max() > 16:
+        raise ValueError(f'the pixels go from {pixels.min():g} to {pixels.max():g}: give uint8, '
+                         'or floats in [-1, 1]')

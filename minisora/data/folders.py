@@ -114,6 +114,7 @@ def _set_films(self: FolderClips, stride, frame_folders, fps):
     self.frame_folders = frame_folders
     self.left_out = []
     self._named_by_file = False
+    self._silent = None                 # a file beside a clip that has no caption
 
 # %% ../../nbs/data/folders.ipynb #8cb5a025
 @patch
@@ -286,6 +287,7 @@ def _file_rows(self: FolderClips, files):
         own = ('file', 'frames') if self._is_frame_folder(row) else ('file',)
         row |= {k: v for k, v in about.items() if k not in own}
     self._named_by_file = not any(row['caption'] for row in rows)
+    self._silent = min(used, default=None)
     for row in rows:
         if self._named_by_file or Path(row['file']) not in clips:
             row['caption'] = caption_from_path(row['file'])
@@ -356,6 +358,9 @@ def _notes(self: FolderClips, rows):
         named = [row['caption'] for row in rows
                  if Path(row['file']).suffix.lower() in VIDEO_EXTENSIONS]
         notes += [note for note in [numbered_captions(named)] if note]
+    if self._named_by_file and self._silent:
+        notes.append(f'{printable(self._silent)} has no caption (a key "caption", "text", "prompt" '
+                     'or "description"): captions are the names of the files')
     return notes
 
 

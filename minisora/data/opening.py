@@ -96,6 +96,9 @@ def open_clips(source, split='train', streaming=False, size=None, frames=None, f
     cannot be read are left out and reported as `on_error` says; with 'open' or 'no' fewer are
     looked at, and none of a stream, which reports at its end."""
     check_choice('check', check, ('decode', 'open', 'no'))
+    if not isinstance(source, (str, Path)):
+        raise ValueError(f'open_clips takes a name or a path, not a {type(source).__name__}: '
+                         'HubClips(dataset) has the clips of a data set that is open')
     shape = dict(size=size, frames=frames, fps=fps)
     shape = {name: value for name, value in shape.items() if value is not None}
     options = dict(check=check, progress=progress)

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from minisora.data.text import all_captions, class_id, decode_text, read_text
-from minisora.data.tables import add_cut, no_key_twice
+from minisora.data.tables import SECONDS, add_cut, no_key_twice
 
 # %% ../../nbs/data/sidecars.ipynb #ed6cb630
 #: endings of files that speak of the clip of the same name; the first that has a caption counts
@@ -38,12 +38,15 @@ def parse_caption_files(texts):
     attributes = {}
     if '.json' in texts:
         attributes = _parse_json(texts['.json'], 'its .json')
-        for name, other in dict(start='start_time', end='end_time').items():
-            if other in attributes:
-                attributes.setdefault(name, attributes.pop(other))
+        for name, others in SECONDS.items():
+            for other in others[1:]:
+                if other in attributes:
+                    attributes.setdefault(name, attributes.pop(other))
         add_cut(attributes)
     said = [attributes.pop(k) for k in _KEYS if k in attributes]
     found = [texts[e].strip() for e in TEXT_FILES if e in texts] or said
+    if not found and 'description' in attributes:
+        found = [attributes.pop('description')]
     if not found:
         return None, attributes
     captions = all_captions(found[0])

@@ -23,14 +23,15 @@ from minisora.data.text import all_captions
 MANIFESTS = ('manifest.csv', 'manifest.jsonl', 'captions.csv', 'captions.jsonl', 'metadata.csv',
              'metadata.jsonl', 'manifest.tsv', 'captions.tsv', 'metadata.tsv')
 TABLES = ('.csv', '.tsv', '.jsonl')
+SECONDS = dict(
+    start=('start', 'start_time', 'start_sec', 'start_seconds', 'start_s', 't_start', 'clip_start'),
+    end=('end', 'end_time', 'end_sec', 'end_seconds', 'end_s', 't_end', 'clip_end'))
 #: what the columns of a clip may be called; the first that there is counts, the others are
 #: attributes
 _COLUMNS = dict(
     file=('file', 'file_name', 'filename', 'path', 'file_path', 'filepath', 'video', 'video_path',
           'image', 'image_path'),
-    caption=('caption', 'text', 'prompt', 'captions', 'description'),
-    start=('start', 'start_time'),
-    end=('end', 'end_time'))
+    caption=('caption', 'text', 'prompt', 'captions', 'description'), **SECONDS)
 
 
 def _file_table(path):
@@ -74,7 +75,9 @@ def _read_delimited(path):
         line = lines.line_num + 1
 
 # %% ../../nbs/data/tables.ipynb #90beac33
-_ENDS_IN_FILE = re.compile(r'\n[^\n]*\.(\w{2,5})"?\s*[,;\t]')
+# a name of a file where a line of the table has it: first, or behind other cells
+_ENDS_IN_FILE = re.compile(r'\n[^\n]*\.(\w{2,5})"?\s*[,;\t]'
+                           r'|[,;\t][^\n]*\.(\w{2,5})"?[ \r]*(?:[,;\t][^\n]*)?\n')
 _FILM_ENDINGS = ('.mp4', '.mov', '.mkv', '.webm', '.avi', '.m4v', '.mpg', '.mpeg', '.ts', '.ogv',
                  '.flv', '.wmv', '.gif')
 
@@ -87,8 +90,8 @@ def _check_cells(columns, cells, where):
     if len(cells) < len(columns):
         raise ValueError(f'{where}: {len(cells)} cells for {len(columns)} columns')
     for cell in cells:
-        found = _ENDS_IN_FILE.search(cell)
-        if found and f'.{found[1].lower()}' in _FILM_ENDINGS + IMAGE_EXTENSIONS:
+        endings = [f'.{(found[1] or found[2]).lower()}' for found in _ENDS_IN_FILE.finditer(cell)]
+        if {*endings} & {*_FILM_ENDINGS, *IMAGE_EXTENSIONS}:
             raise ValueError(f'{where}: a cell holds another line of the table; is a quote not '
                              'closed?')
 

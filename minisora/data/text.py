@@ -33,13 +33,14 @@ def caption_from_path(path):
 
 # %% ../../nbs/data/text.ipynb #5897dbc9
 def numbered_captions(captions):
-    "A note on captions that differ only in the number at their end; '' where there are none."
+    "A note on captions that differ only in a number at an end; '' where there are none."
     first = {}
     for caption in captions:
-        stem = re.sub(r'[\s(]*\d+\)?$', '', caption)
+        stem = re.sub(r'^\d+\s+|[\s(]*\d+\)?$', '', caption)
         other = first.setdefault(stem, caption)
         if stem and other != caption:
-            return (f'numbers at the end of file names are words of the captions, such as '
+            side = 'in front' if re.match(r'\d+\s', caption) else 'at the end'
+            return (f'numbers {side} of file names are words of the captions, such as '
                     f'{printable(other)!r} and {printable(caption)!r}: where that is not meant, '
                     'put a caption file or a manifest beside them')
     return ''

@@ -24,6 +24,7 @@ from ..core.protocols import Clip
 from .animations import Animation, is_still_gif, open_shown
 from .containers import file_url, film_stream, open_container
 from .cuts import check_cut, clip_times
+from .depth import check_unit_range
 from .hdr import is_hdr, to_standard_range
 from minisora.data.pictures import (
     check_pixels,
@@ -51,6 +52,7 @@ def to_uint8(x):
         raise ValueError(f'pixels must be float, not {x.dtype}')
     if x.isnan().any():
         raise ValueError('the pixels hold NaN')
+    check_unit_range(x)
     return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 # %% ../../nbs/data/video.ipynb #53578426
@@ -99,6 +101,9 @@ def write_video(path, frames, fps=8, scale=1):
     if hasattr(frames, 'frames'):
         fps = frames.fps
         frames = frames.frames
+    if not isinstance(frames, (np.ndarray, torch.Tensor)):
+        raise ValueError(f'frames must be a Clip or a tensor, not {type(frames).__name__}')
+    frames = torch.as_tensor(frames)
     if frames.ndim != 4 or frames.shape[0] != 3 or not frames.shape[1]:
         raise ValueError(f'frames must be (3, T, H, W), not {tuple(frames.shape)}')
     check_number('fps', fps, above=0)

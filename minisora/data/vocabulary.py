@@ -6,6 +6,8 @@
 __all__ = ['Vocabulary']
 
 # %% ../../nbs/data/vocabulary.ipynb #c77087e5
+from collections.abc import Iterable
+
 import torch
 from fastcore.basics import patch
 
@@ -124,6 +126,10 @@ def _misplaced(self: Vocabulary, i, slot, seen):
 def from_captions(cls: Vocabulary, captions, drop=(), split=None):
     """The words of these captions, sorted, and as many slots as the longest needs; with `split=1`
     as version 0.1 splits them."""
+    one = isinstance(captions, str) or not isinstance(captions, Iterable)
+    wrong = [captions] if one else [c for c in captions if not isinstance(c, str)]
+    if wrong:
+        raise ValueError(f'from_captions takes a list of texts, and {wrong[0]!r} is none')
     captions = list(captions)
     found = [tokenize(c, drop, split=split_words_earlier) for c in captions]
     if split != 1:

@@ -45,6 +45,15 @@ def _reason_to_skip(folder):
         return 'it is hidden'
     return output_kind(folder)
 
+# %% ../../nbs/data/walk.ipynb #80e5714f
+def check_free(out):
+    "ValueError where a run of clips would come into a folder of another kind that was made."
+    out = Path(out)
+    made = None if (out / 'recipe.json').exists() else output_kind(out)
+    if made:
+        raise ValueError(f'{out} is no folder for a run of clips: {made}; choose another one '
+                         '(--out, OUT=...)')
+
 # %% ../../nbs/data/walk.ipynb #3552e530
 class Walked(NamedTuple):
     "What `walk_files` found: files (paths below the folder, sorted), and (path, reason) left out."

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 
+from ..data.depth import check_unit_range
 from ..data.video import to_float
 
 # %% ../../nbs/evaluation/foreground.ipynb #a55bf822
@@ -24,8 +25,11 @@ def as_pixels(clips):
         raise ValueError('no clips to measure')
     if clips.dtype == torch.uint8:
         return to_float(clips)
+    if not clips.is_floating_point():
+        raise ValueError(f'clips must be uint8, or floats in [-1, 1], not {clips.dtype}')
     if not torch.isfinite(clips).all():
         raise ValueError('the clips hold NaN or infinite pixels')
+    check_unit_range(clips)
     return clips.float().clamp(-1, 1)
 
 

@@ -11,9 +11,12 @@ from typing import NamedTuple
 
 import torch
 
+from ..core.arguments import plain_value
+from ..core.checks import check_number
 from ..core.noise import posterior_noise
 from ..core.hub import AUTOENCODERS
 from ..core.protocols import device_of
+from ..data.text import is_utf8
 from ..data.video import to_float
 from .cache_format import (DTYPES, channel_sums, json_line, num_views,
                                            quantize_int8, stored_shape)
@@ -100,11 +103,15 @@ def _check_finite(squares, clips, start, dtype):
                          f'its latents are not finite in {dtype}')
 
 
-def _clip_metadata(clip):
-    "What is kept of a clip beside its latents. ValueError: its caption is no text."
-    if not isinstance(clip.caption, str):
-        raise ValueError(f'{clip.source or "a clip"}: its caption must be a text, '
-                         f'not {clip.caption!r}')
+def clip_metadata(clip):
+    """What is kept of a clip beside its latents. ValueError: its caption is no text, its `fps` no
+    rate, or its attributes have no names."""
+    name = clip.source or 'a clip'
+    if not isinstance(clip.caption, str) or not is_utf8(clip.caption):
+        raise ValueError(f'{name}: its caption must be a text, not {clip.caption!r}')
+    check_number(f'{name}: fps', plain_value(clip.fps), above=0)
+    if not isinstance(clip.attributes, dict):
+        raise ValueError(f'{name}: its attributes must be a dict, not {clip.attributes!r}')
     return dict(caption=clip.caption, source=clip.source, fps=clip.fps, attributes=clip.attributes)
 
 # %% ../../nbs/latents/cache_encode.ipynb #8e96508d
@@ -125,5 +132,5 @@ def encode_batch(autoencoder, clips, start, plan):
             read = _round_into(z[some], out[some, view], here)
             sums[:, some] += channel_sums(read, channels)
     _check_finite(sums[1], clips, start, dtype)
-    rows = [json_line(_clip_metadata(c)) for c in clips]
+    rows = [json_line(clip_metadata(c)) for c in clips]
     return EncodedBatch(out, rows, sums.sum(1).tolist(), scales)

@@ -52,7 +52,10 @@ def _read_label(file):
     y = _load_npy(file)
     if y.size != 1 or y.dtype.kind not in 'iu':
         raise ValueError(f'{file} holds {y.dtype} {y.shape}: no label')
-    return int(y.item())
+    label = int(y.item())
+    if label < 0:
+        raise ValueError(f'{file} holds the label {label}, and labels count from 0')
+    return label
 
 # %% ../../nbs/latents/cache_import.ipynb #5932cc3d
 @renamed_attributes

@@ -23,7 +23,7 @@ from ..core.files import short_hash
 from ..core.hub import AUTOENCODERS, kind_of
 from ..core.protocols import AutoencoderSpec
 from ..core.renames import renamed_attributes
-from .cache_encode import encode_moments
+from .cache_encode import clip_metadata, encode_moments
 from .cache_format import (
     DTYPES, VERSION, json_line, json_value, sample_bytes, shard_content)
 
@@ -285,9 +285,10 @@ class CachePlan(dict):
         return {}
 
     @classmethod
-    def of(cls, plan, clips, seen):
-        "A plan of `clips`, of which those in `seen` were looked at."
+    def of(cls, plan, clips, seen, said=None):
+        "A plan of `clips`, of which those in `seen` were looked at; `said` of them {number: text}."
         made = cls(plan)
+        made.said = said or {}
 
         def earlier():
             found = dict(data=short_hash([_look(c) for c in seen]))
@@ -308,6 +309,7 @@ def plan_cache(clips, autoencoder, samples, batch_size, shard_size=None, dtype='
     ends = (0,) if isinstance(clips, SequentialDataset) else (0, samples - 1)
     seen = [as_clip(clips[i], i, holds_pixels(autoencoder)) for i in ends]
     _check_first(seen[0], holds_pixels(autoencoder))
+    said = {i: clip_metadata(clip) for i, clip in zip(ends, seen)}
     shape = _latent_shape(autoencoder, seen[0], moments or sample_seed is not None)
     listing = dataset_fingerprint(clips, samples)
     plan = dict(
@@ -321,7 +323,7 @@ def plan_cache(clips, autoencoder, samples, batch_size, shard_size=None, dtype='
         plan['listing'] = listing
     size = shard_size or max(1, 2 ** 26 // sample_bytes(plan))                 # 64 MiB
     plan['shard_size'] = math.ceil(size / batch_size) * batch_size             # whole batches
-    return CachePlan.of(plan | dict(id=short_hash(plan)), clips, seen)
+    return CachePlan.of(plan | dict(id=short_hash(plan)), clips, seen, said)
 
 # %% ../../nbs/latents/cache_plan.ipynb #86e1065d
 # what a changed hash in the plan means, for the reader of an error
@@ -343,6 +345,16 @@ def check_same_plan(file, stored, plan):
                              'use another path or overwrite=True')
 
 # %% ../../nbs/latents/cache_plan.ipynb #06bfe713
+def check_same_text(cache, plan):
+    "ValueError where a finished cache of this plan holds another rate or other attributes."
+    for i, said in plan.said.items() if cache.manifest['id'] == plan['id'] else ():
+        for name in ('fps', 'attributes'):
+            there = cache.rows[i][name]
+            if json_line(there) != json_line(said[name]):
+                raise ValueError(f'{cache.path} exists with {name}={there!r} of clip {i}, '
+                                 f'requested {said[name]!r}; use another path or overwrite=True')
+
+
 def _same_earlier(stored, plan):
     "What a stored plan says of the clips in the words of version 0.1, in today's where it is true."
     names = [name for name in ('data', 'listing') if stored.get(name) != plan.get(name)]

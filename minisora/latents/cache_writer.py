@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 import minisora
 from ..core.files import (
     folder_lock, lock_file, read_json, remove_path, short_hash, write_json)
+from ..core.errors import printable
 from ..core.renames import renamed_attributes
 from .cache_encode import encode_batch
 from .cache_format import (FORMAT, latent_statistics, load_manifest, sample_bytes,
@@ -333,9 +334,8 @@ def encode_shards(path, part, plan, clips, autoencoder, rank=0, world_size=1, pa
                   progress=True):
     "Encode all that is missing, together with other ranks; returns what `write_shards` does."
     ranks = f' (rank 0 of {world_size})' if world_size > 1 else ''
-    total = samples_of_rank(plan, rank, world_size)
-    with tqdm(total=total, unit=' clips', desc=f'encoding {path.name}{ranks}',
-              disable=not progress or rank) as bar:
+    with tqdm(total=samples_of_rank(plan, rank, world_size), unit=' clips',
+              desc=printable(f'encoding {path.name}{ranks}'), disable=not progress or rank) as bar:
         def write(k):
             return write_shard(part, plan, k, clips, autoencoder, bar, k % world_size == rank)
         return write_shards(path, part, plan, write, rank, world_size, patience)

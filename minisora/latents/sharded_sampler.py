@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
+from ..core.arguments import check_bool
 from ..core.checks import check_choice
 
 # %% ../../nbs/latents/sharded_sampler.ipynb #008916d5
@@ -30,7 +31,7 @@ class ShardedSampler(torch.utils.data.Sampler):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.shuffle = shuffle
+        self.shuffle = check_bool('shuffle', shuffle)
         self.uneven = uneven
         self.set_epoch(0)
 

@@ -16,6 +16,7 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import nn
 
+from ..core.arguments import check_bool
 from ..core.files import write_tensors
 from ..core.hub import load_strict
 from ..core.noise import fork_seed
@@ -287,7 +288,7 @@ def _resume_or_start(state, ae, optimizers, generator, sampler, pca, device):
     "Load the run from its file, or begin it at the PCA; returns the (steps, seconds) done so far."
     if state and Path(state).is_file():
         return _load_training_state(state, ae, optimizers, generator)
-    if pca:
+    if check_bool('pca', pca):
         ae.init_pca(sampler.sample(256, generator)[0].to(device))
     return 0, 0.
 

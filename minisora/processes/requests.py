@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..core.arguments import (
-    UnknownArgument, check_indices, plain_value, unknown_argument, whole_ids)
+    UnknownArgument, check_indices, is_whole_kind, plain_value, unknown_argument, whole_ids)
 from ..core.checks import check_int, check_number
 from ..core.pairs import check_pair, largest_id, takes_condition
 
@@ -48,7 +48,7 @@ def check_ids(condition, model, what='condition'):
     most = largest_id(model)
     if most is None:
         return
-    if condition.is_floating_point():
+    if not is_whole_kind(condition):
         raise ValueError(f'{what} must be whole ids, not {condition.dtype}')
     least, largest = (int(v) for v in condition.aminmax())
     if least < 0 or largest > most:

@@ -10,6 +10,7 @@ import warnings
 
 import torch
 
+from ..core.arguments import is_whole_kind
 from ..core.noise import indexed_noise
 from ..core.pairs import (check_pair, close, innermost, largest_id, objective_problem,
                                  scale_problem, statistics_of)
@@ -46,7 +47,9 @@ def _check_sample(batch, model, objective, name):
                          'encoded first, by write_cache')
     null_id = getattr(model, 'null_id', None)
     if batch.get('condition') is not None:
-        as_ids(batch['condition'], name)
+        ids = as_ids(batch['condition'], name)
+        if largest_id(model) is not None and not is_whole_kind(ids):
+            raise ValueError(f'{name}: the condition must be whole ids, not {ids.dtype}')
     elif null_id is not None:
         raise ValueError(f'{name}: no condition, and the model takes one; give (latents, '
                          f'condition), or its null id, {null_id}, as the condition')
@@ -94,6 +97,11 @@ def check_valid(valid, data):
     if ours and theirs and not all(map(close, ours, theirs)):
         raise ValueError(f'valid is normalized by mean {theirs[0]} and std {theirs[1]}, data by '
                          f'{ours[0]} and {ours[1]}: valid.normalize_as(data) takes those of data')
+    encoders = [(getattr(innermost(d), 'manifest', None) or {}).get('autoencoder') or {}
+                for d in (data, valid)]
+    weights = [e.get('weights') for e in encoders]
+    if all(weights) and weights[0] != weights[1]:
+        raise ValueError('valid was encoded by another autoencoder than data: encode both by one')
     words = [getattr(innermost(d), 'vocabulary', None) for d in (data, valid)]
     if all(hasattr(w, 'to_dict') for w in words) and words[0] != words[1]:
         raise ValueError(f'valid has another vocabulary, {words[1]!r}, than data, {words[0]!r}')
