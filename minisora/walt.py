@@ -137,7 +137,7 @@ class SelfConditionedModel:
             raise AttributeError(name)
         return getattr(self.model, name)
 
-
+# %% ../nbs/12_windows.ipynb #28d98747
 def as_self_conditioned(model, objective):
     "The model with a memory of its last answer, as it is where it has one already."
     remembers = getattr(model, 'sees_last_answer', False)
