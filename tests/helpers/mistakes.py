@@ -11,10 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 
 from minisora.clips import scene_combinations
-from minisora.models.positions import apply_rope, rope_cos_sin
 
 
 def checked(right, size, patch):
@@ -28,10 +26,6 @@ def asserted(size, patch):
     "The tokens, or an AssertionError where the patch does not fit."
     assert all(s % p == 0 for s, p in zip(size, patch))
     return math.prod(s // p for s, p in zip(size, patch))
-
-
-def turned(q, place):
-    return apply_rope(q, rope_cos_sin(place, q.shape[-1]))
 
 
 def rootless(bar, data, noise, a, s):
@@ -50,10 +44,6 @@ def centered(kernel, a, i):
 
 def loss_over(answer, target, keep):
     return (keep[:, None, :, None, None] * (answer - target) ** 2).flatten(1).mean(1)
-
-
-def folded(pattern, z, f):
-    return rearrange(z, pattern, a=f, d=f)
 
 
 def told(x, known, counts):
@@ -403,12 +393,6 @@ MISTAKES = {
         ),
         (lambda s, p: -math.prod(s), "cut each axis into patches"),
     ],
-    "dit_block_parameters": [
-        (lambda D: 12 * D * D, "and so are the biases"),
-        (lambda D: 18 * D * D, "biases too"),
-        (lambda D: 12 * D * D + 9 * D, "adaLN layer is missing"),
-        (lambda D: D, "add qkv, proj"),
-    ],
     "dit_identity_block": [
         (lambda b: b.adaLN_modulation[1].weight.data.zero_(), "shifts or scales"),
         (silence(weights=range(6), biases=range(6)), "shifts or scales"),
@@ -430,12 +414,6 @@ MISTAKES = {
         (lambda t: torch.round(1000 * (1 - t)).long() % 1000, "t = 0 is pure noise"),
         (lambda t: torch.round(1000 * (1 - t)).long(), "clamp to 999"),
         (lambda t: torch.round(1000 * (1 - t)).long().clamp(0, 500), "is step 501, not 500"),
-    ],
-    "dit_inverse_rope": [
-        (lambda q, place: turned(q, place), "turns once more"),
-        (lambda q, place: q, "leaves the query turned"),
-        (lambda q, place: turned(q, -place.flip(-1)), "swaps them"),
-        (lambda q, place: turned(q, 1 - place), "by minus that angle"),
     ],
     "diffusion_forward_jump": [
         (
@@ -469,18 +447,6 @@ MISTAKES = {
         (lambda v, x, a, s: (a * x - s * v, s * x - a * v), "so α v is added"),
         (lambda v, x, a, s: a * x - s * v, "2 things, (data, noise)"),
         (lambda v, x, a, s: (x, v), "the data is wrong at α = 0.6, σ = 0.8: that is x itself"),
-    ],
-    "diffusion_ddim_step": [
-        (lambda x, e, a, s, b, r: b * x + r * e, "not with x"),
-        (lambda x, e, a, s, b, r: b * (x - s * e) + r * e, "division is missing"),
-        (lambda x, e, a, s, b, r: (x - s * e) / a, "mix it with the noise again"),
-        (lambda x, e, a, s, b, r: b * (x - s * e) / a, "without its noise"),
-        (lambda x, e, a, s, b, r: r * (x - s * e) / a + b * e, "swapped"),
-        (
-            lambda x, e, a, s, b, r: b * (x + s * e) / a + r * e,
-            "it must be 1.333 · x + -0.467 · noise",
-        ),
-        (lambda x, e, a, s, b, r: b * (x - s * e) / s + r * e, "it must be 1.333 · x"),
     ],
     "diffusion_learned_variance": [
         (
@@ -518,11 +484,6 @@ MISTAKES = {
         (lambda v, x, t: -x / (1 - t), "take the noise out of x first"),
         (lambda v, x, t: -(x - t * v) / (1 - t) ** 2, "divides by it once"),
         (lambda v, x, t: -(x - v) / (1 - t), "first the noise"),
-    ],
-    "interpolants_timestep_shift": [
-        (1 / 3, "moves the times to the data"),
-        (2.0, "66.67% of the times below 1/2, not 75 %"),
-        (-3, "above 0"),
     ],
     "sampling_heun_step": [
         (lambda v, x, a, b: x + (b - a) * v(x, a), "Euler"),
@@ -688,14 +649,6 @@ MISTAKES = {
         (lambda n, d, m, e: (d - e) / (1 / n - 1 / m), "slope"),
         (lambda n, d, m, e: 0.0, "makes d∞ = 2, not 0"),
     ],
-    "metrics_coverage": [
-        (lambda a, r: (a <= r[:, None]).float().mean(), "counts once, however many"),
-        (lambda a, r: (a <= r[:, None]).any(0).float().mean(), "precision"),
-        (lambda a, r: (a <= r[:, None]).float().sum(1).mean(), "density"),
-        (lambda a, r: (a <= r[:, None]).any(1).float().sum(), "how many balls"),
-        (lambda a, r: (a <= r).any(1).float().mean(), "raised RuntimeError"),
-        (lambda a, r: (a <= 1).any(1).float().mean(), "hold a clip"),
-    ],
     "first_video_tokens": [
         (lambda p, f, k, c: f * p * p // k, "64 tokens, not 8192"),
         (lambda p, f, k, c: f // c[0] * (p // k // c[1]) ** 2, "divides both sides by 4"),
@@ -758,37 +711,6 @@ MISTAKES = {
         (lambda x, z, k: told(x, z, k).roll(1, 1), "the mask comes last"),
         (lambda x, z, k: told(x.flip(2), z.flip(2), k).flip(2), "not the last"),
         (lambda x, z, k: told(x, z, k.min().expand_as(k)), "every sample has a count of its own"),
-    ],
-    "single_gpu_clip_tokens": [
-        (
-            lambda f, h, w, k, p: f // k[0] // p[0] * (h // k[1] // p[1]) * (w // k[2] // p[2]),
-            "a latent of its own",
-        ),
-        (lambda f, h, w, k, p: latents(f, h, w, k, (1, *p[1:])), "a patch spans 3"),
-        (lambda f, h, w, k, p: latents(f, h, w, k, (1, 1, 1)), "divide by the patch"),
-        (lambda f, h, w, k, p: latents(f, h, w, (1, *k[1:]), p), "shrinks time as well"),
-        (lambda f, h, w, k, p: latents(f, h, w, (k[0], 1, 1), p), "height and width first"),
-        (lambda f, h, w, k, p: latents(1, h, w, k, (1, *p[1:])), "one latent frame"),
-        (lambda f, h, w, k, p: f, "9 latent frames of 60×104"),
-    ],
-    "single_gpu_fold": [
-        (
-            lambda z, f: z.reshape(len(z), -1, z.shape[2], z.shape[3] // f, z.shape[4] // f),
-            "reshape alone",
-        ),
-        (lambda z, f: folded("b c t (h a) (w d) -> b (a d c) t h w", z, f), "come first"),
-        (lambda z, f: folded("b c t (h a) (w d) -> b (c d a) t h w", z, f), "row by row"),
-        (lambda z, f: folded("b c t (a h) (d w) -> b (c a d) t h w", z, f), "far apart"),
-        (lambda z, f: z, "the shape (2, 12, 2, 2, 3)"),
-    ],
-    "single_gpu_largest_batch": [
-        (lambda m, s, c, r: int(m * (1 - r) // (s + c)), "once, not once per clip"),
-        (lambda m, s, c, r: int(m * (1 - r) // c), "static part is missing"),
-        (lambda m, s, c, r: max(0, int((m - s) // c)), "keep the reserve free"),
-        (lambda m, s, c, r: int((m * (1 - r) - s) // c), "not even one clip fits"),
-        (lambda m, s, c, r: (m * (1 - r) - s) / c, "whole number"),
-        (lambda m, s, c, r: max(0, math.ceil((m * (1 - r) - s) / c)), "round down"),
-        (lambda m, s, c, r: max(0, int((m - s) * (1 - r) // c)), "share of the whole memory"),
     ],
 }
 
@@ -872,6 +794,8 @@ WHOLE = {"dit_step_index"}
 # A lesson's own file, mistakes_<lesson>.py, has the same names, each where it needs it.
 for path in sorted(Path(__file__).parent.glob("mistakes_*.py")):
     room = importlib.import_module(f"helpers.{path.stem}")
+    twice = MISTAKES.keys() & room.MISTAKES.keys()
+    assert not twice, f"{path.name}: {twice} stand in two files, and one would not be tried"
     MISTAKES.update(room.MISTAKES)
     RIGHT.extend(getattr(room, "RIGHT", []))
     IN_PLACE |= getattr(room, "IN_PLACE", set())
