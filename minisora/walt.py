@@ -41,7 +41,8 @@ class SelfConditioning:
     """What the self-conditioned objectives share: the model has twice the channels of the latents,
     x and its last estimate of the data, and of its answer the first half counts."""
 
-    def check_probability(self):
+    def __post_init__(self):
+        super().__post_init__()
         check_number('self_conditioning', self.self_conditioning, 0, maximum=1)
 
     def sees_itself(self, noise):
@@ -59,6 +60,13 @@ class SelfConditioning:
             out = model(torch.cat([x, torch.zeros_like(x)], 1), t, y)
             return out[:, :out.shape[1] // 2]
         return asked
+
+    def loss(self, model, latents, condition, noise, t):
+        rows = self.sees_itself(noise).nonzero().flatten()
+        return super().loss(_LooksTwice(model, self, rows), latents, condition, noise, t)
+
+    def sampling_model(self, model):
+        return as_self_conditioned(model, self)
 
 # %% ../nbs/12_windows.ipynb #50a81608
 class _LooksTwice:
@@ -85,19 +93,8 @@ class SelfConditionedInterpolant(SelfConditioning, Interpolant):
     "An `Interpolant` whose model sees its own last answer, in training with this probability."
     self_conditioning: float = .6
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.check_probability()
-
     def raw_prediction(self, model, x, t, condition=None):
         return super().raw_prediction(self.without_estimate(model), x, t, condition)
-
-    def loss(self, model, latents, condition, noise, t):
-        rows = self.sees_itself(noise).nonzero().flatten()
-        return super().loss(_LooksTwice(model, self, rows), latents, condition, noise, t)
-
-    def sampling_model(self, model):
-        return as_self_conditioned(model, self)
 
 # %% ../nbs/12_windows.ipynb #5d956b33
 class SelfConditionedModel:
@@ -152,17 +149,9 @@ class SelfConditionedDiffusion(SelfConditioning, GaussianDiffusion):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_probability()
         if self.variance == 'learned-range':
             raise ValueError("variance='learned-range' does not go with self-conditioning: the "
                              'second half of the channels is the estimate')
 
     def split_variance(self, model, x, t, condition=None):
         return super().split_variance(self.without_estimate(model), x, t, condition)
-
-    def loss(self, model, latents, condition, noise, t):
-        rows = self.sees_itself(noise).nonzero().flatten()
-        return super().loss(_LooksTwice(model, self, rows), latents, condition, noise, t)
-
-    def sampling_model(self, model):
-        return as_self_conditioned(model, self)
