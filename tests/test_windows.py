@@ -1,6 +1,7 @@
 """Windows of tokens as a layout: equal to full attention under the mask that says the same."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from helpers.models import awake
 
 from minisora.models.conditions import WordCondition
 from minisora.models.layers import BlockConfig
-from minisora.models.layouts import Checkpointed, Routed, wrap
+from minisora.models.layouts import Checkpointed, Joint, Routed, wrap
 from minisora.models.windows import Windows, merge, padding_bias, partition, window_counts
 from minisora.temporal import VideoDiT, VideoDiTConfig
 
@@ -164,19 +165,9 @@ def test_equal_to_full_attention_under_the_mask(grid, smaller, variant, sizes):
 
 
 def test_a_window_of_everything_is_joint_attention():
-    sizes = ((0, 0, 0),)
-    model = awake(VideoDiT(config((2, 3, 4), sizes, relative_bias=True)))
-    joint = VideoDiT(
-        config((2, 3, 4), sizes, relative_bias=True).__class__(
-            size=(2, 3, 4),
-            patch=(1, 1, 1),
-            channels=3,
-            width=24,
-            depth=4,
-            heads=3,
-            relative_bias=True,
-        )
-    )
+    everything = config((2, 3, 4), ((0, 0, 0),), relative_bias=True)
+    model = awake(VideoDiT(everything))
+    joint = VideoDiT(replace(everything, layout=Joint()))
     joint.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 2, 3, 4)
     t = torch.tensor([0.1, 0.7])
@@ -187,22 +178,8 @@ def test_a_window_of_everything_is_joint_attention():
 
 
 def with_images(n, **options):
-    layout = Windows(((1, 0, 0), (0, 2, 2)), num_joint_images=n)
-    return awake(
-        VideoDiT(
-            VideoDiTConfig(
-                size=(3, 4, 4),
-                patch=(1, 1, 1),
-                channels=3,
-                width=24,
-                depth=4,
-                heads=3,
-                layout=layout,
-                condition=WordCondition(5, slots=2),
-                **options,
-            )
-        )
-    )
+    base = config((3, 4, 4), ((1, 0, 0), (0, 2, 2)), condition=WordCondition(5, slots=2), **options)
+    return awake(VideoDiT(replace(base, layout=replace(base.layout, num_joint_images=n))))
 
 
 @pytest.mark.parametrize("options", [{}, dict(relative_bias=True), dict(positions="rope")])
