@@ -158,6 +158,16 @@ class _Notes:
         rate = 1 + k.to(x).view(-1, *[1] * (x.ndim - 1)) / self.scale
         return self.weight * (.7 * x + .3).sin() * rate + .1 * x
 
+# %% ../../nbs/checkers/diffusion.ipynb #c59a3203
+def _losses(loss, count, *args):
+    "What the learner's loss gives: finite floats, one for each of `count` samples."
+    got = loss(*args)
+    alone = torch.is_tensor(got) and got.ndim == 0
+    require(not alone, f'return one loss per sample, ({count},): yours is one number')
+    got = as_floats(got, (count,), f'the result of {loss.call}')
+    require(got.isfinite().all(), f'the result of {loss.call} must be finite')
+    return got
+
 
 def _reaches(function, hint, model, *args):
     "Hint unless what the function returns, a tensor, has a gradient in the model's weight."
@@ -226,11 +236,7 @@ def diffusion_ddpm_loss(answer):
         x = _mixed(bar, 1 - bar, data, noise)
         axes = tuple(range(1, len(shape)))
         want = ((_Notes(shape, 'k', len(betas))(x, k) - noise) ** 2).mean(axes)
-        got = loss(model, data, noise, k, betas)
-        alone = torch.is_tensor(got) and got.ndim == 0
-        require(not alone, f'return one loss per sample, ({shape[0]},): yours is one number')
-        got = as_floats(got, shape[:1], f'the result of {loss.call}')
-        require(got.isfinite().all(), f'the result of {loss.call} must be finite')
+        got = _losses(loss, shape[0], model, data, noise, k, betas)
         if not near(got, want, 1e-3):
             _same_again(got, loss(model, data, noise, k, betas))
             _explain_loss(model, k, x, got, data, noise, beta)

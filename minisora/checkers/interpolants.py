@@ -12,7 +12,7 @@ import math
 import torch
 
 from .base import Answer, as_floats, as_number, compare, near, require
-from .diffusion import _Notes, _reaches, _same_again
+from .diffusion import _losses, _Notes, _reaches, _same_again
 
 # %% ../../nbs/checkers/interpolants.ipynb #a4fd6847
 def _data_and_noise(*shape):
@@ -201,11 +201,7 @@ def interpolants_flow_loss(answer):
         axes = tuple(range(1, len(shape)))
         out = _Notes(shape, 't', 1)(_mixed(a, s, data, noise), t)
         want = ((out - _mixed(da, ds, data, noise)) ** 2).mean(axes)
-        got = loss(model, data, noise, t, path)
-        alone = torch.is_tensor(got) and got.ndim == 0
-        require(not alone, f'return one loss per sample, ({shape[0]},): yours is one number')
-        got = as_floats(got, shape[:1], f'the result of {loss.call}')
-        require(got.isfinite().all(), f'the result of {loss.call} must be finite')
+        got = _losses(loss, shape[0], model, data, noise, t, path)
         if not near(got, want, 2e-3):
             _same_again(got, loss(model, data, noise, t, path))
             _explain_flow(model, path, t, got, data, noise)

@@ -209,14 +209,14 @@ def as_clip(item, i, pixels=True):
     return changed
 
 
-def holds_pixels(autoencoder):
-    "Are its clips pixels? Those of an `IdentityEncoder`'s cache are latents."
-    return kind_of(autoencoder) != 'Encoded'
+def holds_pixels(kind):
+    "Does an autoencoder of this kind take pixels? An `IdentityEncoder` takes latents."
+    return kind != 'Encoded'
 
 # %% ../../nbs/latents/cache_plan.ipynb #0b7d103b
 def fetch_clips(clips, start, count, plan):
     "The `count` clips from number `start` on, all of the plan's size; else a ValueError names one."
-    pixels = plan['autoencoder'].get('name') != 'Encoded'
+    pixels = holds_pixels(plan['autoencoder'].get('name'))
     out = [as_clip(clips[i], i, pixels) for i in range(start, start + count)]
     size = torch.Size(plan['frames'])
     for i, c in enumerate(out, start):
@@ -307,8 +307,9 @@ def plan_cache(clips, autoencoder, samples, batch_size, shard_size=None, dtype='
     if samples < 1:
         raise ValueError('no clips to encode: the dataset is empty')
     ends = (0,) if isinstance(clips, SequentialDataset) else (0, samples - 1)
-    seen = [as_clip(clips[i], i, holds_pixels(autoencoder)) for i in ends]
-    _check_first(seen[0], holds_pixels(autoencoder))
+    pixels = holds_pixels(kind_of(autoencoder))
+    seen = [as_clip(clips[i], i, pixels) for i in ends]
+    _check_first(seen[0], pixels)
     said = {i: clip_metadata(clip) for i, clip in zip(ends, seen)}
     shape = _latent_shape(autoencoder, seen[0], moments or sample_seed is not None)
     listing = dataset_fingerprint(clips, samples)
