@@ -167,7 +167,7 @@ def forward(self: VideoDiT, x, t, y=None):
     dtype = self.x_embedder.weight.dtype                                    # may be of 16 bits
     h = patchify(c.output.scale_input(x, t), c.patch).to(dtype)             # (B, N, numbers)
     h = c.positions.add(self, self.x_embedder(h), grid)                     # (B, N, D)
-    time = self.t_embedder(t)                                               # (B, D)
+    time = self.embed_time(t, x)                                            # (B, D)
     steering, tokens = c.condition(self, time, y, images)                   # (B or B · F, D)
     h = self.layout.arrange(h, tokens, grid)                                # (B, …, slots + N, D)
     blocks = c.modulation.steer(self, steering)                             # (B or B · F, …)
@@ -181,6 +181,12 @@ def forward(self: VideoDiT, x, t, y=None):
     return c.output.to_velocity(x, out, t)
 
 # %% ../nbs/07_temporal.ipynb #32539944
+@patch
+def embed_time(self: VideoDiT, t, x):
+    "Embeddings (B, D) of times t (B,); a model that x tells more adds it here."
+    return self.t_embedder(t)
+
+
 @patch
 def infer_layout(self: VideoDiT, x):
     """How many images are behind the frames of x, layout.num_joint_images or 0, and the clip's grid

@@ -5,7 +5,7 @@ import torch
 from helpers.autoencoder import awake, close, generator, random_latents, small_vae
 
 from minisora.autoencoder import ImageVAE
-from minisora.latents.tiling import _tile_offsets, _tile_weights, tiled_decode
+from minisora.latents.tiling import tile_offsets, tile_weights, tiled_decode
 
 
 def test_tiles_with_a_wide_margin_are_the_whole():
@@ -33,12 +33,12 @@ def test_a_picture_smaller_than_a_tile_is_decoded_whole():
     [(60, 24, 8), (106, 24, 8), (24, 24, 8), (25, 24, 8), (7, 24, 8), (100, 10, 9)],
 )
 def test_tiles_cover_everything_and_overlap_enough(size, tile, overlap):
-    starts = _tile_offsets(size, tile, overlap)
+    starts = tile_offsets(size, tile, overlap)
     assert starts[0] == 0 and starts[-1] == max(0, size - tile)
     assert all(0 < b - a <= tile - overlap for a, b in zip(starts, starts[1:]))
     side, total = min(tile, size), torch.zeros(size)
     for s in starts:
-        w = _tile_weights(s, side, size, overlap, overlap // 3)
+        w = tile_weights(s, side, size, overlap, overlap // 3)
         assert 0 <= w.min() and w.max() <= 1 and (w.max() == 1 or overlap > tile // 2)
         total[s : s + side] += w
     assert total.min() > 0.4, "somewhere no tile has its say"

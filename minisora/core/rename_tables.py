@@ -81,8 +81,8 @@ _moved('autoencoder', 'latents.diffusers_vae', 'DiffusersVAE', FAMILIES='DIFFUSE
        hunyuan_family='_hunyuan_spec', image_family='_kl_spec',
        load_diffusers='_load_diffusers_vae', ltx_family='_ltx_spec', per_channel='_per_channel',
        read_config='read_autoencoder_config', tiny_family='_tiny_spec', wan_family='_wan_spec')
-_moved('autoencoder', 'latents.tiling', 'tiled_decode', tile_ramp='_tile_weights',
-       tile_starts='_tile_offsets')
+_moved('autoencoder', 'latents.tiling', 'tiled_decode', tile_ramp='tile_weights',
+       tile_starts='tile_offsets')
 _moved('autoencoder', 'latents.video_vae', 'CausalConv3d', 'CausalVideoVAE',
        CausalBlock='CausalResBlock', FrameNorm='ChannelRMSNorm', Past='CausalCache',
        Unfold3d='_PixelShuffle3d', decode_pieces='decode_stream', encode_pieces='encode_stream')

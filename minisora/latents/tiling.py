@@ -11,7 +11,7 @@ import math
 import torch
 
 # %% ../../nbs/latents/tiling.ipynb #444a29f1
-def _tile_weights(start, tile, size, overlap, margin):
+def tile_weights(start, tile, size, overlap, margin):
     """Weight (tile,) of a tile along one axis: 1 inside, rising over its `overlap` with a neighbor,
     0 for the outermost `margin`, which lacks its surroundings; at the edge of the whole, 1."""
     position = torch.arange(tile) + .5
@@ -24,7 +24,7 @@ def _tile_weights(start, tile, size, overlap, margin):
     return weights
 
 
-def _tile_offsets(size, tile, overlap):
+def tile_offsets(size, tile, overlap):
     """Where tiles begin so that they cover 0 … size, each overlapping the next by at least
     `overlap`."""
     if size <= tile:
@@ -51,10 +51,10 @@ def tiled_decode(ae, z, tile=24, overlap=8, margin=2):
     tw = min(tile, w)
     out = z.new_zeros(len(z), 3, T, H, W)
     total = z.new_zeros(H, W)
-    for top in _tile_offsets(h, tile, overlap):
-        rows = _tile_weights(top * fh, th * fh, H, overlap * fh, margin * fh)
-        for left in _tile_offsets(w, tile, overlap):
-            columns = _tile_weights(left * fw, tw * fw, W, overlap * fw, margin * fw)
+    for top in tile_offsets(h, tile, overlap):
+        rows = tile_weights(top * fh, th * fh, H, overlap * fh, margin * fh)
+        for left in tile_offsets(w, tile, overlap):
+            columns = tile_weights(left * fw, tw * fw, W, overlap * fw, margin * fw)
             weight = (rows[:, None] * columns).to(z)         # (th·fh, tw·fw)
             place = (..., slice(top * fh, (top + th) * fh), slice(left * fw, (left + tw) * fw))
             out[place] += ae.decode(z[..., top:top + th, left:left + tw]) * weight

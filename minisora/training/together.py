@@ -57,6 +57,8 @@ def _check_sample(batch, model, objective, name):
         return
     asked = objective.sampling_model(model) if hasattr(objective, 'sampling_model') else model
     channels = model_latent_shape(asked)[0]
+    if hasattr(objective, 'training_channels'):              # more than it makes: what it is told
+        channels = objective.training_channels(channels)
     if latents.shape[1] != channels:
         raise ValueError(f'{name}: latents have {latents.shape[1]} channels, the model takes '
                          f'{channels}')
