@@ -13,6 +13,7 @@ import torch
 from einops import repeat
 from fastcore.basics import patch
 
+from .core.checks import check_number
 from .core.hub import OBJECTIVES
 from .core.protocols import model_latent_shape
 from .core.renames import renamed_attributes, renamed_fields
@@ -85,12 +86,14 @@ class FrameConditionedModel:
     """A model trained with `FramePrediction`, as samplers know models.
 
     It always sees its first frames as `known` (B, C, k, h, w); None: nothing is given. Guidance's
-    doubled batch is understood."""
+    doubled batch is understood. `guidance` on the given frames: its answer, moved away from the one
+    without them by this factor (1: not at all)."""
     sees_known_frames = True
 
-    def __init__(self, model, known=None):
+    def __init__(self, model, known=None, guidance=1.):
         self.model = model
         self.known = known
+        self.guidance = check_number('known_guidance', guidance)
 
     @property
     def latent_shape(self):
@@ -99,6 +102,14 @@ class FrameConditionedModel:
 
     def __call__(self, x, t, y=None):
         count = 0 if self.known is None else self.known.shape[2]
+        given = self.answer(x, t, y, count)
+        if not count or self.guidance == 1:
+            return given
+        alone = self.answer(x, t, y, 0)
+        return alone + self.guidance * (given - alone)
+
+    def answer(self, x, t, y, count):
+        "The model's answer (B, C, T, h, w) where the first `count` of the known frames are given."
         whole = torch.zeros_like(x)
         if count:
             times = len(x) // len(self.known)                               # 2 under guidance
@@ -129,11 +140,12 @@ def _check_known_frames(known, shape):
 
 
 def sample_continuation(model, objective, condition=None, known=None, n=None, batch_size=None,
-                        **options):
+                        known_guidance=1., **options):
     """Latents (B, C, T, h, w) that begin with `known` (B, C, k, h, w), kept to the bit; None: a
     fresh clip.
 
-    As `sample`, whose other arguments are the `options`: the same seed and index, the same
+    `known_guidance`: how strongly what is given is followed, beside the condition (Gupta et al.
+    2023). As `sample`, whose other arguments are the `options`: the same seed and index, the same
     noise, on any `batch_size`. ValueError: nothing is left to sample, or shapes that do not fit."""
     if known is not None:
         _check_known_frames(known, FrameConditionedModel(model).latent_shape)
@@ -147,7 +159,7 @@ def sample_continuation(model, objective, condition=None, known=None, n=None, ba
         rows = slice(start, start + size)
         part = None if known is None else known[rows]
         asked = None if condition is None else condition[rows]
-        conditioned = FrameConditionedModel(model, part)
+        conditioned = FrameConditionedModel(model, part, known_guidance)
         z = sample(conditioned, objective, asked, index=index[rows], **options)
         if part is not None:
             z[:, :, :part.shape[2]] = part

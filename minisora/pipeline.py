@@ -36,6 +36,7 @@ from .pipeline_checks import (
 from .pipeline_output import VideoPipelineOutput, convert_frames
 from .recipe import read_captions, read_recipe, read_statistics
 from .sampling import renoise_average, sample
+from .upsampling_pipeline import UpsamplingPipeline
 
 # %% ../nbs/94_pipeline.ipynb #a9b255b2
 @dataclass(repr=False, eq=False)
@@ -43,8 +44,8 @@ class VideoPipeline:
     """A model that makes clips, and all that this needs: `pipe('a red ring moves left')`.
 
     `mean` and `std` are those of the latents that `model` was trained on; `fps`: frames per second;
-    `sampling`: options where a call does not say otherwise. ValueError where parts do not belong
-    together."""
+    `sampling`: options where a call does not say otherwise; `upsampler`: what makes clips larger, a
+    further stage. ValueError where parts do not belong together."""
     model: torch.nn.Module
     autoencoder: torch.nn.Module
     vocabulary: Vocabulary = None
@@ -53,6 +54,7 @@ class VideoPipeline:
     std: float | torch.Tensor = 1.
     fps: float = 8.
     sampling: dict = field(default_factory=dict)
+    upsampler: UpsamplingPipeline = None
 
     def __post_init__(self):
         if self.objective is None:
@@ -95,9 +97,10 @@ def device(self: VideoPipeline):
 
 @patch
 def to(self: VideoPipeline, device):
-    "Move model and autoencoder; returns the pipeline."
-    for part in (self.model, self.autoencoder):
-        part.to(as_device(device))
+    "Move model, autoencoder and upsampler; returns the pipeline."
+    for part in (self.model, self.autoencoder, self.upsampler):
+        if part is not None:
+            part.to(as_device(device))
     return self
 
 
@@ -162,6 +165,31 @@ def known_latents(self: VideoPipeline, frames, count):
     "Latents (B, C, k, h, w) of what `count` clips begin with."
     latents = self.encode(self.first_frames(frames, count))                 # (1 or B, C, k, h, w)
     return latents.expand(count, -1, -1, -1, -1)
+
+# %% ../nbs/94_pipeline.ipynb #dbeec34d
+@patch
+def factor_of(self: VideoPipeline, size):
+    """How many times larger than the model's clips are clips of `size` rows; 1 for None. ValueError
+    where they cannot be made."""
+    if size is None:
+        return 1
+    rows = self.clip_shape[2]
+    factor, more = divmod(check_int('size', size), rows)
+    if more or factor & (factor - 1):
+        raise ValueError(f'size must be {rows}, {2 * rows}, {4 * rows}, …, not {size}')
+    if factor > 1 and self.upsampler is None:
+        raise ValueError(f'size={size}: this pipeline makes clips of {rows} rows and has no '
+                         'upsampler')
+    return factor
+
+
+@patch
+def enlarged(self: VideoPipeline, clips, prompts, factor, seed, index):
+    "Clips (B, 3, T, H, W) -> (B, 3, T, factor · H, factor · W), by the upsampler."
+    if factor == 1:
+        return clips
+    known = self.vocabulary is not None and self.upsampler.vocabulary == self.vocabulary
+    return self.upsampler(clips, prompts if known else None, factor, seed=seed, index=index)
 
 # %% ../nbs/94_pipeline.ipynb #a36985ab
 @patch
@@ -246,16 +274,18 @@ def call_options(self: VideoPipeline, given, generator, seed, options):
 @patch
 def __call__(self: VideoPipeline, prompt=None, frames=None, num_inference_steps=None,
              guidance_scale=None, num_videos_per_prompt=1, generator=None, seed=0, batch_size=8,
-             index=None, output_type='pt', **options):
+             index=None, output_type='pt', size=None, **options):
     """Clips for a prompt or a list of prompts, as a `VideoPipelineOutput`.
 
     `frames`: what the clips begin with, (3, k, H, W) or one for each clip, or a PIL image. A
     `generator` gives the seed and moves on; else the same seed makes the same clip. Clip i of a
     seed depends on its prompt and on i alone (`index`: the i's), to rounding on any `batch_size`.
-    `output_type`: 'pt', 'np' or 'pil'. `options`: those of `sample`, and `renoise_times`.
+    `output_type`: 'pt', 'np' or 'pil'. `size`: rows of the clips, the model's or 2, 4, … times as
+    many. `options`: those of `sample`, and `renoise_times`.
     ValueError, before anything is sampled: an unknown word or option, frames that do not fit."""
     check_choice('output_type', output_type, ('pt', 'np', 'pil'))
     check_int('batch_size', batch_size)
+    factor = self.factor_of(size)
     count = check_int('num_videos_per_prompt', num_videos_per_prompt)
     prompts = [p for p in self.prompt_list(prompt) for _ in range(count)]
     given = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
@@ -267,20 +297,22 @@ def __call__(self: VideoPipeline, prompt=None, frames=None, num_inference_steps=
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
         part = [None if value is None else value[rows] for value in (condition, known)]
-        clips.append(self.decode(self.sample_latents(*part, index[rows], options)))
+        made = self.decode(self.sample_latents(*part, index[rows], options))
+        clips.append(self.enlarged(made, prompts[rows], factor, options['seed'], index[rows]))
     frames = convert_frames(torch.cat(clips), output_type)
     return VideoPipelineOutput(frames, prompts, self.fps, output_type)
 
 # %% ../nbs/94_pipeline.ipynb #bf4ea697
 @patch
 def film(self: VideoPipeline, prompts, frames=None, overlap=1, num_inference_steps=None,
-         guidance_scale=None, generator=None, seed=0, **options):
+         guidance_scale=None, generator=None, seed=0, size=None, **options):
     """One long clip of several prompts in turn, each beginning with the last frames of the one
     before: a `VideoPipelineOutput` of one clip (1, 3, T, H, W).
 
     `frames` (3, k, H, W), or a PIL image: how the first begins. `overlap`: latent frames that two
-    clips share. For the rest see the call; ValueError as there."""
+    clips share. `size`: rows of the film. For the rest see the call; ValueError as there."""
     self.check_continues()
+    factor = self.factor_of(size)
     given = dict(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     options = self.call_options(given, generator, seed, options)
     if options.pop('renoise_times', 0):
@@ -294,7 +326,8 @@ def film(self: VideoPipeline, prompts, frames=None, overlap=1, num_inference_ste
     film = generate_long(self.model, self.objective, self.autoencoder, condition, overlap,
                          *self.statistics(), start, decode, **options)
     title = None if self.vocabulary is None else ' · '.join(prompts)
-    return VideoPipelineOutput(film.cpu()[None], [title], self.fps)
+    film = self.enlarged(film.cpu()[None], None, factor, options['seed'], [0])
+    return VideoPipelineOutput(film, [title], self.fps)
 
 # %% ../nbs/94_pipeline.ipynb #1e767e1e
 PIPELINE = 'video-pipeline'
@@ -302,7 +335,7 @@ PIPELINE = 'video-pipeline'
 
 @patch
 def save_pretrained(self: VideoPipeline, folder):
-    """Write folders model and autoencoder, and pipeline.json; each file is replaced whole.
+    """Write model, autoencoder and upsampler, and pipeline.json; each file is replaced whole.
     ValueError, before anything is written: an objective of your own, which has no name there."""
     vocabulary = None if self.vocabulary is None else self.vocabulary.to_dict()
     check_saved(self.objective)
@@ -314,6 +347,9 @@ def save_pretrained(self: VideoPipeline, folder):
     with atomic_folder(Path(folder).expanduser()) as part:
         self.model.save_pretrained(part / 'model')
         self.autoencoder.save_pretrained(part / 'autoencoder')
+        if self.upsampler is not None:
+            own = self.upsampler.autoencoder is not self.autoencoder
+            self.upsampler.save_pretrained(part / 'upsampler', autoencoder=own)
         write_json(part / 'pipeline.json', about)
 
 # %% ../nbs/94_pipeline.ipynb #a4c3abaa
@@ -383,6 +419,12 @@ def local_folder(name):
         raise FileNotFoundError(f'{name}: no such folder, nor found on the hub: {said}') from None
 
 
+def read_upsampler(folder, autoencoder):
+    "The upsampler in the folder of a pipeline; where it has no autoencoder, with the pipeline's."
+    own = (folder / 'autoencoder').is_dir()
+    return UpsamplingPipeline.from_pretrained(folder, None if own else autoencoder)
+
+
 READERS = {'pipeline.json': saved_parts, 'recipe.json': run_parts, 'avatar.json': saved_parts}
 
 # %% ../nbs/94_pipeline.ipynb #5ba476dc
@@ -405,7 +447,10 @@ def from_pretrained(cls: VideoPipeline, folder, device='cpu', **changes):
         parts = READERS[file.name](file, changes)
         if 'model' not in changes:
             parts['model'] = load_model(folder / 'model')
-        return cls(**parts | changes).to(device)
+        parts |= changes
+        if 'upsampler' not in parts and (folder / 'upsampler').is_dir():
+            parts['upsampler'] = read_upsampler(folder / 'upsampler', parts['autoencoder'])
+        return cls(**parts).to(device)
     except (AttributeError, KeyError, TypeError) as e:
         raise ValueError(f'{file}: not a pipeline of this version: {e!r}') from None
     except ValueError as e:
