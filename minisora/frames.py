@@ -175,21 +175,21 @@ def generate_long(model, objective, ae, conditions, overlap=1, mean=0., std=1., 
 
     From the second clip on (or from the first, after `start` (3, T, H, W)), the last frames of
     the film, as many as `overlap` latent frames represent, are encoded again, and the clip
-    continues from them. `mean` and `std` are those of the model's latents. `decode`: another way
-    to decode than `ae.decode`, in tiles for one; `options` go to `sample`. Clip i has seed
-    `seed` + i."""
+    continues from them; from all of `start` where it is shorter, a picture for one. `mean` and
+    `std` are those of the model's latents. `decode`: another way to decode than `ae.decode`, in
+    tiles for one; `options` go to `sample`. Clip i has seed `seed` + i. ValueError: a start that
+    the autoencoder cannot encode."""
     tail = ae.spec.clip_shape(overlap, 1, 1)[1]                             # frames of pixels
     film = None if start is None else start[None]
-    if film is not None and film.shape[2] < tail:
-        raise ValueError(f'start has {film.shape[2]} frames; overlap={overlap} needs {tail}')
     for i, y in enumerate(conditions):
         known = None
         if film is not None:
-            known = (ae.encode(film[:, :, -tail:]).mode - mean) / std
+            last = film[:, :, -tail:]                                       # or a picture
+            known = (ae.encode(last).mode - mean) / std
         y = None if y is None else y[None]                                  # (1, slots)
         z = sample_continuation(model, objective, y, known, n=1, seed=seed + i, **options)
         clip = (decode or ae.decode)(z * std + mean).clamp(-1, 1)           # (1, 3, T, H, W)
-        film = clip if film is None else torch.cat([film, clip[:, :, tail:]], 2)
+        film = clip if film is None else torch.cat([film, clip[:, :, last.shape[2]:]], 2)
     return film[0]
 
 # %% ../nbs/13_longer.ipynb #3d541cdf

@@ -265,11 +265,21 @@ def test_a_film_decodes_as_it_is_told(model):
     assert calls == [(1, 3, 4, 2, 2)] * 2
 
 
-def test_too_short_a_start_is_named(model):
+def test_a_start_that_is_no_whole_latents_is_named(model):
     y = torch.tensor([[0]])
     start = torch.zeros(3, 3, 16, 16)
-    with pytest.raises(ValueError, match="start has 3 frames; overlap=2 needs 5"):
+    with pytest.raises(ValueError, match=r"1 \+ a multiple of 4, not 3"):
         generate_long(model, FramePrediction(), Blocks(), y, start=start, overlap=2)
+
+
+def test_a_film_from_a_picture_goes_on_from_more_frames(model):
+    """Of a start of one frame, one is given; of the clip before, as many as two latents hold."""
+    y = torch.tensor([[0], [1]])
+    start = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    objective = FramePrediction(prediction="data")
+    film = generate_long(model, objective, Blocks(), y, start=start, overlap=2, steps=2)
+    assert film.shape[1] == 13 + 13 - 5
+    assert torch.equal(film[:, 0], start[:, 0])
 
 
 def test_joints_that_cut_are_found():

@@ -385,7 +385,7 @@ def test_a_film_without_words():
         (dict(prompts=["hello"], overlop=2), "no option 'overlop'"),
         (dict(prompts=["hello"], overlap=0), "overlap.*0"),
         (dict(prompts=["hello", "hello"], overlap=3), "overlap.*3"),
-        (dict(prompts=["hello"], frames=torch.zeros(3, 1, 32, 64), overlap=2), "needs 5"),
+        (dict(prompts=["hello"], frames=torch.zeros(3, 3, 32, 64), overlap=2), "multiple of 4"),
     ],
 )
 def test_a_wrong_film_is_refused(pipe, call, message, monkeypatch):
