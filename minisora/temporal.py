@@ -22,8 +22,7 @@ from .dit import (
     DiTBlock, FinalLayer, TimestepEmbedder, init_weights, patchify, position_buffers, unpatchify)
 from .models.conditions import CONDITIONS, Unconditional, WordCondition
 from .models.flat_config import accepts_flat, flat_wrappers, is_flat, nest_mixed
-from .models.inflate import (
-    check_positions, load_image_weights, stretch_bias_table, stretch_time_table)
+from .models.inflate import check_positions, load_image_weights, stretch_bias_table
 from .models.layers import BlockConfig
 from .models.layouts import LAYOUTS, Factorized, Joint, as_part, part_from_fields
 from .models.modulation import MODULATIONS, AdaLN
@@ -140,7 +139,7 @@ class VideoDiT(nn.Module, PretrainedMixin, library_name='minisora', license='apa
             init_weights(self, c.condition.init_std)
             c.condition.build_tokens(self)
             c.modulation.build(self)
-        c.positions.build(self)
+            c.positions.build(self)
         if c.relative_bias:
             grids = [(c.layout.bias_grid(i, c.grid), c.layout.bias_prefix(i, self.num_tokens))
                      for i in range(c.depth)]
@@ -273,9 +272,7 @@ def resize_video(model, size, spread='hw'):
         grids = [c.layout.bias_grid(i, m.grid) for m in (model, other)]
         key = f'bias.{i}.table'
         state[key] = stretch_bias_table(state[key], *grids)
-    if getattr(c.positions, 'learned_time', False):
-        learned = model.temp_embed.data
-        state['temp_embed'] = stretch_time_table(learned, size[0], 't' in spread)
+    state |= c.positions.resized(model, other.grid, spread)
     return load_strict(other, state).train(model.training)
 
 # %% ../nbs/07_temporal.ipynb #e4846228

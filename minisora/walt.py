@@ -27,8 +27,8 @@ def walt_presets():
     128 × 128 pixels; 'walt-small' for clips of the course."""
     def preset(depth, width, heads, **options):
         return VideoDiTConfig(patch=(1, 1, 1), depth=depth, width=width, heads=heads, channels=8,
-                              block=BlockConfig(qk_norm=True), relative_bias=True,
-                              modulation=AdaLNLoRA(2), **options)
+                              block=BlockConfig(qk_norm=True), positions='learned',
+                              relative_bias=True, modulation=AdaLNLoRA(2), **options)
     large = dict(size=(5, 16, 16), layout=Windows(((1, 0, 0), (0, 8, 8))))
     return {'WALT-L': preset(24, 1024, 16, **large), 'WALT-XL': preset(28, 1152, 16, **large),
             'walt-small': preset(6, 144, 6, size=(5, 8, 8), layout=Windows(((1, 0, 0), (0, 4, 4))))}

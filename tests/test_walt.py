@@ -274,6 +274,15 @@ def test_presets_have_the_papers_weights():
     assert counts["WALT-XL"] == pytest.approx(460, rel=0.01)
 
 
+def test_presets_have_learned_positions_and_older_files_still_load(tmp_path):
+    config = WALT_PRESETS["walt-small"]
+    assert config.positions.kind == "learned" and config.relative_bias and config.block.qk_norm
+    values = config.to_dict() | dict(positions=dict(kind="sincos", base_size=[]))
+    model = awake(VideoDiT(VideoDiTConfig(**VideoDiTConfig.upgrade(values))))
+    model.save_pretrained(tmp_path / "m")  # as the presets were before
+    assert VideoDiT.from_pretrained(tmp_path / "m").config.positions.kind == "sincos"
+
+
 def test_the_small_preset_runs():
     config = WALT_PRESETS["walt-small"]
     model = awake(VideoDiT(config))
