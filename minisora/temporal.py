@@ -157,8 +157,8 @@ def forward(self: VideoDiT, x, t, y=None):
     (B, C, T, H, W), or 2 C channels with a learned variance. y=None: the null condition.
 
     y: ids (B, slots), or (B,) for one slot; or the embeddings of captions. With
-    layout=Factorized(n), x may have n single images behind its T frames, and then y has the
-    conditions of the clip and of each image. With variable_size, T, H and W may be below
+    layout.num_joint_images n, x may have n single images behind its T frames, and then y has
+    the conditions of the clip and of each image. With variable_size, T, H and W may be below
     config.size: the tokens are at the first places of its grid."""
     c = self.config
     images, grid = self.infer_layout(x)
@@ -170,7 +170,8 @@ def forward(self: VideoDiT, x, t, y=None):
     steering, tokens = c.condition(self, time, y, images)                   # (B or B · F, D)
     h = self.layout.arrange(h, tokens, grid)                                # (B, …, slots + N, D)
     blocks = c.modulation.steer(self, steering)                             # (B or B · F, …)
-    h = self.layout.forward_blocks(self, h, blocks, grid, x)[..., self.num_tokens:, :]
+    h = self.layout.forward_blocks(self, h, blocks, grid, x)
+    h = h[..., 0 if tokens is None else tokens.shape[1]:, :]                # without the words
     steering = c.condition.for_head(time, steering)
     rows = h.reshape(len(steering), -1, c.width)                            # (B or B · F, …, D)
     out = self.final_layer(rows, steering)

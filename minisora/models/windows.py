@@ -68,7 +68,9 @@ class Windows(Joint):
 
     `sizes`: the window (frames, rows, columns) of block 0, 1, …, in turn, in tokens; 0: the whole
     axis. The default is W.A.L.T's pair: a frame, and 8 × 8 places through all frames. A window
-    that does not divide the grid is padded, and padding is never attended to."""
+    that does not divide the grid is padded, and padding is never attended to. Words in context are
+    read in each window and left as they are (W.A.L.T: in a layer of cross-attention of its own);
+    with `num_joint_images` only in windows of one frame, each frame's by its own caption."""
     sizes: tuple = ((1, 0, 0), (0, 8, 8))
     num_joint_images: int = 0        # single images behind the frames of a training clip
     can_route = False                # a window needs all its tokens
@@ -96,9 +98,17 @@ class Windows(Joint):
         "Blocks that belong together: one of each window."
         return len(self.sizes)
 
-    def window(self, i, grid):
-        "The window (t, h, w) of block i on a grid of tokens."
-        return effective_window(self.sizes[i % len(self.sizes)], grid)
+# %% ../../nbs/models/windows.ipynb #3eac6968
+@patch
+def window(self: Windows, i, grid):
+    "The window (t, h, w) of block i on a grid of tokens."
+    return effective_window(self.sizes[i % self.period], grid)
+
+
+@patch
+def spans_time(self: Windows, i):
+    "May a window of block i hold more than one frame?"
+    return self.sizes[i % self.period][0] != 1
 
 # %% ../../nbs/models/windows.ipynb #b571d0f4
 @patch
@@ -106,11 +116,10 @@ def problems(self: Windows, config):
     "Why a model of this config cannot have this layout, as pairs (field, text)."
     if not self.num_joint_images:
         return
-    if all(window[0] != 1 for window in self.sizes):
+    if all(self.spans_time(i) for i in range(self.period)):
         yield 'layout', ': num_joint_images need a window of one frame, such as (1, 0, 0)'
-    if config.patch[0] != 1 or config.condition.num_tokens:
-        yield 'layout', (': num_joint_images needs patches of one frame, and no tokens in '
-                         'context')
+    if config.patch[0] != 1:
+        yield 'layout', ': num_joint_images needs patches of one frame'
     if config.positions.kind == 'inflated':
         yield 'layout', ": num_joint_images do not go with positions='inflated'"
     if config.variable_size:
@@ -124,11 +133,17 @@ def bias_grid(self: Windows, i, grid):
 
 
 @patch
+def bias_prefix(self: Windows, i, num_tokens):
+    "How many words are in front of a window of block i."
+    return 0 if self.num_joint_images and self.spans_time(i) else num_tokens
+
+
+@patch
 def window_bias(self: Windows, model, i, grid, like):
     """The relative bias of block i inside a window, (heads, n, n), or None; with −inf for the keys
     that are padding, (windows, heads or 1, n or 1, n), where there are some."""
     window = self.window(i, grid)
-    front = torch.arange(model.num_tokens, device=like.device)
+    front = torch.arange(self.bias_prefix(i, model.num_tokens), device=like.device)
     bias = model.block_bias(i)
     at = grid_indices(self.window(i, model.grid), window, like.device)
     if bias is not None and torch.is_tensor(at):                            # a smaller clip
@@ -139,17 +154,17 @@ def window_bias(self: Windows, model, i, grid, like):
     padded = rearrange(padded, 'f n -> f 1 1 n')
     return padded if bias is None else bias + padded                        # (F, heads, n, n)
 
-
+# %% ../../nbs/models/windows.ipynb #da79e955
 @patch
 def window_rope(self: Windows, model, i, grid):
-    "The rotations of each window's tokens, (2, windows, slots + n, d/2), or None."
+    "The rotations of each window's words and tokens, (2, windows, slots + n, d/2), or None."
     rope = getattr(model, 'rope', None)
     if rope is None:
         return None
-    front = model.num_tokens
+    front = self.bias_prefix(i, model.num_tokens)
     frames = min(grid[0], model.grid[0])
     at = grid_indices(model.grid, (frames, *grid[1:]), rope.device)
-    places = rope[:, front:][:, at]
+    places = rope[:, model.num_tokens:][:, at]
     first = places[:, :math.prod(grid[1:])].repeat(1, grid[0] - frames, 1)  # images: as frame 0
     rows = partition(torch.cat([places, first], 1), grid, self.window(i, grid))
     told = repeat(rope[:, :front], 'two s d -> two f s d', f=rows.shape[1])
@@ -157,32 +172,45 @@ def window_rope(self: Windows, model, i, grid):
 
 # %% ../../nbs/models/windows.ipynb #83e89aef
 @patch
-def apply_block(self: Windows, model, i, h, c, grid, kept=None):
-    "Block i within its windows of h (B, slots + N, D) -> as h; the condition's tokens stay."
-    spans_time = self.sizes[i % self.period][0] != 1
-    if self.num_joint_images and spans_time and grid[0] == 1 < model.grid[0]:
-        return h                                                            # an image alone
-    front = model.num_tokens
-    told, clip, images = h.tensor_split([front, front + math.prod(grid)], 1)
-    if images.shape[1] and spans_time:
-        c = rearrange(c, '(b f) d -> b f d', b=len(h))[:, 0]                # the clip's (B, D)
-    elif images.shape[1]:
-        clip = h[:, front:]
-        images = images[:, :0]
-        grid = (clip.shape[1] // math.prod(grid[1:]), *grid[1:])
-    clip = self.attend_in_windows(model, i, told, clip, c, grid)
-    return torch.cat([told, clip, images], 1)
+def count_images(self: Windows, model, h, grid):
+    "How many single images are behind a clip of `grid` tokens in h (B, words + N, D)."
+    frame = math.prod(grid[1:])
+    more = h.shape[1] - grid[0] * frame - model.num_tokens
+    return more // (frame + model.num_tokens)                               # each has its words
 
 
 @patch
-def attend_in_windows(self: Windows, model, i, told, h, c, grid):
-    """Block i within its windows of all tokens h (B, N, D), each window with the condition's tokens
-    `told` (B, slots, D); c (B, D), or a row for each frame, (B · frames, D)."""
-    front = told.shape[1]
+def apply_block(self: Windows, model, i, h, c, grid, kept=None):
+    "Block i within its windows of h (B, words + N, D) -> as h; the words stay."
+    spans_time = self.spans_time(i)
+    if self.num_joint_images and spans_time and grid[0] == 1 < model.grid[0]:
+        return h                                                            # an image alone
+    images = self.count_images(model, h, grid)
+    words, clip = h.tensor_split([(1 + images) * model.num_tokens], 1)
+    captions = rearrange(words, 'b (k s) d -> b k s d', k=1 + images)
+    captions = captions[:, :, :self.bias_prefix(i, model.num_tokens)]
+    stills = clip[:, :0]
+    if images and spans_time:
+        clip, stills = clip.tensor_split([math.prod(grid)], 1)
+        c = rearrange(c, '(b f) d -> b f d', b=len(h))[:, 0]                # the clip's (B, D)
+    elif images:
+        captions = captions[:, [0] * grid[0] + list(range(1, 1 + images))]  # a frame's (B, F, …)
+        grid = (grid[0] + images, *grid[1:])
+    clip = self.attend_in_windows(model, i, captions, clip, c, grid)
+    return torch.cat([words, clip, stills], 1)
+
+# %% ../../nbs/models/windows.ipynb #a4376e7b
+@patch
+def attend_in_windows(self: Windows, model, i, captions, h, c, grid):
+    """Block i within its windows of all tokens h (B, N, D), each window with words in front:
+    `captions` (B, 1, slots, D), or (B, F, slots, D), one for each frame. c (B, D) or (B · F, D)."""
+    front = captions.shape[2]
     window = self.window(i, grid)
     rows = partition(h, grid, window)                                       # (B, F, n, D)
     if front:
-        rows = torch.cat([repeat(told, 'b s d -> b f s d', f=rows.shape[1]), rows], 2)
+        each = rows.shape[1] // captions.shape[1]                           # windows in a frame
+        captions = repeat(captions, 'b f s d -> b (f each) s d', each=each)
+        rows = torch.cat([captions, rows], 2)
     batch = len(rows)
     bias = self.window_bias(model, i, grid, rows)
     if bias is not None and bias.ndim == 4:                                 # one for each window
