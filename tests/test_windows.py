@@ -10,8 +10,16 @@ from helpers.models import awake
 from minisora.interpolants import Interpolant
 from minisora.models.conditions import WordCondition
 from minisora.models.layers import BlockConfig
-from minisora.models.layouts import Checkpointed, Joint, Routed, wrap
-from minisora.models.windows import Windows, merge, padding_bias, partition, window_counts
+from minisora.models import windows
+from minisora.models.layouts import Checkpointed, Joint, Routed, wrap, wrapped
+from minisora.models.windows import (
+    FlexWindows,
+    Windows,
+    merge,
+    padding_bias,
+    partition,
+    window_counts,
+)
 from minisora.temporal import VideoDiT, VideoDiTConfig
 
 GRIDS = [
@@ -346,3 +354,70 @@ def test_routing_is_refused_and_checkpointing_is_exact():
     model(x, t).square().sum().backward()
     for p, grad in zip(model.parameters(), plain):
         torch.testing.assert_close(p.grad, grad)
+
+
+# ---------------------------------------------------------------- by FlexAttention
+
+
+def written_out(q, k, v, score):
+    "FlexAttention by its definition, differentiable on any device."
+    where = [torch.arange(n).view([-1] + [1] * (3 - i)) for i, n in enumerate(q.shape[:3])]
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    return score(logits, *where, torch.arange(k.shape[2])).softmax(-1) @ v
+
+
+FLEX = [
+    (name, sizes, grid, smaller)
+    for name in ("plain", "relative", "words and rope")
+    for sizes in SIZES[:2]
+    for grid, smaller in [((3, 5, 4), None), ((4, 5, 4), (3, 4, 2))]
+]
+
+
+@pytest.mark.parametrize("variant, sizes, grid, smaller", FLEX, ids=str)
+def test_by_scores_as_by_a_bias(variant, sizes, grid, smaller, monkeypatch):
+    options = VARIANTS[variant] | (dict(variable_size=True) if smaller else {})
+    model = awake(VideoDiT(config(grid, sizes, **options)))
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 3, *(smaller or grid), generator=g)
+    t = torch.tensor([0.2, 0.9])
+    y = torch.tensor([[0, 4], [5, 2]]) if model.config.condition.null_id else None
+    want = model(x, t, y)
+    want.square().sum().backward()
+    gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    with wrapped(model, FlexWindows()), torch.no_grad():
+        torch.testing.assert_close(model(x, t, y), want, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(windows, "_flex_attention", written_out)
+    model.zero_grad()
+    with wrapped(model, FlexWindows(), Checkpointed(every=2)):
+        model(x, t, y).square().sum().backward()
+    assert gradients.keys() == {k for k, p in model.named_parameters() if p.grad is not None}
+    for name, p in model.named_parameters():
+        scale = gradients[name].abs().max().clamp(min=1e-3)
+        assert (p.grad - gradients[name]).abs().max() <= 1e-5 * scale, name
+
+
+def test_by_scores_with_images_and_their_captions():
+    model = with_images(2, in_context=True, relative_bias=True, sizes=((1, 3, 3), (0, 2, 3)))
+    g = torch.Generator().manual_seed(7)
+    x = torch.randn(2, 3, 5, 4, 4, generator=g)
+    t = torch.tensor([0.3, 0.8])
+    y = torch.randint(0, 6, (2, 3, 2), generator=g)
+    with torch.no_grad():
+        want = model(x, t, y)
+        with wrapped(model, FlexWindows()):
+            torch.testing.assert_close(model(x, t, y), want, rtol=1e-5, atol=1e-5)
+
+
+def test_where_scores_cannot_be_changed_it_is_said():
+    model = awake(VideoDiT(config((2, 4, 4), SIZES[0], relative_bias=True)))
+    x = torch.randn(1, 3, 2, 4, 4)
+    t = torch.tensor([0.5])
+    with wrapped(model, FlexWindows()), pytest.raises(NotImplementedError, match="no backward"):
+        model(x, t)
+    joint = VideoDiT(replace(model.config, layout=Joint()))
+    with pytest.raises(ValueError, match="FlexWindows is for models with layout='windows', not"):
+        wrap(joint, FlexWindows())
+    bare = awake(VideoDiT(config((2, 4, 4), SIZES[0])))  # neither bias nor padding: as before
+    with wrapped(bare, FlexWindows()):
+        bare(x, t).sum().backward()
