@@ -22,8 +22,7 @@ from .dit import (
     DiTBlock, FinalLayer, TimestepEmbedder, init_weights, patchify, position_buffers, unpatchify)
 from .models.conditions import CONDITIONS, Unconditional, WordCondition
 from .models.flat_config import accepts_flat, flat_wrappers, is_flat, nest_mixed
-from .models.inflate import (
-    check_positions, load_image_weights, stretch_bias_table, stretch_time_table)
+from .models.inflate import check_positions, load_image_weights, stretch_bias_table
 from .models.layers import BlockConfig
 from .models.layouts import LAYOUTS, Factorized, Joint, as_part, part_from_fields
 from .models.modulation import MODULATIONS, AdaLN
@@ -140,7 +139,7 @@ class VideoDiT(nn.Module, PretrainedMixin, library_name='minisora', license='apa
             init_weights(self, c.condition.init_std)
             c.condition.build_tokens(self)
             c.modulation.build(self)
-        c.positions.build(self)
+            c.positions.build(self)
         if c.relative_bias:
             grids = [(c.layout.bias_grid(i, c.grid), c.layout.bias_prefix(i, self.num_tokens))
                      for i in range(c.depth)]
@@ -158,8 +157,8 @@ def forward(self: VideoDiT, x, t, y=None):
     (B, C, T, H, W), or 2 C channels with a learned variance. y=None: the null condition.
 
     y: ids (B, slots), or (B,) for one slot; or the embeddings of captions. With
-    layout=Factorized(n), x may have n single images behind its T frames, and then y has the
-    conditions of the clip and of each image. With variable_size, T, H and W may be below
+    layout.num_joint_images n, x may have n single images behind its T frames, and then y has
+    the conditions of the clip and of each image. With variable_size, T, H and W may be below
     config.size: the tokens are at the first places of its grid."""
     c = self.config
     images, grid = self.infer_layout(x)
@@ -171,7 +170,8 @@ def forward(self: VideoDiT, x, t, y=None):
     steering, tokens = c.condition(self, time, y, images)                   # (B or B · F, D)
     h = self.layout.arrange(h, tokens, grid)                                # (B, …, slots + N, D)
     blocks = c.modulation.steer(self, steering)                             # (B or B · F, …)
-    h = self.layout.forward_blocks(self, h, blocks, grid, x)[..., self.num_tokens:, :]
+    h = self.layout.forward_blocks(self, h, blocks, grid, x)
+    h = h[..., 0 if tokens is None else tokens.shape[1]:, :]                # without the words
     steering = c.condition.for_head(time, steering)
     rows = h.reshape(len(steering), -1, c.width)                            # (B or B · F, …, D)
     out = self.final_layer(rows, steering)
@@ -279,9 +279,7 @@ def resize_video(model, size, spread='hw'):
         grids = [c.layout.bias_grid(i, m.grid) for m in (model, other)]
         key = f'bias.{i}.table'
         state[key] = stretch_bias_table(state[key], *grids)
-    if getattr(c.positions, 'learned_time', False):
-        learned = model.temp_embed.data
-        state['temp_embed'] = stretch_time_table(learned, size[0], 't' in spread)
+    state |= c.positions.resized(model, other.grid, spread)
     return load_strict(other, state).train(model.training)
 
 # %% ../nbs/07_temporal.ipynb #e4846228

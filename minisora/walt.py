@@ -23,14 +23,16 @@ from .temporal import VideoDiTConfig
 
 # %% ../nbs/12_windows.ipynb #1cf489e6
 def walt_presets():
-    """{'WALT-L': VideoDiTConfig, …}: L and XL of W.A.L.T (Gupta et al. 2023), for 17 frames of
-    128 × 128 pixels; 'walt-small' for clips of the course."""
+    """{'WALT-L': VideoDiTConfig, …}: L and XL of W.A.L.T (Gupta et al. 2023) and a model as large
+    as its largest, for 17 frames of 128 × 128 pixels; 'walt-small' for clips of the course."""
     def preset(depth, width, heads, **options):
         return VideoDiTConfig(patch=(1, 1, 1), depth=depth, width=width, heads=heads, channels=8,
-                              block=BlockConfig(qk_norm=True), relative_bias=True,
-                              modulation=AdaLNLoRA(2), **options)
+                              block=BlockConfig(qk_norm=True), positions='learned',
+                              relative_bias=True, modulation=AdaLNLoRA(2), **options)
     large = dict(size=(5, 16, 16), layout=Windows(((1, 0, 0), (0, 8, 8))))
     return {'WALT-L': preset(24, 1024, 16, **large), 'WALT-XL': preset(28, 1152, 16, **large),
+            # 3 billion is the paper's; its depth and width are chosen here to give that many
+            'WALT-3B': preset(46, 2304, 32, **large),
             'walt-small': preset(6, 144, 6, size=(5, 8, 8), layout=Windows(((1, 0, 0), (0, 4, 4))))}
 
 

@@ -69,6 +69,26 @@ def test_attention_without_a_bias_is_pytorchs_own():
     assert torch.equal(biased_attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
+def test_a_mask_of_keys_keeps_no_matrix_for_the_way_back():
+    q, k, v = (torch.randn(2, 3, 64, 8, requires_grad=True) for _ in range(3))
+    mask = torch.zeros(2, 1, 1, 64)
+    mask[1, ..., 50:] = -torch.inf
+    kept = []
+
+    def note(x):
+        kept.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        out = biased_attention(q, k, v, mask)
+    assert max(kept) < 2 * 3 * 64 * 64
+    got = [out, *torch.autograd.grad(out.square().sum(), (q, k, v))]
+    out = biased_attention(q, k, v, mask.expand(2, 1, 64, 64))
+    want = [out, *torch.autograd.grad(out.square().sum(), (q, k, v))]
+    for a, b in zip(got, want):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 # ---------------------------------------------------------------- what a block is made of
 
 

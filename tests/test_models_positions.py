@@ -1,6 +1,7 @@
 """Where the tokens are: waves, turns and biases, and the positions that a config is made of."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from minisora.models.layouts import Factorized, Joint
 from minisora.models.positions import (
     InflatedPositions,
     LattePositions,
+    LearnedPositions,
     Positions,
     RelativePositionBias,
     RopePositions,
@@ -27,6 +29,7 @@ from minisora.models.positions import (
     sincos_2d,
     token_coordinates,
 )
+from minisora.models.windows import Windows
 from minisora.temporal import VideoDiT, VideoDiTConfig
 
 BOTH = [Joint(), Factorized()]
@@ -317,6 +320,68 @@ def test_latte_adds_time_before_the_first_temporal_block(learned):
     assert torch.equal(short[0, :, 0], model.temp_embed[0, :2])
     trained = {k for k, _ in model.named_parameters()}
     assert ("temp_embed" in trained) == learned
+
+
+LEARNED = dict(positions=LearnedPositions())
+
+
+@pytest.mark.parametrize("layout", [Joint(), Factorized(), Windows()], ids=kind)
+def test_learned_positions_are_a_row_of_each_table(layout):
+    "All inputs alike: what differs between tokens is their place and their moment, added."
+    model = video(FRAMES, layout=layout, **LEARNED)
+    h = torch.randn(1, 1, 48).expand(2, 24, 48)
+    got = model.config.positions.add(model, h, model.grid) - h
+    for t, y, x in [(0, 0, 0), (3, 1, 2), (2, 0, 1)]:
+        want = model.temp_embed[0, t] + model.pos_embed[0, 3 * y + x]
+        torch.testing.assert_close(got[1, (t * 2 + y) * 3 + x], want)
+    model(*video_batch(FRAMES)).square().sum().backward()
+    for table in (model.pos_embed, model.temp_embed):
+        assert (table.grad.abs().sum(-1) > 0).all()
+
+
+def test_learned_positions_start_small_and_of_the_seed():
+    config = dataclasses.replace(FRAMES, **LEARNED)
+    model, again, other = VideoDiT(config), VideoDiT(config), VideoDiT(config, seed=1)
+    for name in ("pos_embed", "temp_embed"):
+        table = getattr(model, name)
+        assert table.requires_grad and 0.01 < table.std() < 0.03
+        assert torch.equal(table, getattr(again, name))
+        assert not torch.equal(table, getattr(other, name))
+    plain = VideoDiT(FRAMES)  # the tables are drawn last: the other weights are as without
+    own = dict(model.named_parameters())
+    assert all(torch.equal(own[k], p) for k, p in plain.named_parameters())
+
+
+def test_images_have_the_learned_moment_of_frame_0():
+    layout = Windows(((1, 0, 0), (0, 2, 2)), num_joint_images=2)
+    model = video(FRAMES, layout=layout, **LEARNED)
+    add = model.config.positions.add
+    both = add(model, torch.zeros(2, 36, 48), model.grid)
+    clip = add(model, torch.zeros(2, 24, 48), model.grid)
+    assert torch.equal(both[:, :24], clip)
+    assert torch.equal(both[:, 24:30], clip[:, :6]) and torch.equal(both[:, 30:], clip[:, :6])
+    assert torch.equal(add(model, torch.zeros(2, 6, 48), (1, 2, 3)), clip[:, :6])
+
+
+def test_a_smaller_clip_has_the_first_learned_places():
+    model = video(FRAMES, variable_size=True, **LEARNED)
+    whole = model.config.positions.add(model, torch.zeros(1, 24, 48), model.grid).view(4, 2, 3, 48)
+    part = model.config.positions.add(model, torch.zeros(1, 6, 48), (3, 1, 2))
+    assert torch.equal(part.view(3, 1, 2, 48), whole[:3, :1, :2])
+
+
+def test_learned_positions_are_saved_with_the_model(tmp_path):
+    model = video(FRAMES, positions=LearnedPositions((2, 4, 6)), layout=Windows())
+    config = model.config
+    values = json.loads(json.dumps(config.to_dict()))
+    assert VideoDiTConfig(**VideoDiTConfig.upgrade(values)) == config
+    assert dataclasses.replace(config, positions=dict(kind="learned")).positions.kind == "learned"
+    model.save_pretrained(tmp_path / "m")
+    again = VideoDiT.from_pretrained(tmp_path / "m")
+    assert again.config == config and again.config.positions.base_size == (2, 4, 6)
+    assert torch.equal(again.pos_embed, model.pos_embed)
+    assert torch.equal(again.temp_embed, model.temp_embed)
+    assert torch.equal(again(*video_batch(FRAMES)), model.eval()(*video_batch(FRAMES)))
 
 
 def test_positions_are_spread_over_another_size():

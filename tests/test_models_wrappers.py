@@ -153,7 +153,7 @@ def test_wrappers_have_kinds():
     assert as_part(WRAPPERS, dict(kind="routed", fraction=0.25, blocks=[1, 3])) == Routed(
         0.25, (1, 3)
     )
-    with pytest.raises(ValueError, match="wrapper must be one of 'checkpointed', 'routed'"):
+    with pytest.raises(ValueError, match="be one of 'checkpointed', 'flex-windows', 'routed'"):
         as_part(WRAPPERS, "sharded")
 
 

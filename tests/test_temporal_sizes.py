@@ -18,6 +18,7 @@ from minisora.models.layouts import Checkpointed, Factorized, Joint, wrap
 from minisora.models.positions import (
     InflatedPositions,
     LattePositions,
+    LearnedPositions,
     Positions,
     RopePositions,
     SinCosPositions,
@@ -27,6 +28,7 @@ from minisora.models.positions import (
     token_coordinates,
 )
 from minisora.models.preconditioning import EDMOutput
+from minisora.models.windows import Windows
 from minisora.temporal import VideoDiT, resize_video
 from minisora.train import fit
 from minisora.training.batches import BucketDataset
@@ -253,6 +255,69 @@ def test_fit_trains_one_model_on_buckets_of_several_sizes(layout, tmp_path):
     before = dict(VideoDiT(c).named_parameters())
     moved = [k for k, p in whole.model.named_parameters() if not torch.equal(p, before[k])]
     assert any("bias.0.table" in k for k in moved) and "x_embedder.weight" in moved
+
+
+# ---------------------------------------------------------------- learned places and moments
+
+
+def between(table, n):
+    "Learned positions (m, D) at n places spread over them, linear, by hand."
+    at = token_coordinates((n,), (len(table),)).flatten().clamp(0, len(table) - 1)
+    low = at.long().clamp(max=len(table) - 2)
+    share = (at - low)[:, None].float()
+    return table[low] * (1 - share) + table[low + 1] * share
+
+
+def test_learned_positions_are_spread_over_a_wider_picture():
+    "W.A.L.T's 9:16: the places interpolated, the moments kept, the weights too."
+    model = video(FRAMES, positions=LearnedPositions(), layout=Windows(((1, 0, 0), (0, 2, 2))))
+    wide = resize_video(model, (4, 4, 10))
+    assert wide.config.positions.base_size == (4, 4, 6)
+    assert wide.pos_embed.shape == (1, 10, 48) and wide.pos_embed.requires_grad
+    assert torch.equal(wide.temp_embed, model.temp_embed)
+    ramp = torch.arange(3.0)[None, :, None] + 10 * torch.arange(2.0)[:, None, None]
+    model.pos_embed.data = ramp.expand(2, 3, 48).reshape(1, 6, 48).clone()
+    got = resize_video(model, (4, 4, 12)).pos_embed.view(2, 6, 48)
+    torch.testing.assert_close(got[1], got[0] + 10)
+    want = token_coordinates((6,), (3,)).flatten().float()  # half a step from place to place
+    torch.testing.assert_close(got[0, :, 0], want.clamp(0, 2), rtol=0, atol=0.2)
+    same = resize_video(model, FRAMES.size, "thw")
+    assert torch.equal(same.pos_embed, model.pos_embed)
+    assert torch.equal(same.temp_embed, model.temp_embed)
+    assert wide(*video_batch(wide.config)).isfinite().all()
+
+
+def test_learned_moments_are_interpolated_and_cut():
+    model = video(FRAMES, positions=LearnedPositions())
+    finer = resize_video(model, (7, 4, 6), "t")
+    torch.testing.assert_close(finer.temp_embed[0], between(model.temp_embed[0], 7))
+    assert torch.equal(finer.pos_embed, model.pos_embed)
+    shorter = resize_video(model, (2, 2, 4), "")  # continued: the first of each axis
+    assert torch.equal(shorter.temp_embed, model.temp_embed[:, :2])
+    assert torch.equal(shorter.pos_embed, model.pos_embed[:, :2])
+
+
+def test_learned_moments_of_tubelets():
+    positions = dict(positions=LattePositions(learned_time=True), layout=Factorized())
+    for options in (positions, dict(positions=LearnedPositions())):
+        model = video(**options)  # patches of two frames
+        longer = resize_video(model, (8, 4, 6), "t")
+        assert longer.temp_embed.shape == (1, 4, 48)
+        torch.testing.assert_close(longer.temp_embed[0], between(model.temp_embed[0], 4))
+
+
+@pytest.mark.parametrize(
+    "size, spread, words",
+    [
+        ((6, 4, 6), "hw", r"4 learned frame positions do not continue to 6: spread them \('t'\)"),
+        ((4, 8, 6), "tw", r"2 learned row positions do not continue to 4: spread them \('h'\)"),
+        ((4, 4, 8), "th", r"3 learned column positions do not continue to 4: spread them \('w'\)"),
+    ],
+)
+def test_what_was_not_learned_has_no_value(size, spread, words):
+    model = video(FRAMES, positions=LearnedPositions())
+    with pytest.raises(ValueError, match=words):
+        resize_video(model, size, spread)
 
 
 # ---------------------------------------------------------------- errors

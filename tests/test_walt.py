@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import benchmark
 from helpers.models import awake
 
+from minisora.core.course import course_folder
+from minisora.core.files import read_json
 from minisora.core.hub import OBJECTIVES
 from minisora.diffusion import GaussianDiffusion
 from minisora.interpolants import Interpolant, objective_from_dict
@@ -264,14 +267,56 @@ def test_the_sampling_model_passes_on_what_it_is_asked_for():
 
 
 def test_presets_have_the_papers_weights():
-    "313 M and 460 M (Gupta et al. 2023)."
+    "313 M, 460 M and 3 B (Gupta et al. 2023); the record of what they cost is of these models."
     with torch.device("meta"):
         counts = {
-            name: sum(p.numel() for p in VideoDiT(WALT_PRESETS[name]).parameters()) / 1e6
-            for name in ("WALT-L", "WALT-XL")
+            name: sum(p.numel() for p in VideoDiT(WALT_PRESETS[name]).parameters())
+            for name in ("WALT-L", "WALT-XL", "WALT-3B")
         }
-    assert counts["WALT-L"] == pytest.approx(313, rel=0.01)
-    assert counts["WALT-XL"] == pytest.approx(460, rel=0.01)
+    assert counts["WALT-L"] == pytest.approx(313e6, rel=0.01)
+    assert counts["WALT-XL"] == pytest.approx(460e6, rel=0.01)
+    assert counts["WALT-3B"] == pytest.approx(3e9, rel=0.01)
+    record = read_json(course_folder() / "benchmarks" / "walt_cost.json")
+    assert {row["name"]: row["weights"] for row in record["rows"]} == counts
+
+
+def test_the_record_of_costs_follows_from_its_own_figures():
+    "FLOPs against the equations of a block, and seconds against FLOPs."
+    record = read_json(course_folder() / "benchmarks" / "walt_cost.json")
+    assert "PREDICTED" in record["note"]
+    for row in record["rows"]:
+        n, width, pairs = 1280, row["width"], (1280 * 256 + 1280 * 320) / 2
+        block = 2 * (12 * n * width**2 + 2 * pairs * width)
+        assert row["forward_gflop"] == pytest.approx(row["depth"] * block / 1e9, rel=0.01)
+        still = 2 * (12 * 256 * width**2 + 2 * 256**2 * width) * row["depth"] / 2
+        assert row["image_forward_gflop"] == pytest.approx(still / 1e9, rel=0.03)
+        assert row["training_gflop"] == pytest.approx(3 * row["forward_gflop"], rel=0.01)
+        assert row["always_gb"] == pytest.approx(16 * row["weights"] / 1e9, rel=0.001)
+        for name, card in record["cards"].items():
+            rate = record["utilization"] * card["bf16"]
+            step = record["batch"] * row["training_gflop"] * 1e9 / rate
+            assert row[name]["step_seconds"] == pytest.approx(step, rel=0.01)
+            clip = 2 * record["steps"] * row["forward_gflop"] * 1e9 / rate
+            assert row[name]["clip_seconds"] == pytest.approx(clip, rel=0.01)
+
+
+def test_costs_are_counted_as_recorded():
+    "Of a small model, by the functions that wrote the record."
+    cost = benchmark("walt_cost")
+    config = WALT_PRESETS["walt-small"]
+    weights, forward, training = cost.count(config)
+    assert weights == sum(p.numel() for p in VideoDiT(config).parameters())
+    assert 2.8 < training / forward <= 3
+    assert cost.count(cost.image_config(config))[1] == pytest.approx(forward / 10, rel=0.05)
+
+
+def test_presets_have_learned_positions_and_older_files_still_load(tmp_path):
+    config = WALT_PRESETS["walt-small"]
+    assert config.positions.kind == "learned" and config.relative_bias and config.block.qk_norm
+    values = config.to_dict() | dict(positions=dict(kind="sincos", base_size=[]))
+    model = awake(VideoDiT(VideoDiTConfig(**VideoDiTConfig.upgrade(values))))
+    model.save_pretrained(tmp_path / "m")  # as the presets were before
+    assert VideoDiT.from_pretrained(tmp_path / "m").config.positions.kind == "sincos"
 
 
 def test_the_small_preset_runs():

@@ -7,10 +7,19 @@ import pytest
 import torch
 from helpers.models import awake
 
+from minisora.interpolants import Interpolant
 from minisora.models.conditions import WordCondition
 from minisora.models.layers import BlockConfig
-from minisora.models.layouts import Checkpointed, Joint, Routed, wrap
-from minisora.models.windows import Windows, merge, padding_bias, partition, window_counts
+from minisora.models import windows
+from minisora.models.layouts import Checkpointed, Joint, Routed, wrap, wrapped
+from minisora.models.windows import (
+    FlexWindows,
+    Windows,
+    merge,
+    padding_bias,
+    partition,
+    window_counts,
+)
 from minisora.temporal import VideoDiT, VideoDiTConfig
 
 GRIDS = [
@@ -177,12 +186,24 @@ def test_a_window_of_everything_is_joint_attention():
 # ---------------------------------------------------------------- images beside clips
 
 
-def with_images(n, **options):
-    base = config((3, 4, 4), ((1, 0, 0), (0, 2, 2)), condition=WordCondition(5, slots=2), **options)
+def with_images(n, in_context=False, sizes=((1, 0, 0), (0, 2, 2)), **options):
+    words = WordCondition(5, slots=2, in_context=in_context)
+    base = config((3, 4, 4), sizes, condition=words, **options)
     return awake(VideoDiT(replace(base, layout=replace(base.layout, num_joint_images=n))))
 
 
-@pytest.mark.parametrize("options", [{}, dict(relative_bias=True), dict(positions="rope")])
+IMAGE_OPTIONS = [
+    {},
+    dict(relative_bias=True),
+    dict(positions="rope"),
+    dict(positions="learned"),
+    dict(in_context=True),
+    dict(in_context=True, relative_bias=True),
+    dict(in_context=True, positions="rope", sizes=((1, 3, 3), (0, 2, 2))),
+]
+
+
+@pytest.mark.parametrize("options", IMAGE_OPTIONS, ids=str)
 def test_images_behind_a_clip_are_as_alone(options):
     "A clip and 1 + t images in one batch row answer as each of them alone."
     n = 4
@@ -195,17 +216,20 @@ def test_images_behind_a_clip_are_as_alone(options):
     both = model(torch.cat([clip, images], 2), t, y)
     assert both.shape == (2, 3, 3 + n, 4, 4)
     torch.testing.assert_close(both[:, :, :3], model(clip, t, y[:, 0]), rtol=1e-5, atol=1e-5)
+    first = model.layout.sizes[0]
     still = VideoDiT(
-        VideoDiTConfig(**{**vars(model.config), "size": (1, 4, 4), "layout": Windows(((1, 0, 0),))})
+        VideoDiTConfig(**{**vars(model.config), "size": (1, 4, 4), "layout": Windows((first,))})
     )
     state = {k: v for k, v in model.state_dict().items() if k in still.state_dict()}
+    if "temp_embed" in state:
+        state["temp_embed"] = state["temp_embed"][:, :1]
     if options.get("relative_bias"):
         state = {k: v for k, v in state.items() if not k.startswith("bias.")}
         state |= {f"bias.{i}.table": model.bias[0].table for i in range(4)}
         for i in range(0, 4, 2):
             state[f"bias.{i}.table"] = model.bias[i].table
     still.load_state_dict(state)
-    still.layout = SpatialOnly(((1, 0, 0), (1, 0, 0)))
+    still.layout = SpatialOnly((first, first))
     for k in range(n):
         image = images[:, :, k : k + 1]
         alone = still(image, t, y[:, 1 + k])
@@ -218,6 +242,53 @@ class SpatialOnly(Windows):
 
     def apply_block(self, model, i, h, c, grid, kept=None):
         return h if i % 2 else super().apply_block(model, i, h, c, grid, kept)
+
+
+def test_words_are_read_in_windows_of_a_frame_each_by_its_own_image():
+    "With images: another caption changes only its own image; windows in time read no words."
+    n = 2
+    model = with_images(n, in_context=True, relative_bias=True)
+    assert [bias.prefix for bias in model.bias] == [2, 0, 2, 0]
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(1, 3, 3 + n, 4, 4, generator=g)
+    t = torch.tensor([0.4])
+    y = torch.tensor([[[0, 1], [2, 3], [4, 0]]])
+    before = model(x, t, y)
+    for which, frames in ((0, slice(0, 3)), (1, slice(3, 4)), (2, slice(4, 5))):
+        other = y.clone()
+        other[0, which] = torch.tensor([5, 4])
+        moved = (model(x, t, other) - before).abs().amax((0, 1, 3, 4)) > 1e-6
+        want = torch.zeros(5, dtype=torch.bool)
+        want[frames] = True
+        assert torch.equal(moved, want)
+    h = torch.randn(1, 3 * 2 + 5 * 16, 24, generator=g)
+    c = torch.randn(5, 24, generator=g)
+    for i, reads in ((0, True), (1, False)):
+        told = h.clone()
+        told[:, :6] += 1
+        out, again = (model.layout.apply_block(model, i, v, c, (3, 4, 4)) for v in (h, told))
+        assert torch.equal(out[:, :6], h[:, :6]) and torch.equal(again[:, :6], told[:, :6])
+        assert torch.equal(out[:, 6:], again[:, 6:]) != reads
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+def test_the_loss_of_a_batch_is_that_of_its_parts(in_context):
+    "Per sample: a clip and its images in one row cost what they cost apart."
+    n = 3
+    model = with_images(n, in_context=in_context, relative_bias=True)
+    g = torch.Generator().manual_seed(6)
+    z, noise = torch.randn(2, 2, 3, 3 + n, 4, 4, generator=g)
+    y = torch.randint(0, 6, (2, 1 + n, 2), generator=g)
+    t = torch.tensor([0.3, 0.8])
+    objective = Interpolant()
+    whole = objective.loss(model, z, y, noise, t)["loss"]
+    clip = objective.loss(model, z[:, :, :3], y[:, 0], noise[:, :, :3], t)["loss"]
+    images = [
+        objective.loss(model, z[:, :, k : k + 1], y[:, k - 2], noise[:, :, k : k + 1], t)["loss"]
+        for k in range(3, 3 + n)
+    ]
+    assert whole.shape == (2,)
+    torch.testing.assert_close(whole, (3 * clip + sum(images)) / (3 + n), rtol=1e-5, atol=1e-5)
 
 
 def test_an_image_passes_windows_in_time_untouched():
@@ -235,7 +306,6 @@ def test_an_image_passes_windows_in_time_untouched():
     "fields, words",
     [
         (dict(patch=(3, 1, 1)), "patches of one frame"),
-        (dict(condition=WordCondition(5, in_context=True)), "no tokens in context"),
         (dict(positions="inflated"), "inflated"),
         (dict(variable_size=True), "look alike"),
         (dict(layout=Windows(((0, 2, 2),), num_joint_images=1)), "window of one frame"),
@@ -284,3 +354,70 @@ def test_routing_is_refused_and_checkpointing_is_exact():
     model(x, t).square().sum().backward()
     for p, grad in zip(model.parameters(), plain):
         torch.testing.assert_close(p.grad, grad)
+
+
+# ---------------------------------------------------------------- by FlexAttention
+
+
+def written_out(q, k, v, score):
+    "FlexAttention by its definition, differentiable on any device."
+    where = [torch.arange(n).view([-1] + [1] * (3 - i)) for i, n in enumerate(q.shape[:3])]
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    return score(logits, *where, torch.arange(k.shape[2])).softmax(-1) @ v
+
+
+FLEX = [
+    (name, sizes, grid, smaller)
+    for name in ("plain", "relative", "words and rope")
+    for sizes in SIZES[:2]
+    for grid, smaller in [((3, 5, 4), None), ((4, 5, 4), (3, 4, 2))]
+]
+
+
+@pytest.mark.parametrize("variant, sizes, grid, smaller", FLEX, ids=str)
+def test_by_scores_as_by_a_bias(variant, sizes, grid, smaller, monkeypatch):
+    options = VARIANTS[variant] | (dict(variable_size=True) if smaller else {})
+    model = awake(VideoDiT(config(grid, sizes, **options)))
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 3, *(smaller or grid), generator=g)
+    t = torch.tensor([0.2, 0.9])
+    y = torch.tensor([[0, 4], [5, 2]]) if model.config.condition.null_id else None
+    want = model(x, t, y)
+    want.square().sum().backward()
+    gradients = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
+    with wrapped(model, FlexWindows()), torch.no_grad():
+        torch.testing.assert_close(model(x, t, y), want, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(windows, "_flex_attention", written_out)
+    model.zero_grad()
+    with wrapped(model, FlexWindows(), Checkpointed(every=2)):
+        model(x, t, y).square().sum().backward()
+    assert gradients.keys() == {k for k, p in model.named_parameters() if p.grad is not None}
+    for name, p in model.named_parameters():
+        scale = gradients[name].abs().max().clamp(min=1e-3)
+        assert (p.grad - gradients[name]).abs().max() <= 1e-5 * scale, name
+
+
+def test_by_scores_with_images_and_their_captions():
+    model = with_images(2, in_context=True, relative_bias=True, sizes=((1, 3, 3), (0, 2, 3)))
+    g = torch.Generator().manual_seed(7)
+    x = torch.randn(2, 3, 5, 4, 4, generator=g)
+    t = torch.tensor([0.3, 0.8])
+    y = torch.randint(0, 6, (2, 3, 2), generator=g)
+    with torch.no_grad():
+        want = model(x, t, y)
+        with wrapped(model, FlexWindows()):
+            torch.testing.assert_close(model(x, t, y), want, rtol=1e-5, atol=1e-5)
+
+
+def test_where_scores_cannot_be_changed_it_is_said():
+    model = awake(VideoDiT(config((2, 4, 4), SIZES[0], relative_bias=True)))
+    x = torch.randn(1, 3, 2, 4, 4)
+    t = torch.tensor([0.5])
+    with wrapped(model, FlexWindows()), pytest.raises(NotImplementedError, match="no backward"):
+        model(x, t)
+    joint = VideoDiT(replace(model.config, layout=Joint()))
+    with pytest.raises(ValueError, match="FlexWindows is for models with layout='windows', not"):
+        wrap(joint, FlexWindows())
+    bare = awake(VideoDiT(config((2, 4, 4), SIZES[0])))  # neither bias nor padding: as before
+    with wrapped(bare, FlexWindows()):
+        bare(x, t).sum().backward()

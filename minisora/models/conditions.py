@@ -68,7 +68,7 @@ class Unconditional:
         (B, slots, D) or None.
 
         With `images` single images behind a clip's frames: (B · F, D), one row for each frame and
-        image."""
+        image, and tokens (B, (1 + images) · slots, D)."""
         return time, None
 
     def for_head(self, time, steering):
@@ -134,7 +134,7 @@ class WordCondition(Unconditional):
         y = checked_condition(y, shape, self.null_id, time.device)
         words = rearrange(model.y_embedder(y), 'b (k s) d -> b k s d', s=self.slots)
         parts = words.sum(2) / self.slots ** 0.5                            # (B, 1 + images, D)
-        tokens = words[:, 0] + model.slot_embed if self.in_context else None
+        tokens = (words + model.slot_embed).flatten(1, 2) if self.in_context else None
         return steer_frames(time, parts, model.grid[0]), tokens
 
 # %% ../../nbs/models/conditions.ipynb #dc0a1596

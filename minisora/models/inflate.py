@@ -60,6 +60,21 @@ def stretch_image_table(table, grid, new):
     image = F.interpolate(image, new, mode='bicubic')                       # (1, D, h', w')
     return rearrange(image, '1 d h w -> 1 (h w) d')
 
+
+def stretch_space_table(table, grid, new, spread):
+    """Learned positions (1, h·w, D) of a `grid` (h, w) on another: interpolated along the axes in
+    `spread`, letters of 'hw', and the first ones along the others.
+
+    ValueError where they would have to continue."""
+    for axis, what, old, n in zip('hw', ('row', 'column'), grid, new):
+        if axis not in spread and n > old:
+            raise ValueError(f'resize_video: {old} learned {what} positions do not continue '
+                             f"to {n}: spread them ('{axis}')")
+    between = [n if axis in spread else old for axis, old, n in zip('hw', grid, new)]
+    image = stretch_image_table(table, grid, between)
+    image = rearrange(image, '1 (h w) d -> 1 h w d', h=between[0])[:, :new[0], :new[1]]
+    return rearrange(image, '1 h w d -> 1 (h w) d')
+
 # %% ../../nbs/models/inflate.ipynb #efea74a2
 def check_positions(model):
     "ValueError where a model's frozen positions are not those of its config."

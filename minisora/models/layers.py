@@ -61,10 +61,15 @@ class SwiGLU(nn.Module):
 
 # %% ../../nbs/models/layers.ipynb #65482af3
 def biased_attention(q, k, v, bias=None):
-    """softmax(q kᵀ / √d + bias) v over the last two axes (…, N, d).
+    """softmax(q kᵀ / √d + bias) v over the last two axes (…, N, d); or bias(q, k, v), where the
+    bias is a function that attends by itself, such as those of `FlexWindows`.
 
-    On a CPU, scaled_dot_product_attention with a float mask is slower than the explicit formula."""
-    if bias is None or q.device.type != 'cpu':
+    On a CPU, scaled_dot_product_attention with a float mask for each pair is slower than the
+    explicit formula."""
+    if callable(bias):
+        return bias(q, k, v)
+    of_pairs = bias is not None and bias.shape[-2] == q.shape[-2]           # or one row for all q
+    if q.device.type != 'cpu' or not of_pairs:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     logits = (q * q.shape[-1] ** -.5) @ k.mT + bias
     return logits.softmax(-1) @ v

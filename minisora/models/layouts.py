@@ -219,7 +219,7 @@ def as_part(registry, value, owner=''):
     return value
 
 # %% ../../nbs/models/layouts.ipynb #0f0e6257
-WRAPPERS = Registry('wrapper', 'minisora.models.layouts')
+WRAPPERS = Registry('wrapper', 'minisora.models.layouts', 'minisora.models.windows')
 
 # %% ../../nbs/models/layouts.ipynb #277bdcd3
 @dataclass(frozen=True)
