@@ -317,7 +317,8 @@ def save_pretrained(self: VideoPipeline, folder):
     check_saved(self.objective)
     about = dict(
         kind=PIPELINE, vocabulary=vocabulary, objective=self.objective.to_dict(),
-        mean=self.mean.tolist(), std=self.std.tolist(), fps=self.fps, sampling=self.sampling)
+        mean=self.mean.tolist(), std=self.std.tolist(), fps=self.fps, sampling=self.sampling,
+        upsampler=self.upsampler is not None)
     if not str(folder):
         raise ValueError('VideoPipeline.save_pretrained: the name of the folder is empty')
     with atomic_folder(Path(folder).expanduser()) as part:
@@ -349,8 +350,8 @@ def from_pretrained(cls: VideoPipeline, folder, device='cpu', **changes):
         if 'model' not in changes:
             parts['model'] = load_model(folder / 'model')
         parts |= changes
-        if 'upsampler' not in parts and (folder / 'upsampler').is_dir():
-            parts['upsampler'] = read_upsampler(folder / 'upsampler', parts['autoencoder'])
+        if 'upsampler' not in parts:
+            parts['upsampler'] = read_upsampler(file, parts['autoencoder'])
         return cls(**parts).to(device)
     except (AttributeError, KeyError, TypeError) as e:
         raise ValueError(f'{file}: not a pipeline of this version: {e!r}') from None

@@ -18,7 +18,7 @@ from .core.provenance import MadeFrom, weights_fingerprint
 from .data.vocabulary import Vocabulary
 from .interpolants import objective_from_dict
 from .recipe import read_captions, read_recipe, read_statistics
-from .upsampling_pipeline import UpsamplingPipeline
+from .upsampling_pipeline import SHARED_AUTOENCODER, UpsamplingPipeline
 
 # %% ../nbs/93_pipeline_folders.ipynb #f78942d1
 PIPELINE = 'video-pipeline'
@@ -90,10 +90,15 @@ def local_folder(name):
         raise FileNotFoundError(f'{name}: no such folder, nor found on the hub: {said}') from None
 
 
-def read_upsampler(folder, autoencoder):
-    "The upsampler in the folder of a pipeline; where it has no autoencoder, with the pipeline's."
-    own = (folder / 'autoencoder').is_dir()
-    return UpsamplingPipeline.from_pretrained(folder, None if own else autoencoder)
+def read_upsampler(file, autoencoder):
+    """The upsampler of the pipeline that a file tells of, or None; one that has no autoencoder of
+    its own gets the pipeline's."""
+    folder = file.with_name('upsampler')
+    if not read_json(file).get('upsampler', folder.is_dir()):
+        return None
+    about = folder / 'pipeline.json'
+    shares = about.is_file() and read_json(about).get('autoencoder') == SHARED_AUTOENCODER
+    return UpsamplingPipeline.from_pretrained(folder, autoencoder if shares else None)
 
 
 READERS = {'pipeline.json': saved_parts, 'recipe.json': run_parts, 'avatar.json': saved_parts}
