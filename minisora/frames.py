@@ -122,7 +122,7 @@ class FrameConditionedModel:
             raise AttributeError(name)
         return getattr(self.model, name)
 
-
+# %% ../nbs/13_longer.ipynb #f1e924dd
 @patch
 def sampling_model(self: FramePrediction, model):
     "The model told that nothing is given, where it is not told what is."
@@ -153,7 +153,8 @@ def sample_continuation(model, objective, condition=None, known=None, n=None, ba
     index = resolve_indices(condition, n, options.pop('index', None), None)
     if known is not None and len(known) != len(index):
         raise ValueError(f'known holds {len(known)} samples, {len(index)} are asked for')
-    size = batch_size or max(len(index), 1)
+    alone = options.get('solver') == 'dopri5' and not options.get('together')   # it asks one by one
+    size = 1 if alone else batch_size or max(len(index), 1)
     done = []
     for start in range(0, len(index), size):
         rows = slice(start, start + size)

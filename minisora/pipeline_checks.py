@@ -78,6 +78,7 @@ def as_statistic(name, value, channels):
 # %% ../nbs/93_pipeline_checks.ipynb #340f98e6
 # what `sample` calls steps and guidance has the names of diffusers here
 TO_PIPELINE = dict(steps='num_inference_steps', guidance='guidance_scale')
+TO_SAMPLE = {name: short for short, name in TO_PIPELINE.items()}
 OWN_OPTIONS = {'num_inference_steps', 'guidance_scale', 'renoise_times', 'batch_size', 'progress'}
 NO_OPTIONS = {'model', 'objective', 'x', 'condition', 'n', 'shape', 'noise', 'device', 'index',
               'steps', 'guidance', 'options', 'reverse', 'seed'}
@@ -118,3 +119,16 @@ def options_of_call(usual, given):
         if options.get(name) is not None:
             options[name] = check_number(name, options[name])
     return options
+
+# %% ../nbs/93_pipeline_checks.ipynb #aeebd004
+def index_list(index, count):
+    "The numbers of `count` clips as a list. ValueError where they are not as many."
+    if index is None:
+        return list(range(count))
+    index = index.tolist() if torch.is_tensor(index) else index
+    if not hasattr(index, '__iter__'):
+        raise ValueError(f'index must be a list of whole numbers, not {index!r}')
+    index = [check_int('index', i, minimum=0) for i in index]
+    if len(index) != count:
+        raise ValueError(f'index has {len(index)} numbers for {count} clips')
+    return index

@@ -24,8 +24,17 @@ from .data.vocabulary import Vocabulary
 from .interpolants import objective_from_dict
 from .latents.tiling import tiled_decode
 from .pipeline_checks import (
-    TO_PIPELINE, as_statistic, check_kinds, check_sampling, options_of_call, word_problem)
-from .upsampling import Upsampling, UpsamplerDiT, upsample
+    TO_SAMPLE, as_statistic, check_kinds, check_sampling, index_list, options_of_call, word_problem)
+from .upsampling import TiledModel, Upsampling, UpsamplerDiT, upsample
+
+# %% ../nbs/93_upsampling_pipeline.ipynb #3689540c
+def upsampling_options(usual, given):
+    "The options `usual` and, before them, those `given`. ValueError for one that there is not."
+    options = options_of_call(usual, check_sampling(given))
+    for name in ('renoise_times', 'batch_size'):
+        if name in options:
+            raise ValueError(f'UpsamplingPipeline has no option {name!r} of sampling')
+    return options
 
 # %% ../nbs/93_upsampling_pipeline.ipynb #811198e6
 UPSAMPLING_PIPELINE = 'upsampling-pipeline'
@@ -63,15 +72,10 @@ class UpsamplingPipeline:
         self.mean = as_statistic('mean', self.mean, channels)
         self.std = as_statistic('std', self.std, channels)
         check_number('level', self.level, 0, maximum=self.objective.max_level)
-        self.sampling = options_of_call({}, check_sampling(self.sampling))
+        self.sampling = upsampling_options({}, self.sampling)
 
     def __repr__(self):
         return f'UpsamplingPipeline({type(self.model).__name__}, in pieces of {self.frames} frames)'
-
-    @property
-    def frames(self):
-        "Frames of one piece."
-        return self.autoencoder.spec.clip_shape(self.model.config.size[0], 1, 1)[1]
 
 # %% ../nbs/93_upsampling_pipeline.ipynb #132b0b8e
 @patch
@@ -80,6 +84,12 @@ def to(self: UpsamplingPipeline, device):
     for part in (self.model, self.autoencoder):
         part.to(device)
     return self
+
+
+@patch(as_prop=True)
+def frames(self: UpsamplingPipeline):
+    "Frames of one piece."
+    return self.autoencoder.spec.clip_shape(self.model.config.size[0], 1, 1)[1]
 
 
 @patch
@@ -105,7 +115,7 @@ def pieces(length, size, shared):
 def check_clips_to_enlarge(clips, factor, spec):
     """Clips as float (B, 3, T, H, W), and how many times they are doubled. ValueError says what
     cannot be made larger."""
-    if not torch.is_tensor(clips) or clips.ndim != 5 or clips.shape[1] != 3:
+    if not torch.is_tensor(clips) or clips.ndim != 5 or clips.shape[1] != 3 or not len(clips):
         got = tuple(clips.shape) if torch.is_tensor(clips) else type(clips).__name__
         raise ValueError(f'clips must be a tensor (B, 3, T, H, W), not {got}')
     passes = check_int('factor', factor, minimum=2).bit_length() - 1
@@ -121,11 +131,30 @@ def word_ids(self: UpsamplingPipeline, prompt, count):
     "A prompt, or one for each of `count` clips -> ids (B, slots), or None. ValueError: a word."
     if prompt is None or self.vocabulary is None:
         return None
-    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+    prompts = [prompt] * count if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
+        raise ValueError(f'prompt must be a text or a list of texts, not {prompt!r}')
     if len(prompts) != count:
         raise ValueError(f'prompt has {len(prompts)} texts for {count} clips')
     ids = torch.stack([self.vocabulary.encode(text, strict=True) for text in prompts])
     return ids.to(device_of(self.model))
+
+# %% ../nbs/93_upsampling_pipeline.ipynb #7668de0e
+@patch
+def double(self: UpsamplingPipeline, clips, shared, *rest):
+    "A batch of clips of any length, twice as large, piece by piece; shared frames are crossfaded."
+    length = clips.shape[2]
+    whole = None
+    for first in pieces(length, self.frames, shared):
+        piece = self.double_piece(clips[:, :, first:first + self.frames], *rest)
+        if whole is None:
+            whole = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
+        common = min(shared, piece.shape[2]) if first else 0
+        new = (torch.arange(common) + 1.).view(-1, 1, 1) / (common + 1)     # (common, 1, 1)
+        old = whole[:, :, first:first + common]
+        old.copy_(torch.lerp(old, piece[:, :, :common], new))
+        whole[:, :, first + common:first + piece.shape[2]] = piece[:, :, common:]
+    return whole
 
 # %% ../nbs/93_upsampling_pipeline.ipynb #2cb623e0
 @patch
@@ -145,10 +174,11 @@ def __call__(self: UpsamplingPipeline, clips, prompt=None, factor=2, level=None,
     check_number('level', level, 0, maximum=self.objective.max_level)
     check_int('shared', shared, minimum=0, maximum=self.frames - 1)
     condition = self.word_ids(prompt, len(clips))
-    options = options_of_call(self.sampling, check_sampling(options))
-    options = {_TO_SAMPLE.get(name, name): value for name, value in options.items()}
+    TiledModel(self.model, overlap)                 # for its errors
+    options = upsampling_options(self.sampling, options)
+    options = {TO_SAMPLE.get(name, name): value for name, value in options.items()}
     options['seed'] = check_int('seed', seed, minimum=0)
-    index = list(range(len(clips))) if index is None else list(index)
+    index = index_list(index, len(clips))
     done = []
     for start in range(0, len(clips), check_int('batch_size', batch_size)):
         rows = slice(start, start + batch_size)
@@ -158,27 +188,6 @@ def __call__(self: UpsamplingPipeline, clips, prompt=None, factor=2, level=None,
             part = self.double(part, shared, y, level, overlap, index[rows], options)
         done.append(part)
     return torch.cat(done)
-
-
-# diffusers' names -> those of `sample`
-_TO_SAMPLE = {name: short for short, name in TO_PIPELINE.items()}
-
-
-@patch
-def double(self: UpsamplingPipeline, clips, shared, *rest):
-    "A batch of clips of any length, twice as large, piece by piece; shared frames are crossfaded."
-    length = clips.shape[2]
-    whole = None
-    for first in pieces(length, self.frames, shared):
-        piece = self.double_piece(clips[:, :, first:first + self.frames], *rest)
-        if whole is None:
-            whole = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
-        common = min(shared, piece.shape[2]) if first else 0
-        new = (torch.arange(common) + 1.).view(-1, 1, 1) / (common + 1)     # (common, 1, 1)
-        old = whole[:, :, first:first + common]
-        old.copy_(torch.lerp(old, piece[:, :, :common], new))
-        whole[:, :, first + common:first + piece.shape[2]] = piece[:, :, common:]
-    return whole
 
 # %% ../nbs/93_upsampling_pipeline.ipynb #1911b102
 OWN_AUTOENCODER = 'autoencoder'
@@ -200,7 +209,7 @@ def save_pretrained(self: UpsamplingPipeline, folder, autoencoder=True):
             self.autoencoder.save_pretrained(part / OWN_AUTOENCODER)
         write_json(part / 'pipeline.json', about)
 
-
+# %% ../nbs/93_upsampling_pipeline.ipynb #e16ffa4a
 @patch(cls_method=True)
 def from_pretrained(cls: UpsamplingPipeline, folder, autoencoder=None, device='cpu'):
     """What `save_pretrained` wrote; `autoencoder`: another than the saved one. FileNotFoundError,

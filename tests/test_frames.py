@@ -128,6 +128,61 @@ def test_objective_round_trip():
     assert FramePrediction.from_dict(values) == a == objective_from_dict(values)
 
 
+def test_guidance_on_what_is_known_moves_away_from_the_answer_without_it(model):
+    x = torch.randn(3, 3, 4, 2, 2, generator=torch.Generator().manual_seed(1))
+    known = torch.randn(3, 3, 2, 2, 2, generator=torch.Generator().manual_seed(2))
+    t = torch.tensor([0.2, 0.5, 0.9])
+    y = torch.tensor([[0], [1], [2]])
+    with torch.no_grad():
+        given, alone = (FrameConditionedModel(model, k)(x, t, y) for k in (known, None))
+        assert torch.equal(FrameConditionedModel(model, known, 1.0)(x, t, y), given)
+        assert torch.equal(FrameConditionedModel(model, None, 2.0)(x, t, y), alone)
+        for scale in (0.0, 2.0, 3.5):
+            guided = FrameConditionedModel(model, known, scale)(x, t, y)
+            torch.testing.assert_close(guided, alone + scale * (given - alone))
+        assert (given - alone).abs().max() > 0.1
+        # beside guidance on the condition, whose batch is doubled
+        both = FrameConditionedModel(model, known, 2.0)(
+            torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, y])
+        )
+        torch.testing.assert_close(both[3:], alone + 2 * (given - alone), rtol=1e-4, atol=1e-5)
+
+
+def test_sampling_with_guidance_on_what_is_known(model):
+    objective = FramePrediction(prediction="data")
+    y = torch.tensor([[0], [1], [2]])
+    known = torch.randn(3, 3, 2, 2, 2, generator=torch.Generator().manual_seed(1))
+    options = dict(steps=3, guidance=2.0, seed=5)
+    plain = sample_continuation(model, objective, y, known, **options)
+    assert torch.equal(
+        sample_continuation(model, objective, y, known, known_guidance=1, **options), plain
+    )
+    more = sample_continuation(model, objective, y, known, known_guidance=2.0, **options)
+    assert torch.equal(more[:, :, :2], known) and (more - plain).abs().max() > 1e-2
+    by_one = sample_continuation(
+        model, objective, y, known, known_guidance=2.0, batch_size=1, **options
+    )
+    torch.testing.assert_close(by_one, more, rtol=1e-4, atol=1e-4)
+    fresh = sample_continuation(model, objective, y, **options)
+    assert torch.equal(sample_continuation(model, objective, y, known_guidance=2, **options), fresh)
+    with pytest.raises(ValueError, match="known_guidance must be a finite number, not 'a'"):
+        sample_continuation(model, objective, y, known, known_guidance="a", **options)
+
+
+def test_an_adaptive_solver_asks_about_each_sample_with_its_own_frames(model):
+    pytest.importorskip("torchdiffeq")
+    objective = FramePrediction(prediction="velocity")
+    y = torch.tensor([[0], [1]])
+    known = torch.randn(2, 3, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    options = dict(solver="dopri5", atol=0.1, rtol=0.1, guidance=1.0)
+    z = sample_continuation(model, objective, y, known, **options)
+    one = sample_continuation(model, objective, y[1:], known[1:], index=[1], **options)
+    torch.testing.assert_close(one, z[1:], rtol=1e-3, atol=1e-3)
+    assert (
+        sample_continuation(model, objective, y, known, together=True, **options).shape == z.shape
+    )
+
+
 @pytest.mark.parametrize("prediction", ["data", "velocity"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_sampling_keeps_what_is_known(model, prediction, guidance):

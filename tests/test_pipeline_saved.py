@@ -161,7 +161,7 @@ def test_a_repository_is_asked_for_on_the_hub(tmp_path, monkeypatch):
         VideoPipeline.from_pretrained("somebody/something")
     asked = []
     monkeypatch.setattr(
-        "minisora.pipeline.snapshot_download",
+        "minisora.pipeline_folders.snapshot_download",
         lambda name: asked.append(name) or str(OLD / "avatar"),
     )
     assert VideoPipeline.from_pretrained("somebody/something").fps == 12

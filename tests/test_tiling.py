@@ -5,7 +5,7 @@ import torch
 from helpers.autoencoder import awake, close, generator, random_latents, small_vae
 
 from minisora.autoencoder import ImageVAE
-from minisora.latents.tiling import tile_offsets, tile_weights, tiled_decode
+from minisora.latents.tiling import tile_offsets, tile_weights, tiled_decode, tiled_encode
 
 
 def test_tiles_with_a_wide_margin_are_the_whole():
@@ -59,3 +59,38 @@ def test_tiles_refuse_by_name(tile, overlap, margin):
         ValueError, match=f"overlap < tile, not margin={margin}, overlap={overlap}, tile={tile}"
     ):
         tiled_decode(ae, random_latents(ae, 1), tile, overlap, margin)
+
+
+def test_encoded_in_tiles_with_a_wide_margin_is_the_whole():
+    "The encoder sees less than 6 latents to each side."
+    ae = small_vae()
+    x = torch.rand(2, 3, 5, 22 * 8, 19 * 8, generator=generator()) * 2 - 1
+    with torch.no_grad():
+        whole = ae.encode(x).mode
+    assert close(tiled_encode(ae, x, tile=15, overlap=13, margin=6), whole)
+    narrow = tiled_encode(ae, x, tile=14, overlap=2, margin=0)
+    assert not close(narrow, whole, 1e-3) and narrow.shape == whole.shape
+
+
+def test_a_clip_smaller_than_a_tile_is_encoded_whole():
+    ae = small_vae()
+    x = torch.rand(1, 3, 5, 40, 160, generator=generator()) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(tiled_encode(ae, x, tile=24, overlap=8), ae.encode(x).mode)
+
+
+def test_clips_that_cannot_be_encoded_in_tiles_are_named():
+    ae = small_vae()
+    x = torch.zeros(1, 3, 5, 40, 40)
+    for wrong, message in (
+        (x[:, :2], "3 color channels, these have 2"),
+        (x[0], r"must be \(B, 3, T, H, W\), not \(3, 5, 40, 40\)"),
+        (x[..., :39], "multiples of 8"),
+        (x[:, :, :3], "number of frames"),
+        (x.to(torch.uint8), "must be float"),
+        (x / 0, "NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiled_encode(ae, wrong)
+    with pytest.raises(ValueError, match="overlap < tile, not margin=2, overlap=4, tile=8"):
+        tiled_encode(ae, x, 8, 4, 2)

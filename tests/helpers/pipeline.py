@@ -25,10 +25,10 @@ from minisora.train import fit
 SIZE = dict(size=(4, 2, 2), patch=(1, 1, 1), width=32, depth=2, heads=2)
 
 
-def awake(config, seed=0):
-    """A VideoDiT whose zero-initialized layers are redrawn: a fresh one answers 0, which would hide
+def awake(config, seed=0, kind=VideoDiT):
+    """A model whose zero-initialized layers are redrawn: a fresh one answers 0, which would hide
     any fault."""
-    model = VideoDiT(config, seed=seed)
+    model = kind(config, seed=seed)
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
