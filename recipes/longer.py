@@ -1,7 +1,8 @@
 """The pipeline data/longer: a picture or a caption in, a clip out, larger and longer where asked.
 
     python recipes/longer.py --part video       # W.A.L.T's windows, frame prediction: 64×64 pixels
-    python recipes/longer.py --part upsampler   # 64 -> 128 -> 256 pixels, and a sharper decoder
+    python recipes/longer.py --part upsampler   # 64 -> 128 -> 256 pixels
+    python recipes/longer.py --part decoder     # a decoder that is sharper on what they make
     python recipes/longer.py --part measure     # figures into benchmarks/longer.json
     python recipes/longer.py --part ship        # weights in half precision into data/longer
 
@@ -10,6 +11,7 @@ goes on. One thread is enough: about 30 CPU-minutes for each of the first two.""
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,8 +24,9 @@ from minisora.autoencoder import load_autoencoder
 from minisora.clips import MOTIONS, SceneClips, scene_caption, scene_combinations
 from minisora.core.files import read_json, write_json
 from minisora.core.optim import lr_factor, optimizer_step, set_lr, training_steps
+from minisora.data.video import to_float
 from minisora.data.vocabulary import Vocabulary
-from minisora.frames import FramePrediction
+from minisora.frames import FrameConditionedModel, FramePrediction
 from minisora.latent_cache import LatentCache, write_cache
 from minisora.models.conditions import WordCondition
 from minisora.models.modulation import AdaLNLoRA
@@ -97,6 +100,11 @@ def latents(args, name, clips, words):
     return LatentCache(path, vocabulary=words)
 
 
+def fresh(average):
+    "A moving average as a model that can be trained on."
+    return copy.deepcopy(average).requires_grad_(True)
+
+
 def train_video(args):
     """The first model: what happens, at 64×64 pixels, from a caption, a picture, or two latent
     frames; half of its training clips begin with a picture."""
@@ -119,20 +127,34 @@ def train_video(args):
         condition=condition(words),
     )
     objective = FramePrediction(**DATA_PREDICTION, shift=5.0, known_frames=(0, 1, 1, 2))
-    return fit(
-        VideoDiT(config),
-        cache,
-        objective,
-        steps=args.video_steps,
-        out=args.work / "video",
+    options = dict(
         batch_size=8,
-        lr=4.5e-3,
         warmup=150,
         ema=0.998,
         valid=held.normalize_as(cache),
         valid_every=1000,
         **TRAINING,
     )
+    first = fit(
+        VideoDiT(config),
+        cache,
+        objective,
+        steps=args.video_steps,
+        out=args.work / "video",
+        lr=4.5e-3,
+        **options,
+    )
+    # once more, at a lower rate, with a loss on how the error moves: steadier shapes
+    second = fit(
+        fresh(first.ema),
+        cache,
+        replace(objective, temporal_diff_weight=2.0),
+        steps=args.again_steps,
+        out=args.work / "video-again",
+        lr=2.5e-3,
+        **options,
+    )
+    return second, first.cpu_minutes + second.cpu_minutes
 
 
 @torch.no_grad()
@@ -180,66 +202,116 @@ def train_upsampler(args):
     )
     model = UpsamplerDiT(config).fit_features(pairs[::3, C:], pairs[::3, :C])
     objective = Upsampling(**DATA_PREDICTION, shift=4.0, max_level=0.2)
-    result = fit(
+    options = dict(batch_size=4, warmup=100, ema=0.995, **TRAINING)
+    out = args.work / f"upsampler-{args.guide.kind}"
+    first = fit(
         model,
         (pairs, data["ids"]),
         objective,
         steps=args.upsampler_steps,
-        out=args.work / f"upsampler-{args.guide.kind}",
-        batch_size=4,
+        out=out,
         lr=3e-3,
-        warmup=100,
-        ema=0.995,
-        **TRAINING,
+        **options,
+    )
+    # once more, signs three times as often
+    rows = [i for i in range(len(tiles)) for _ in range(1 if i < 2 * args.scenes else 3)]
+    second = fit(
+        fresh(first.ema),
+        (pairs[rows], data["ids"][rows]),
+        objective,
+        steps=args.upsampler_again_steps,
+        out=out.with_name(f"{out.name}-again"),
+        lr=2e-3,
+        **options,
     )
     write_json(args.work / "statistics.json", dict(mean=mean.item(), std=std.item()))
-    return result, tiles, pairs
+    return second, first.cpu_minutes + second.cpu_minutes, tiles, pairs
 
 
-def predicted(model, objective, rows, mean, std, generator):
-    "Latents as the trained model sees them in noisy ones, at times from 0 to .9, unnormalized."
+def predicted_larger(result, rows, generator):
+    "Latents as the upsampler sees them in noisy ones, at times from 0 to .9, normalized."
+    objective = result.objective
     large, told = rows.chunk(2, 1)
     t = 0.9 * torch.rand(len(rows), generator=generator)
     level = objective.max_level * torch.rand(len(rows), generator=generator)
-    noise = torch.randn(rows.shape, generator=generator)
-    told = add_level(told, noise[:, large.shape[1] :], level)
-    x = objective.add_noise(large, noise[:, : large.shape[1]], t)
-    return call_upsampler(model, x, told, level, t) * std + mean
+    noise, told_noise = torch.randn(rows.shape, generator=generator).chunk(2, 1)
+    told = add_level(told, told_noise, level)
+    return call_upsampler(result.ema, objective.add_noise(large, noise, t), told, level, t)
 
 
-def tune_decoder(args, result, tiles, pairs, batch=2):
-    """The video autoencoder, its decoder trained on for edges: on latents of clips, and on those
-    that the upsampler sees; the encoder stays as it is."""
+def predicted_clips(result, latents, ids, generator):
+    "Latents as the first model sees them in noisy ones, at times from .3 to .95, normalized."
+    objective = result.objective
+    t = 0.3 + 0.65 * torch.rand(len(latents), generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    model = FrameConditionedModel(result.ema, latents[:, :, :1])
+    z = objective.predict(model, objective.add_noise(latents, noise, t), t, ids)[0]
+    z[:, :, :1] = latents[:, :, :1]
+    return z
+
+
+class DecoderBatches:
+    """Latents and the clips that they should decode to, two at a time, of four kinds in turn: clips
+    of the first model, as it sees them; large clips as the upsampler sees them, twice; large clips
+    as they are."""
+
+    def __init__(self, args):
+        words = vocabulary()
+        self.video, _ = train_video(args)
+        self.upsampler, _, self.tiles, self.pairs = train_upsampler(args)
+        self.statistics = read_json(args.work / "statistics.json")
+        self.clips = SceneClips(args.clips, seed=0, motions=MOTIONS, frames=FRAMES)
+        self.cache = latents(args, "latents64", self.clips, words)
+
+    @torch.no_grad()
+    def draw(self, step, generator, count=2):
+        "Latents (B, C, t, h, w) and clips (B, 3, T, H, W)."
+        if step % 4 == 0:
+            index = torch.randint(len(self.cache), (count,), generator=generator).tolist()
+            batch = self.cache.__getitems__(index)
+            z = predicted_clips(self.video, batch["latents"], batch["condition"], generator)
+            frames = torch.stack([self.clips[i].frames for i in index])
+            return self.cache.denormalize(z), to_float(frames)
+        index = torch.randint(len(self.tiles), (count,), generator=generator)
+        rows = self.pairs[index]
+        z = rows.chunk(2, 1)[0]
+        if step % 4 < 3:
+            z = predicted_larger(self.upsampler, rows, generator)
+        clips = torch.stack([self.tiles[int(i)][0] for i in index])
+        return z * self.statistics["std"] + self.statistics["mean"], clips
+
+
+def decoder_loss(made, clips):
+    """How far a decoded clip is off: absolute error, the object five times as heavy, squared error,
+    and the error's change from frame to frame, against flicker."""
+    error = made - clips
+    shown = (clips - clips[:, :, :1, :1, :1]).abs().amax(1, keepdim=True) > 0.1  # the object
+    weight = 1 + 4 * shown
+    loss = (weight * (error.abs() + 4 * error.square())).mean()
+    return loss + 2 * error.diff(dim=2).abs().mean()
+
+
+def tune_decoder(args):
+    """The video autoencoder, its decoder trained on, for edges: on latents as both models see them.
+    The encoder stays as it is."""
     path = args.work / "autoencoder"
     if path.is_dir():
         return
-    ae = copy.deepcopy(load_autoencoder(args.vae)).train()
+    batches = DecoderBatches(args)
+    ae = load_autoencoder(args.vae).train()
     decoder = [p for name, p in ae.named_parameters() if name.startswith(("dec", "skip_out"))]
     optimizer = torch.optim.AdamW(decoder, 1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
-    statistics = read_json(args.work / "statistics.json")
-    mean, std = statistics["mean"], statistics["std"]
+    losses = [[] for _ in range(4)]
     for step, done in training_steps(args.decoder_steps, None, False, "decoder"):
         set_lr(optimizer, 1e-3 * lr_factor(step, done))
-        index = torch.randint(len(tiles), (batch,), generator=generator)
-        clips = [tiles[int(i)] for i in index]
-        if step % 4 == 3:  # small clips too: it decodes the first model's latents
-            x = torch.stack([small for _, small, _ in clips])
-            with torch.no_grad():
-                z = ae.encode(x).mode
-        else:
-            x = torch.stack([large for large, _, _ in clips])
-            rows = pairs[index]
-            z = rows[:, : rows.shape[1] // 2] * std + mean
-            if step % 2:
-                with torch.no_grad():
-                    z = predicted(result.ema, result.objective, rows, mean, std, generator)
-        difference = (ae.decode(z) - x).abs()
-        shown = (x - x[:, :, :1, :1, :1]).abs().amax(1, keepdim=True) > 0.1  # the object
-        loss = (difference * (1 + 4 * shown)).mean() + 4 * difference.square().mean()
+        z, clips = batches.draw(step, generator)
+        loss = decoder_loss(ae.decode(z), clips)
         optimizer_step(loss, optimizer, decoder)
-        if step % 100 == 0:
-            print(f"decoder, step {step}: loss {loss.item():.4f}", flush=True)
+        losses[step % 4].append(loss.item())
+        if step % 100 == 99:
+            said = ", ".join(f"{sum(kind[-25:]) / 25:.4f}" for kind in losses)
+            print(f"decoder, step {step + 1}: {said}", flush=True)
     ae.eval().save_pretrained(path)
 
 
@@ -247,8 +319,8 @@ def pipeline(args):
     "The whole, from what lies in --work."
     words = vocabulary()
     ae = load_autoencoder(args.work / "autoencoder")
-    video = train_video(args)
-    result, _, _ = train_upsampler(args)
+    video, minutes = train_video(args)
+    result, upsampler_minutes, _, _ = train_upsampler(args)
     statistics = read_json(args.work / "statistics.json")
     upsampler = UpsamplingPipeline(
         result.ema,
@@ -271,7 +343,7 @@ def pipeline(args):
     )
     made.autoencoder = ae
     made.upsampler = upsampler
-    return made, dict(video=video.cpu_minutes, upsampler=result.cpu_minutes)
+    return made, dict(video=minutes, upsampler=upsampler_minutes)
 
 
 def ship(args):
@@ -292,7 +364,9 @@ def ship(args):
 
 def parse_arguments():
     parser = make_parser(__doc__, __file__)
-    parser.add_argument("--part", choices=("video", "upsampler", "measure", "ship"), required=True)
+    parser.add_argument(
+        "--part", choices=("video", "upsampler", "decoder", "measure", "ship"), required=True
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/longer"))
     parser.add_argument("--data", type=Path, default=DATASETS, help="a folder with signs/*.mp4")
     parser.add_argument("--vae", type=Path, default=SHIPPED / "video-vae")
@@ -300,6 +374,8 @@ def parse_arguments():
     parser.add_argument("--clips", type=int, default=6200, help="scenes of the first model")
     parser.add_argument("--scenes", type=int, default=1000, help="of the upsampler, twice as many")
     parser.add_argument("--video-steps", type=int, default=12000)
+    parser.add_argument("--again-steps", type=int, default=6000)
+    parser.add_argument("--upsampler-again-steps", type=int, default=6000)
     parser.add_argument("--upsampler-steps", type=int, default=3000)
     parser.add_argument("--upsampler-calls", type=int, default=2)
     parser.add_argument("--decoder-steps", type=int, default=600)
@@ -317,7 +393,9 @@ def main():
     if args.part == "video":
         train_video(args)
     elif args.part == "upsampler":
-        tune_decoder(args, *train_upsampler(args))
+        train_upsampler(args)
+    elif args.part == "decoder":
+        tune_decoder(args)
     elif args.part == "measure":
         made, minutes = pipeline(args)
         record = dict(machine=machine(), train_cpu_minutes=minutes, **measure(args, made))
