@@ -16,23 +16,24 @@ from pathlib import Path
 
 import torch
 from common import DATASETS, RECORDS, SHIPPED, halve, machine, make_parser
-from longer_data import Tiles
+from longer_data import FRAMES, Tiles
 from longer_measures import measure
 from single_gpu_training import load_or_make
 
-from minisora.autoencoder import finetune_decoder, load_autoencoder
-from minisora.clips import MOTIONS, scene_caption, scene_combinations
+from minisora.autoencoder import load_autoencoder
+from minisora.clips import MOTIONS, SceneClips, scene_caption, scene_combinations
 from minisora.core.files import read_json, write_json
 from minisora.core.optim import lr_factor, optimizer_step, set_lr, training_steps
+from minisora.data.video import to_float
 from minisora.data.vocabulary import Vocabulary
-from minisora.experiment import Experiment
 from minisora.frames import FrameConditionedModel, FramePrediction
+from minisora.latent_cache import LatentCache, write_cache
 from minisora.models.conditions import WordCondition
 from minisora.models.modulation import AdaLNLoRA
 from minisora.models.windows import Windows
 from minisora.pipeline import VideoPipeline
 from minisora.recipe import DROPPED_WORDS, MODERN_BLOCK
-from minisora.temporal import VideoDiT
+from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import fit
 from minisora.upsampling import (
     GUIDES,
@@ -60,15 +61,15 @@ library_name: minisora
 ---
 # A small W.A.L.T: from a caption or a picture to a clip, and from 64 to 256 pixels
 
-Six objects, six colors, nine motions: 16 frames of 64×64 pixels, begun from nothing, from a given
+Six objects, six colors, nine motions: 17 frames of 64×64 pixels, begun from nothing, from a given
 picture, or from the frames of the clip before; and a second model that doubles the size, twice.
 Attention in windows that take turns, AdaLN-LoRA, frame prediction and upsampling after W.A.L.T
 (Gupta et al. 2023); trained from zero by `python recipes/longer.py`, {video:.0f} CPU-minutes for
 the first model and {upsampler:.0f} for the second, on one core of {machine}. Data: procedural
 scenes that the library renders, and, for upsampler and decoder, clips of an animated avatar
 ([MIT](https://github.com/jigargajjar55/Audio-Speech-To-Sign-Language-Converter)). Half precision.
-The upsampler's autoencoder is data/video-vae, its decoder tuned on what the upsampler sees. What
-they can and cannot do is measured in `benchmarks/longer.json`.
+The autoencoder is data/video-vae, its decoder tuned on what the upsampler makes. What it can and
+cannot do is measured in `benchmarks/longer.json`.
 
 ```python
 from minisora.pipeline import VideoPipeline
@@ -91,58 +92,69 @@ def condition(words):
     return WordCondition(len(words), words.slots, in_context=True, init_std=0.5)
 
 
-def scenes_run(args):
-    "The run whose autoencoder, latents and judge are used: the course's recipe, nine motions."
-    return Experiment(args.work / "stages", motions=MOTIONS, clips=args.clips)
+def latents(args, name, clips, words):
+    "A cache of latents of clips of 64×64 pixels, made where it is missing."
+    path = args.work / name
+    if not path.is_dir():
+        write_cache(path, clips, load_autoencoder(args.vae), progress=False)
+    return LatentCache(path, vocabulary=words)
+
+
+def fresh(average):
+    "A moving average as a model that can be trained on."
+    return copy.deepcopy(average).requires_grad_(True)
 
 
 def train_video(args):
-    """The first model: what happens, at 64×64 pixels, from a caption, a picture, or four frames;
-    half of its training clips begin with a picture."""
-    run = scenes_run(args)
-    recipe = run.recipe
-    base = recipe.model_config(run.cache.shape, run.vocabulary)
-    config = replace(
-        base,
-        channels=base.channels + 1,  # which frames are given
+    """The first model: what happens, at 64×64 pixels, from a caption, a picture, or two latent
+    frames; half of its training clips begin with a picture."""
+    words = vocabulary()
+    options = dict(motions=MOTIONS, frames=FRAMES)
+    cache = latents(args, "latents64", SceneClips(args.clips, seed=0, **options), words)
+    held = latents(args, "held64", SceneClips(256, "heldout", seed=1, **options), words)
+    channels, *size = cache.shape
+    config = VideoDiTConfig(
+        channels=channels + 1,
+        size=tuple(size),
+        patch=(1, 2, 2),
+        width=144,
+        depth=6,
+        heads=6,
+        block=MODERN_BLOCK,
         layout=Windows(((1, 0, 0), (0, 2, 2))),
         modulation=AdaLNLoRA(16),
+        relative_bias=True,
+        condition=condition(words),
     )
-    fields = recipe.objective().to_dict()
-    fields = {k: v for k, v in fields.items() if k != "objective"}
-    return fit(
+    objective = FramePrediction(**DATA_PREDICTION, shift=5.0, known_frames=(0, 1, 1, 2))
+    options = dict(
+        batch_size=8,
+        warmup=150,
+        ema=0.998,
+        valid=held.normalize_as(cache),
+        valid_every=1000,
+        **TRAINING,
+    )
+    first = fit(
         VideoDiT(config),
-        run.cache,
-        FramePrediction(**fields, known_frames=(0, 1, 1, 4)),
+        cache,
+        objective,
+        steps=args.video_steps,
         out=args.work / "video",
-        **recipe.fit_options() | dict(steps=args.video_steps),
-        **{k: v for k, v in TRAINING.items() if k in ("log_every", "save_every", "progress")},
+        lr=4.5e-3,
+        **options,
     )
-
-
-def tune_video_decoder(args, video):
-    "The first model's autoencoder, its decoder trained on for what the model sees in noise."
-    path = args.work / "video-decoder"
-    if path.is_dir():
-        return load_autoencoder(path)
-    run = scenes_run(args)
-
-    @torch.no_grad()
-    def predict(index, generator):
-        batch = run.cache.__getitems__(index.tolist())
-        z = batch["latents"].float()
-        t = 0.3 + 0.65 * torch.rand(len(z), generator=generator)
-        noise = torch.randn(z.shape, generator=generator)
-        model = FrameConditionedModel(video.ema, z[:, :, :1])
-        x = video.objective.add_noise(z, noise, t)
-        data = video.objective.predict(model, x, t, batch["condition"])[0]
-        data[:, :, :1] = z[:, :, :1]
-        return run.cache.denormalize(data)
-
-    ae = copy.deepcopy(run.autoencoder)
-    finetune_decoder(ae, run.clips(), predict, args.decoder_steps)
-    ae.save_pretrained(path)
-    return ae
+    # once more, at a lower rate, with a loss on how the error moves: steadier shapes
+    second = fit(
+        fresh(first.ema),
+        cache,
+        replace(objective, temporal_diff_weight=2.0),
+        steps=args.again_steps,
+        out=args.work / "video-again",
+        lr=2.5e-3,
+        **options,
+    )
+    return second, first.cpu_minutes + second.cpu_minutes
 
 
 @torch.no_grad()
@@ -204,7 +216,7 @@ def train_upsampler(args):
     # once more, signs three times as often
     rows = [i for i in range(len(tiles)) for _ in range(1 if i < 2 * args.scenes else 3)]
     second = fit(
-        copy.deepcopy(first.ema).requires_grad_(True),
+        fresh(first.ema),
         (pairs[rows], data["ids"][rows]),
         objective,
         steps=args.upsampler_again_steps,
@@ -227,21 +239,43 @@ def predicted_larger(result, rows, generator):
     return call_upsampler(result.ema, objective.add_noise(large, noise, t), told, level, t)
 
 
+def predicted_clips(result, latents, ids, generator):
+    "Latents as the first model sees them in noisy ones, at times from .3 to .95, normalized."
+    objective = result.objective
+    t = 0.3 + 0.65 * torch.rand(len(latents), generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    model = FrameConditionedModel(result.ema, latents[:, :, :1])
+    z = objective.predict(model, objective.add_noise(latents, noise, t), t, ids)[0]
+    z[:, :, :1] = latents[:, :, :1]
+    return z
+
+
 class DecoderBatches:
-    """Latents and the clips that they should decode to, two at a time: twice as the upsampler sees
-    them in noise, then as they are."""
+    """Latents and the clips that they should decode to, two at a time, of four kinds in turn: clips
+    of the first model, as it sees them; large clips as the upsampler sees them, twice; large clips
+    as they are."""
 
     def __init__(self, args):
+        words = vocabulary()
+        self.video, _ = train_video(args)
         self.upsampler, _, self.tiles, self.pairs = train_upsampler(args)
         self.statistics = read_json(args.work / "statistics.json")
+        self.clips = SceneClips(args.clips, seed=0, motions=MOTIONS, frames=FRAMES)
+        self.cache = latents(args, "latents64", self.clips, words)
 
     @torch.no_grad()
     def draw(self, step, generator, count=2):
         "Latents (B, C, t, h, w) and clips (B, 3, T, H, W)."
+        if step % 4 == 0:
+            index = torch.randint(len(self.cache), (count,), generator=generator).tolist()
+            batch = self.cache.__getitems__(index)
+            z = predicted_clips(self.video, batch["latents"], batch["condition"], generator)
+            frames = torch.stack([self.clips[i].frames for i in index])
+            return self.cache.denormalize(z), to_float(frames)
         index = torch.randint(len(self.tiles), (count,), generator=generator)
         rows = self.pairs[index]
         z = rows.chunk(2, 1)[0]
-        if step % 3 < 2:
+        if step % 4 < 3:
             z = predicted_larger(self.upsampler, rows, generator)
         clips = torch.stack([self.tiles[int(i)][0] for i in index])
         return z * self.statistics["std"] + self.statistics["mean"], clips
@@ -258,8 +292,8 @@ def decoder_loss(made, clips):
 
 
 def tune_decoder(args):
-    """The upsampler's autoencoder, its decoder trained on, for edges: on latents as the upsampler
-    sees them. The encoder stays as it is."""
+    """The video autoencoder, its decoder trained on, for edges: on latents as both models see them.
+    The encoder stays as it is."""
     path = args.work / "autoencoder"
     if path.is_dir():
         return
@@ -268,13 +302,13 @@ def tune_decoder(args):
     decoder = [p for name, p in ae.named_parameters() if name.startswith(("dec", "skip_out"))]
     optimizer = torch.optim.AdamW(decoder, 1e-3, betas=(0.9, 0.99), weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
-    losses = [[] for _ in range(3)]
+    losses = [[] for _ in range(4)]
     for step, done in training_steps(args.decoder_steps, None, False, "decoder"):
         set_lr(optimizer, 1e-3 * lr_factor(step, done))
         z, clips = batches.draw(step, generator)
         loss = decoder_loss(ae.decode(z), clips)
         optimizer_step(loss, optimizer, decoder)
-        losses[step % 3].append(loss.item())
+        losses[step % 4].append(loss.item())
         if step % 100 == 99:
             said = ", ".join(f"{sum(kind[-25:]) / 25:.4f}" for kind in losses)
             print(f"decoder, step {step + 1}: {said}", flush=True)
@@ -284,29 +318,32 @@ def tune_decoder(args):
 def pipeline(args):
     "The whole, from what lies in --work."
     words = vocabulary()
-    video = train_video(args)
-    result, minutes, _, _ = train_upsampler(args)
+    ae = load_autoencoder(args.work / "autoencoder")
+    video, minutes = train_video(args)
+    result, upsampler_minutes, _, _ = train_upsampler(args)
+    statistics = read_json(args.work / "statistics.json")
     upsampler = UpsamplingPipeline(
         result.ema,
-        load_autoencoder(args.work / "autoencoder"),
+        ae,
         result.objective,
         words,
-        **read_json(args.work / "statistics.json"),
+        **statistics,
         level=args.level,
         sampling=dict(num_inference_steps=args.upsampler_calls, solver="ddim", shift=2.0),
     )
-    run = scenes_run(args)
-    made = VideoPipeline(
-        video.ema,
-        tune_video_decoder(args, video),
-        run.vocabulary,
-        video.objective,
-        **run.statistics(),
-        fps=run.fps,
-        sampling=run.recipe.sampling() | dict(renoise_times=0),
-        upsampler=upsampler,
+    made = VideoPipeline.from_fit(
+        video,
+        load_autoencoder(args.vae),
+        words,
+        num_inference_steps=24,
+        guidance_scale=2.0,
+        guidance_interval=[0.0, 0.5],
+        solver="ddim",
+        eta=1.0,
     )
-    return made, dict(video=video.cpu_minutes, upsampler=minutes)
+    made.autoencoder = ae
+    made.upsampler = upsampler
+    return made, dict(video=minutes, upsampler=upsampler_minutes)
 
 
 def ship(args):
@@ -336,11 +373,12 @@ def parse_arguments():
     parser.add_argument("--guide", choices=tuple(GUIDES.classes), default="enlarged")
     parser.add_argument("--clips", type=int, default=6200, help="scenes of the first model")
     parser.add_argument("--scenes", type=int, default=1000, help="of the upsampler, twice as many")
-    parser.add_argument("--video-steps", type=int, default=8000)
+    parser.add_argument("--video-steps", type=int, default=12000)
+    parser.add_argument("--again-steps", type=int, default=6000)
     parser.add_argument("--upsampler-again-steps", type=int, default=6000)
     parser.add_argument("--upsampler-steps", type=int, default=3000)
     parser.add_argument("--upsampler-calls", type=int, default=2)
-    parser.add_argument("--decoder-steps", type=int, default=900)
+    parser.add_argument("--decoder-steps", type=int, default=600)
     parser.add_argument("--level", type=float, default=0.0)
     parser.add_argument("--n", type=int, default=216, help="clips that are measured")
     args = parser.parse_args()
@@ -360,8 +398,7 @@ def main():
         tune_decoder(args)
     elif args.part == "measure":
         made, minutes = pipeline(args)
-        judge = scenes_run(args).judge
-        record = dict(machine=machine(), train_cpu_minutes=minutes, **measure(args, made, judge))
+        record = dict(machine=machine(), train_cpu_minutes=minutes, **measure(args, made))
         write_json(RECORDS / "longer.json", record)
         print(json.dumps(record, indent=1))
     else:

@@ -85,9 +85,9 @@ class Tiles(Dataset):
         return large, small[..., half[0], half[1]], caption
 
 
-def held_out_scenes(n, size=256, frames=FRAMES, seed=5):
+def held_out_scenes(n, size=256, seed=5):
     "n scenes of combinations that were not trained on: uint8 (n, 3, T, size, size), attributes."
-    clips = SceneClips(n, "heldout", seed, MOTIONS, frames, size)
+    clips = SceneClips(n, "heldout", seed=seed, motions=MOTIONS, frames=FRAMES, size=size)
     items = [clips[i] for i in range(n)]
     return torch.stack([item.frames for item in items]), items
 

@@ -5,11 +5,11 @@ import time
 import torch
 import torch.nn.functional as F
 from common import moving_psnr
-from longer_data import held_out_scenes, held_out_signs, resize
+from longer_data import FRAMES, held_out_scenes, held_out_signs, resize
 
-from minisora.clips import scene_caption
+from minisora.clips import MOTIONS, SceneClips, scene_caption
 from minisora.data.video import to_float
-from minisora.evaluation.judge import attribute_accuracy
+from minisora.evaluation.judge import AttributeClassifier, attribute_accuracy, train_judge
 from minisora.frames import joint_discontinuity
 from minisora.metrics import area_flicker, foreground_psnr, jerk_px, psnr, shape_measures
 
@@ -17,9 +17,19 @@ BACK = dict(left="right", up="down", grow="shrink")
 BACK |= {b: a for a, b in BACK.items()}
 
 
+def scene_judge(args, autoencoder):
+    "A classifier of objects, colors and nine motions, trained on real clips and reconstructions."
+    path = args.work / "judge"
+    if not path.is_dir():
+        clips = SceneClips(6200, "all", seed=2, motions=MOTIONS, frames=FRAMES)
+        judge = train_judge(clips, steps=400, autoencoder=autoencoder)
+        judge.save_pretrained(path)
+    return AttributeClassifier.from_pretrained(path)
+
+
 def image_to_video(args, pipe, judge):
     "Held-out combinations begun from a real first frame and the caption."
-    clips, items = held_out_scenes(args.n, 64, pipe.clip_shape[1])
+    clips, items = held_out_scenes(args.n, size=64)
     first = to_float(clips[:, :, :1])
     cpu = time.process_time()
     made = pipe([item.caption for item in items], frames=first, seed=1, batch_size=24).frames
@@ -40,7 +50,7 @@ def image_to_video(args, pipe, judge):
 
 def text_to_video(args, pipe, judge):
     "The same combinations from their captions alone."
-    _, items = held_out_scenes(args.n, 64, pipe.clip_shape[1])
+    _, items = held_out_scenes(args.n, size=64)
     made = pipe([item.caption for item in items], seed=1, batch_size=24).frames
     wanted = [item.attributes for item in items]
     objects = [item.attributes["object"] for item in items]
@@ -56,12 +66,11 @@ def film_prompts(attributes, clips):
     return [scene_caption(attributes["object"], attributes["colour"], m) for m in motions]
 
 
-def films(pipe, judge, overlap=4, clips=7, n=36):
+def films(args, pipe, judge, overlap=2, clips=6, n=36):
     "Films of 10 s and more from a real first frame, each clip continuing from the one before."
-    frames = pipe.clip_shape[1]
-    real, items = held_out_scenes(n, 64, frames, seed=6)
+    real, items = held_out_scenes(n, size=64, seed=6)
     shared = pipe.autoencoder.spec.clip_shape(overlap, 1, 1)[1]
-    joints = [frames + k * (frames - shared) for k in range(clips - 1)]
+    joints = [FRAMES + k * (FRAMES - shared) for k in range(clips - 1)]
     hardest = []
     last = []
     for i, item in enumerate(items):
@@ -70,7 +79,7 @@ def films(pipe, judge, overlap=4, clips=7, n=36):
             film_prompts(item.attributes, clips), frames=first, overlap=overlap, seed=i
         )
         hardest.append(max(joint_discontinuity(film.frames[0], joints)))
-        last.append(film.frames[0, :, -frames:])
+        last.append(film.frames[0, :, -FRAMES:])
     wanted = [{k: v for k, v in item.attributes.items() if k != "motion"} for item in items]
     accuracy = attribute_accuracy(judge, torch.stack(last), wanted)
     hardest = torch.tensor(hardest)
@@ -136,13 +145,14 @@ def upsampling(args, pipe, n=72):
     )
 
 
-def measure(args, pipe, judge):
-    "All of it; the judge knows objects, colors and nine motions."
+def measure(args, pipe):
+    "All of it."
+    judge = scene_judge(args, pipe.autoencoder)
     found = {}
     for name, part in dict(
         image_to_video=lambda: image_to_video(args, pipe, judge),
         text_to_video=lambda: text_to_video(args, pipe, judge),
-        films=lambda: films(pipe, judge),
+        films=lambda: films(args, pipe, judge),
         upsampling=lambda: upsampling(args, pipe.upsampler),
     ).items():
         found[name] = part()
