@@ -260,3 +260,22 @@ def refuses(self: Answer, error, hint, *args):
         text = f'{hint}: raise a {error.__name__}; {self._explain(other, args)}'
         raise Hint(text) from None
     raise Hint(f'{hint}: raise a {error.__name__}; yours returned {_describe(got)}')
+
+# %% ../../nbs/checkers/base.ipynb #a6f50582
+@patch
+def passes_gradient(self: Answer, model, *args):
+    "Does a gradient pass from a loss, called with a model first, to each row of its answers?"
+    outs = []
+
+    def learning(*inputs):
+        outs.append(model(*inputs).detach().requires_grad_())
+        return outs[-1]
+
+    try:
+        value = self.function(learning, *args)
+    except Exception:       # of `.numpy()`, say, which a result with a gradient has not
+        return True
+    if not torch.is_tensor(value) or not value.requires_grad:
+        return False
+    grads = torch.autograd.grad(value.sum(), outs, allow_unused=True)
+    return all(g is not None and g.flatten(1).any(1).all() for g in grads)

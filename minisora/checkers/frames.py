@@ -207,24 +207,6 @@ def _targets(out, z, noise, noisy, counts):
         'a given frame counts as right: there the error is 0, not what z differs from the target':
             (torch.where(given, z, out) - want).square().flatten(1).mean(1)}
 
-
-def _passes_gradient(loss, model, *args):
-    "Does a gradient pass from the loss to the model's answers?"
-    outs = []
-
-    def learning(*inputs):
-        outs.append(model(*inputs).detach().requires_grad_())
-        return outs[-1]
-
-    try:
-        value = loss.function(learning, *args)
-    except Exception:       # of `.numpy()`, say, which a result with a gradient has not
-        return True
-    if not torch.is_tensor(value) or not value.requires_grad:
-        return False
-    grads = torch.autograd.grad(value.sum(), outs, allow_unused=True)
-    return all(g is not None for g in grads)
-
 # %% ../../nbs/checkers/frames.ipynb #38afb4ff
 def frames_training_loss(answer):
     "`training_loss(model, z, noise, t, y, counts)`: the flow's loss (B,) of clips partly given."
@@ -250,7 +232,7 @@ def frames_training_loss(answer):
         told = (f'the model sees the right thing; the losses are {_text(want)}, yours are '
                 f'{_text(got)}')
         compare(got, want, told, mistakes | _targets(out, z, noise, noisy, counts), case=case)
-        require(_passes_gradient(loss, model, z, noise, t, y, counts),
+        require(loss.passes_gradient(model, z, noise, t, y, counts),
                 'the loss is right, but no gradient passes through it: no detach, no no_grad')
     print('✓ a loss that makes one model begin clips and continue them')
 
