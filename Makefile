@@ -10,6 +10,7 @@ MAKEFLAGS += --no-print-directory
 
 # The words a user gives reach the commands through the environment, untouched: spaces, quotes and $ are safe.
 PROMPT ?=
+IMAGE  ?=
 DATA   ?=
 OUT    ?=
 ARGS   ?=
@@ -18,26 +19,32 @@ SIZE   ?=
 FPS    ?=
 MINUTES ?=
 override PROMPT := $(value PROMPT)
+override IMAGE  := $(value IMAGE)
 override DATA   := $(value DATA)
 override OUT    := $(value OUT)
 override STEPS  := $(value STEPS)
 override SIZE   := $(value SIZE)
 override FPS    := $(value FPS)
 override MINUTES := $(value MINUTES)
-export PROMPT DATA OUT STEPS SIZE FPS MINUTES
+export PROMPT IMAGE DATA OUT STEPS SIZE FPS MINUTES
 
 help:  ## list the commands
 	@echo "MiniSora: text to video on your own computer. Commands:"; echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s%s\n' "$$a" "$$b"; done
 	@echo; echo '  make video PROMPT="a red ring moves left"   asks for a clip; what is trained already is reused'
 	@echo '  make video DATA=folder-of-clips             the same on your own videos'
-	@echo '  make video MINUTES=5                        trains about so long (or STEPS=, SIZE=96x160, FPS=8)'
+	@echo '  make video IMAGE=red-ring.png PROMPT="…"    a clip that begins with a picture; trains nothing'
+	@echo '  make video SIZE=256                         the clip once more, 256 (or 128) pixels high'
+	@echo '  make video MINUTES=5                        trains about so long (or STEPS=, FPS=8; with DATA= SIZE=96x160)'
 
-video: .venv/.ready  ## train a small model from zero and make a video (PROMPT="...", DATA=folder, OUT=folder, MINUTES=n)
+video: .venv/.ready  ## train a small model from zero and make a video (PROMPT="...", IMAGE=file, SIZE=256, DATA=folder, OUT=folder, MINUTES=n)
 	@out="$$OUT"; if [ -z "$$out" ]; then out=runs/first-video; \
 	  if [ -n "$$DATA" ]; then out="runs/$$(basename "$$(cd "$$DATA" 2>/dev/null && pwd || echo "$$DATA")")"; fi; fi; \
 	more=(); [ -z "$$MINUTES" ] || more+=(--minutes="$$MINUTES"); \
-	[ -z "$$STEPS" ] || more+=(--set "steps=$$STEPS"); [ -z "$$SIZE" ] || more+=(--set "size=$$SIZE"); \
+	[ -z "$$STEPS" ] || more+=(--set "steps=$$STEPS"); [ -z "$$IMAGE" ] || more+=(--image="$$IMAGE"); \
+	if [ -n "$$IMAGE" ] || { [ -z "$$DATA" ] && [[ "$$SIZE" =~ ^(128|256)$$ ]]; }; then \
+	  [ -z "$$SIZE" ] || more+=(--size="$$SIZE"); \
+	elif [ -n "$$SIZE" ]; then more+=(--set "size=$$SIZE"); fi; \
 	[ -z "$$FPS" ] || more+=(--set "fps=$$FPS"); \
 	exec $(BIN)/minisora video --prompt="$$PROMPT" --data="$$DATA" --out="$$out" "$${more[@]}"
 

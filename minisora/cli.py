@@ -31,6 +31,7 @@ from .data.unreadable import ReadableSubset
 from .data.video import stack_clips
 from .experiment import Experiment, make_video
 from .export import export_onnx
+from .image_video import enlarge_scene, picture_video, upsampler_for
 from .latent_cache import import_npy_folder, repair_cache, verify_cache, write_cache
 from .latents.cache_resume import clips_to_encode
 from .latents.cache_format import read_manifest
@@ -59,15 +60,30 @@ def _existing_run(args):
     raise FileNotFoundError(f'{out}: no run is there{did_you_mean(out.name, runs)}{beside}; '
                             f'minisora video --out {out} starts one')
 
-
+# %% ../nbs/96_cli.ipynb #d14cce17
 def _video_command(args):
-    "all of it: what `make video` runs"
+    "all of it: what `make video` runs; with --image a clip that begins with a picture"
+    if args.image is not None:
+        _picture_command(args)
+        return
     changes = dict(args.set)
+    larger = upsampler_for(_open_run(args), args.size, args.pipeline) if args.size else None
     if args.minutes and not (Path(args.out) / 'recipe.json').exists():
         changes, about = budget_changes(args.data, args.minutes, **changes)
         print(about, file=sys.stderr)
     path, metrics = make_video(args.out, args.prompt, args.data, args.seed, **changes)
+    if larger is not None:
+        path = enlarge_scene(_open_run(args), larger, args.prompt, args.seed, args.size)
     print(_summary(metrics))
+    print(printable(f'watch {path}'))
+
+
+def _picture_command(args):
+    "A clip that begins with a picture; nothing is trained."
+    if args.data or args.set or args.minutes:
+        raise ValueError('--image FILE trains nothing: it goes without --data, --set and --minutes')
+    path = picture_video(args.image, args.prompt, args.out, args.seed, args.size, args.pipeline)
+    print(printable(f'the clip begins with {args.image}'))
     print(printable(f'watch {path}'))
 
 

@@ -41,6 +41,7 @@ _rate = _number(float, 0, 'a rate')
 
 # %% ../nbs/96_cli_arguments.ipynb #db50e4e4
 DEFAULT_OUT = 'runs/first-video'
+LONGER = 'data/longer'
 
 
 def _run_arguments(p):
@@ -58,6 +59,12 @@ def _video_arguments(p):
     _run_arguments(p)
     p.add_argument('--prompt', default='', help='the caption of the clip to make')
     p.add_argument('--seed', type=_seed, default=0, help='another seed, another clip')
+    p.add_argument('--size', type=_count, metavar='ROWS',
+                   help='of scenes, or with --image: make the clip larger, 128 or 256 pixels high')
+    p.add_argument('--image', metavar='FILE',
+                   help='a picture that the clip begins with; nothing is trained then')
+    p.add_argument('--pipeline', default=LONGER, metavar='FOLDER',
+                   help='what makes clips of pictures, and clips larger (%(default)s)')
     p.add_argument('--minutes', type=_rate, help='train about so long, however fast the machine; '
                    'of a run that is begun, its steps stay')
 

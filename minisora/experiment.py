@@ -268,9 +268,7 @@ def video(self: Experiment, prompt, seed=0, n=1, fps=None, **options):
     if fps is not None:
         made.fps = check_number('fps', fps, minimum=.1, maximum=1000)
     path = self.out / f'{clip_name(prompt, seed, **options, fps=fps)}.mp4'
-    made.save(path.with_suffix('.gif'), scale=4)
-    made.save(path.with_suffix('.png'), scale=2)
-    return made.save(path, scale=4)
+    return made.save_all(path, scale=4)
 
 # %% ../nbs/95_experiment.ipynb #ddb876a3
 def checked_options(eta=None, guidance_scale=None, num_inference_steps=None):
@@ -408,6 +406,12 @@ def measured(self: Experiment):
     except ValueError as e:
         raise ValueError(f'{e}; remove it, and the run is measured again') from None
 
+# %% ../nbs/95_experiment.ipynb #1459a760
+@patch
+def default_prompt(self: Experiment):
+    "What is asked for where nobody says."
+    return 'a red ring moves left' if self.recipe.kind == 'scenes' else self.prompts(1)[0]
+
 # %% ../nbs/95_experiment.ipynb #9f50af54
 def make_video(out='runs/first-video', prompt='', data='', seed=0, **changes):
     """Clips, autoencoder, latents, training, the clip that `prompt` asks for, and metrics, in
@@ -419,9 +423,7 @@ def make_video(out='runs/first-video', prompt='', data='', seed=0, **changes):
     experiment = Experiment(out, data, **changes)
     with experiment.lock.scope():
         experiment.check_trained()
-        if not prompt:
-            scenes = experiment.recipe.kind == 'scenes'
-            prompt = 'a red ring moves left' if scenes else experiment.prompts(1)[0]
+        prompt = prompt or experiment.default_prompt()
         experiment.vocabulary.encode(prompt, strict=True)
         path = experiment.video(prompt, seed)
         found = experiment.measured()

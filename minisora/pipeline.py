@@ -27,7 +27,7 @@ from .frames import FrameConditionedModel, generate_long, sample_continuation
 from .latents.cache_plan import autoencoder_fingerprint, same_autoencoder
 from .pipeline_checks import (
     TO_SAMPLE, as_statistic, check_kinds, check_sampling, check_saved, index_list, latent_shape_of,
-    options_of_call, word_problem)
+    options_of_call, size_factor, word_problem)
 from .pipeline_folders import (
     PIPELINE, READERS, load_model, local_folder, read_upsampler)
 from .pipeline_output import VideoPipelineOutput, convert_frames
@@ -141,7 +141,7 @@ def first_frames(self: VideoPipeline, frames, count):
     image -> float (1 or B, 3, k, H, W) on the device. ValueError says what does not fit."""
     self.check_continues()
     if isinstance(frames, Image.Image):
-        picture = resize_crop(frames.convert('RGB'), self.clip_shape[2:])   # (H, W, 3)
+        picture = resize_crop(frames, self.clip_shape[2:])                  # (H, W, 3)
         frames = rearrange(torch.from_numpy(picture.copy()), 'h w c -> c 1 h w')
     if not torch.is_tensor(frames):
         raise ValueError(f'frames must be a tensor or a PIL image, not {type(frames).__name__}')
@@ -170,9 +170,7 @@ def factor_of(self: VideoPipeline, size):
     if size is None:
         return 1
     rows = self.clip_shape[2]
-    factor, more = divmod(check_int('size', size), rows)
-    if more or factor & (factor - 1):
-        raise ValueError(f'size must be {rows}, {2 * rows}, {4 * rows}, …, not {size}')
+    factor = size_factor(size, rows)
     if factor > 1 and self.upsampler is None:
         raise ValueError(f'size={size}: this pipeline makes clips of {rows} rows and has no '
                          'upsampler')

@@ -132,3 +132,11 @@ def index_list(index, count):
     if len(index) != count:
         raise ValueError(f'index has {len(index)} numbers for {count} clips')
     return index
+
+# %% ../nbs/93_pipeline_checks.ipynb #69cf5065
+def size_factor(size, rows):
+    "How many times `rows` are `size` rows: 1, 2, 4, 8, … ValueError where it is none of these."
+    factor, more = divmod(check_int('size', size), rows)
+    if more or factor & (factor - 1):
+        raise ValueError(f'size must be {rows}, {2 * rows}, {4 * rows}, …, not {size}')
+    return factor

@@ -88,3 +88,13 @@ def save(self: VideoPipelineOutput, path, scale=1):
     for file, clip, prompt in zip(paths, self.frames, self.prompts):
         save_clip(file, clip, prompt, self.fps, scale)
     return paths if len(paths) > 1 else path
+
+# %% ../nbs/93_pipeline_output.ipynb #6714241b
+@patch
+def save_all(self: VideoPipelineOutput, path, scale=1):
+    """Write the clips as mp4 to `path`, and beside it as gif and, half as large, as contact sheet;
+    returns what `save` returns for the mp4."""
+    path = Path(path).expanduser()
+    self.save(path.with_suffix('.gif'), scale)
+    self.save(path.with_suffix('.png'), max(1, scale // 2))
+    return self.save(path, scale)

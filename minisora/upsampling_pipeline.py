@@ -159,19 +159,20 @@ def double(self: UpsamplingPipeline, clips, shared, *rest):
 # %% ../nbs/93_upsampling_pipeline.ipynb #2cb623e0
 @patch
 @torch.no_grad()
-def __call__(self: UpsamplingPipeline, clips, prompt=None, factor=2, level=None, shared=4,
+def __call__(self: UpsamplingPipeline, clips, prompt=None, factor=2, level=None, shared=None,
              overlap=None, seed=0, index=None, batch_size=4, **options):
     """Clips (B, 3, T, H, W), uint8 or in [-1, 1] -> (B, 3, T, factor · H, factor · W) in [-1, 1],
     on the CPU.
 
     `prompt`: what they show, a text or one for each; None: not told. `factor`: 2, 4, 8, …;
     `level`: share of noise in what the model is told, the pipeline's if left out. Longer clips are
-    made in pieces that share `shared` frames, larger ones in tiles (`overlap` as for
+    made in pieces that share `shared` frames, usually 4, larger ones in tiles (`overlap` as for
     `TiledModel`). `options` as for `VideoPipeline`. Clip i of a seed depends on its frames, its
     prompt and i (`index`). ValueError before anything is made."""
     clips, passes = check_clips_to_enlarge(clips, factor, self.autoencoder.spec)
     level = self.level if level is None else level
     check_number('level', level, 0, maximum=self.objective.max_level)
+    shared = min(4, self.frames - 1) if shared is None else shared
     check_int('shared', shared, minimum=0, maximum=self.frames - 1)
     condition = self.word_ids(prompt, len(clips))
     TiledModel(self.model, overlap)                 # for its errors

@@ -446,3 +446,5 @@ def test_a_piece_may_be_of_another_length():
     assert up.frames == 5 and up(clips_of(1, 9), shared=2).shape == (1, 3, 9, 32, 32)
     with pytest.raises(ValueError, match="shared must be a whole number from 0 to 4"):
         up(clips_of(1, 9), shared=5)
+    single = enlarging(model=upsampler(size=(1, 4, 4)), vocabulary=None)
+    assert single.frames == 1 and single(clips_of(1, 3)).shape == (1, 3, 3, 32, 32)

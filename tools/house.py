@@ -64,6 +64,7 @@ TOP = [
     "run_report",
     "run_budget",
     "experiment",
+    "image_video",
     "cache_run",
     "check",
     "cli_arguments",
