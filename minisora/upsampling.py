@@ -182,7 +182,8 @@ def fit_features(self: UpsamplerDiT, told, large, ridge=1e-3, batch=64):
         wanted = guide.undo_arrange(target.float())
         A = A + rows.T @ rows
         b = b + rows.T @ rearrange(wanted, 'b c t h w -> (b t h w) c').double()
-    A = A + ridge * torch.diag(A.diagonal())
+    diagonal = A.diagonal()
+    A = A + torch.diag(ridge * diagonal + 1e-6 * diagonal.mean())           # an input may be still
     weights = torch.linalg.solve(A, b).to(self.features.weight).T           # (out, 9 C + 1)
     self.features.weight.copy_(weights[:, :-1].reshape(self.features.weight.shape))
     self.features.bias.copy_(weights[:, -1])
@@ -308,6 +309,9 @@ class TiledModel:
     def tiles(self, axis, length):
         "Pairs (start, weights) of the tiles along rows (0) or columns (1); starts are even."
         size = self.size[axis]
+        if length == size:
+            yield 0, torch.ones(size)
+            return
         for start in tile_offsets(length // 2, size // 2, self.overlap // 2):
             yield 2 * start, tile_weights(2 * start, size, length, self.overlap, 0)
 
@@ -343,7 +347,7 @@ class UpsamplerConditionedModel:
 # %% ../nbs/92_upsampling.ipynb #a50795d4
 def _padded(told, size):
     "What is told, its last row and column again up to a model's `size` (H, W) and even numbers."
-    wanted = [max(n, have + have % 2) for n, have in zip(size, told.shape[3:])]
+    wanted = [max(n, have + have % 2) if n > 1 else have for n, have in zip(size, told.shape[3:])]
     rows, columns = (torch.arange(n, device=told.device).clamp(max=have - 1)
                      for n, have in zip(wanted, told.shape[3:]))
     return told[..., rows, :][..., columns]
