@@ -33,7 +33,7 @@ help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r a b; do printf '%-18s%s\n' "$$a" "$$b"; done
 	@echo; echo '  make video PROMPT="a red ring moves left"   asks for a clip; what is trained already is reused'
 	@echo '  make video DATA=folder-of-clips             the same on your own videos'
-	@echo '  make video IMAGE=red-ring.png PROMPT="…"    a clip that begins with a picture; trains nothing'
+	@echo '  make video IMAGE=picture.png PROMPT="…"     a clip that begins with a picture; trains nothing'
 	@echo '  make video SIZE=256                         the clip once more, 256 (or 128) pixels high'
 	@echo '  make video MINUTES=5                        trains about so long (or STEPS=, FPS=8; with DATA= SIZE=96x160)'
 
