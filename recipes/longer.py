@@ -377,7 +377,7 @@ def parse_arguments():
     parser.add_argument("--again-steps", type=int, default=6000)
     parser.add_argument("--upsampler-again-steps", type=int, default=6000)
     parser.add_argument("--upsampler-steps", type=int, default=3000)
-    parser.add_argument("--upsampler-calls", type=int, default=2)
+    parser.add_argument("--upsampler-calls", type=int, default=1)
     parser.add_argument("--decoder-steps", type=int, default=600)
     parser.add_argument("--level", type=float, default=0.0)
     parser.add_argument("--n", type=int, default=216, help="clips that are measured")
