@@ -32,6 +32,7 @@ from minisora.temporal import VideoDiT
 from minisora.train import fit, validation_loss
 from minisora.walt import SelfConditionedInterpolant
 
+MEASURES = ("all_right", "motion_right")
 SHARED = dict(
     motions=MOTIONS, decoder_steps=0, renoise_times=0, judge_steps=400, num_inference_steps=20
 )
@@ -158,34 +159,32 @@ def train_and_judge(run, name, steps, held):
     )
 
 
-def difference(row, base):
-    """How many more clips are all right than in `base`, as a share, with the 95 % interval of a
-    difference of two shares (Newcombe 1998, method 10)."""
-    p, q = row["all_right"], base["all_right"]
-    (low, high), (base_low, base_high) = row["all_right_interval"], base["all_right_interval"]
+def difference(row, base, measure="all_right"):
+    """How much larger a share is than in `base`, and the 95 % interval of a difference of two
+    shares (Newcombe 1998, method 10)."""
+    p, q = row[measure], base[measure]
+    (low, high), (base_low, base_high) = (r[f"{measure}_interval"] for r in (row, base))
     lower = p - q - math.hypot(p - low, base_high - q)
     upper = p - q + math.hypot(high - p, q - base_low)
     return p - q, (lower, upper)
 
 
-def compare(rows):
+def compare(rows, measure="all_right"):
     """Each row beside its base; `seeds`: the shares of the rows that differ in the seed alone, and
     `seed_noise`, the largest difference between two of them. A difference counts where its
     interval leaves out 0 and it is larger than that of two seeds."""
     made = {row["name"]: row for row in rows}
-    seeds = {
-        name: [made[k]["all_right"] for k in same if k in made] for name, same in SEEDS.items()
-    }
+    seeds = {name: [made[k][measure] for k in same if k in made] for name, same in SEEDS.items()}
     apart = [abs(a - b) for shares in seeds.values() for a, b in combinations(shares, 2)]
     seed_noise = max(apart, default=None)
     compared = []
     for row in rows:
         if row["base"] in made:
-            found, interval = difference(row, made[row["base"]])
+            found, interval = difference(row, made[row["base"]], measure)
             counts = interval[0] * interval[1] > 0 and abs(found) > (seed_noise or 0.0)
             about = dict(name=row["name"], base=row["base"], difference=found)
             compared.append(dict(about, interval=interval, counts=counts))
-    return dict(seeds=seeds, seed_noise=seed_noise, compared=compared)
+    return dict(measure=measure, seeds=seeds, seed_noise=seed_noise, compared=compared)
 
 
 def says(found):
@@ -244,11 +243,14 @@ def main():
         row = once(files[name], train_and_judge, run, name, steps, held)
         print({k: v for k, v in row.items() if "interval" not in k}, flush=True)
         rows = [read_json(file) for file in files.values() if file.exists()]
-        found = compare(rows)
+        found = [compare(rows, measure) for measure in MEASURES]
         missing = [name for name in ROWS if not files[name].exists()]
         about = dict(machine=machine(), threads=1, minutes=args.minutes, n=args.clips)
         about |= dict(seconds_per_step=seconds, real=real, missing=missing)
-        write_json(args.out, dict(about, rows=rows, **found, says=says(found)))
+        write_json(
+            args.out,
+            dict(about, rows=rows, comparisons=found, says={f["measure"]: says(f) for f in found}),
+        )
 
 
 if __name__ == "__main__":
