@@ -16,14 +16,14 @@ from .core.hub import OBJECTIVES
 from .core.protocols import model_latent_shape
 from .data.vocabulary import Vocabulary
 from .diffusion import ddpm_sample_iter
-from .frames import FrameConditionedModel
 from .sampling import ddim_iter, ode_iter, sample, sample_iter, sde_iter
 
 # %% ../nbs/93_pipeline_checks.ipynb #aa4f6652
 def latent_shape_of(model, objective):
-    "(C, T, h, w) of the latents that a model makes: one of its channels may be a mask."
-    if hasattr(objective, 'known_frames'):
-        return FrameConditionedModel(model).latent_shape
+    """(C, T, h, w) of the latents that a model makes: some of its channels may be a mask, or an
+    estimate."""
+    if hasattr(objective, 'sampling_model'):
+        model = objective.sampling_model(model)
     return model_latent_shape(model)
 
 # %% ../nbs/93_pipeline_checks.ipynb #983c5416

@@ -17,6 +17,7 @@ from helpers.pipeline import (
     picturing_parts,
     picturing_pipeline,
     speaking_parts,
+    video_config,
     wordless_parts,
 )
 from PIL import Image
@@ -25,10 +26,12 @@ from minisora.data.video import read_video, to_float
 from minisora.diffusion import GaussianDiffusion
 from minisora.dit import DiT, DiTConfig
 from minisora.frames import sample_continuation
-from minisora.models.conditions import Unconditional
+from minisora.models.conditions import Unconditional, WordCondition
 from minisora.pipeline import VideoPipeline
 from minisora.pipeline_output import VideoPipelineOutput
 from minisora.sampling import renoise_average, sample
+from minisora.temporal import VideoDiT
+from minisora.walt import SelfConditionedInterpolant
 
 
 # fixtures that several files share
@@ -66,6 +69,23 @@ def test_a_call_of_a_model_that_continues_nothing(plain):
     z = sample(plain.model, plain.objective, y, **options)
     with torch.no_grad():
         close(plain("you", seed=4).frames, plain.autoencoder.decode(z).clamp(-1, 1))
+
+
+def test_a_model_that_sees_its_own_last_answer(tmp_path):
+    "Half of its channels are its estimate; the latents have the other half."
+    objective = SelfConditionedInterpolant(prediction="data")
+    condition = WordCondition(len(WORDS))
+    model = random_weights(VideoDiT(video_config(channels=8, condition=condition)))
+    pipe = picturing_pipeline(model=model, objective=objective)
+    y = WORDS.encode_batch(["you"])
+    z = sample(model, objective, y, steps=3, guidance=2.0, guidance_interval=(0.0, 0.5), seed=4)
+    made = pipe("you", seed=4).frames
+    with torch.no_grad():
+        close(made, pipe.autoencoder.decode(z).clamp(-1, 1))
+    pipe.save_pretrained(tmp_path / "pipe")
+    close(VideoPipeline.from_pretrained(tmp_path / "pipe")("you", seed=4).frames, made)
+    with pytest.raises(ValueError, match="makes latents of 2 channels, ImageVAE has 4"):
+        picturing_pipeline(objective=objective)
 
 
 def test_a_prompt_or_a_list_of_them(plain):
