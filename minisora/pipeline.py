@@ -217,7 +217,7 @@ def sample_latents(self: VideoPipeline, condition, known, index, options):
     model = self.model
     sampler = sample
     if hasattr(self.objective, 'known_frames'):
-        model = FrameConditionedModel(self.model, known)
+        model = FrameConditionedModel(self.model, known, options.get('known_guidance', 1.))
         sampler = sample_continuation
         options['known'] = known
     n = len(index) if condition is None else None
@@ -244,6 +244,8 @@ def call_options(self: VideoPipeline, given, generator, seed, options):
     "What `sample` is told in one call: the pipeline's options, the call's, and the seed."
     given = {name: value for name, value in given.items() if value is not None}
     options = options_of_call(self.sampling, check_sampling(options) | given)
+    if options.get('known_guidance', 1.) != 1:
+        self.check_continues()
     options['seed'] = seed_of(generator, seed)
     return {TO_SAMPLE.get(name, name): value for name, value in options.items()}
 
@@ -258,7 +260,8 @@ def __call__(self: VideoPipeline, prompt=None, frames=None, num_inference_steps=
     `generator` gives the seed and moves on; else the same seed makes the same clip. Clip i of a
     seed depends on its prompt and on i alone (`index`: the i's), to rounding on any `batch_size`.
     `output_type`: 'pt', 'np' or 'pil'. `size`: rows of the clips, the model's or 2, 4, … times as
-    many. `options`: those of `sample`, and `renoise_times`.
+    many. `options`: those of `sample`, `renoise_times`, and `known_guidance`, how strongly given
+    frames are followed.
     ValueError, before anything is sampled: an unknown word or option, frames that do not fit."""
     check_choice('output_type', output_type, ('pt', 'np', 'pil'))
     check_int('batch_size', batch_size)

@@ -79,7 +79,8 @@ def as_statistic(name, value, channels):
 # what `sample` calls steps and guidance has the names of diffusers here
 TO_PIPELINE = dict(steps='num_inference_steps', guidance='guidance_scale')
 TO_SAMPLE = {name: short for short, name in TO_PIPELINE.items()}
-OWN_OPTIONS = {'num_inference_steps', 'guidance_scale', 'renoise_times', 'batch_size', 'progress'}
+OWN_OPTIONS = {'num_inference_steps', 'guidance_scale', 'known_guidance', 'renoise_times',
+               'batch_size', 'progress'}
 NO_OPTIONS = {'model', 'objective', 'x', 'condition', 'n', 'shape', 'noise', 'device', 'index',
               'steps', 'guidance', 'options', 'reverse', 'seed'}
 SOLVERS = dict(sde=sde_iter, ddim=ddim_iter, ancestral=ddpm_sample_iter)
@@ -103,6 +104,7 @@ def check_sampling(options):
             raise ValueError(f'VideoPipeline has no option {name!r}{did_you_mean(name, known)}')
     check_int('renoise_times', options.get('renoise_times', 0), minimum=0)
     check_int('num_inference_steps', options.get('num_inference_steps', 1))
+    check_number('known_guidance', options.get('known_guidance', 1.))
     return options
 
 # %% ../nbs/93_pipeline_checks.ipynb #cc315377

@@ -22,7 +22,7 @@ from single_gpu_training import load_or_make
 
 from minisora.autoencoder import load_autoencoder
 from minisora.clips import MOTIONS, SceneClips, scene_caption, scene_combinations
-from minisora.core.files import read_json, write_json
+from minisora.core.files import read_json, sha256_file, write_json
 from minisora.core.optim import lr_factor, optimizer_step, set_lr, training_steps
 from minisora.data.video import to_float
 from minisora.data.vocabulary import Vocabulary
@@ -288,7 +288,7 @@ def decoder_loss(made, clips):
     shown = (clips - clips[:, :, :1, :1, :1]).abs().amax(1, keepdim=True) > 0.1  # the object
     weight = 1 + 4 * shown
     loss = (weight * (error.abs() + 4 * error.square())).mean()
-    return loss + 2 * error.diff(dim=2).abs().mean()
+    return loss + 4 * error.diff(dim=2).abs().mean()
 
 
 def tune_decoder(args):
@@ -356,7 +356,9 @@ def ship(args):
         notes.unlink()
     for card in (folder / "model", folder / "autoencoder", folder / "upsampler" / "model"):
         (card / "README.md").unlink(missing_ok=True)
-    text = CARD.format(**minutes, machine=machine()["cpu"])
+    for file in folder.rglob("*.safetensors"):
+        file.with_name(f"{file.name}.sha256").write_text(f"{sha256_file(file)}  {file.name}\n")
+    text = CARD.format(**minutes, machine=machine()["cpu"].partition(" (")[0])
     (folder / "README.md").write_text(text)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.2f} MB")
@@ -378,7 +380,7 @@ def parse_arguments():
     parser.add_argument("--upsampler-again-steps", type=int, default=6000)
     parser.add_argument("--upsampler-steps", type=int, default=3000)
     parser.add_argument("--upsampler-calls", type=int, default=1)
-    parser.add_argument("--decoder-steps", type=int, default=600)
+    parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--level", type=float, default=0.0)
     parser.add_argument("--n", type=int, default=216, help="clips that are measured")
     args = parser.parse_args()

@@ -66,7 +66,7 @@ def film_prompts(attributes, clips):
     return [scene_caption(attributes["object"], attributes["colour"], m) for m in motions]
 
 
-def films(args, pipe, judge, overlap=2, clips=6, n=36):
+def films(args, pipe, judge, overlap=2, clips=7, n=36):
     "Films of 10 s and more from a real first frame, each clip continuing from the one before."
     real, items = held_out_scenes(n, size=64, seed=6)
     shared = pipe.autoencoder.spec.clip_shape(overlap, 1, 1)[1]

@@ -499,3 +499,19 @@ def test_an_output_alone():
     "What is made can be put together again by hand."
     made = VideoPipelineOutput(torch.zeros(1, 3, 2, 8, 8), ["black"])
     assert made.fps == 8 and "1 clips" in repr(made)
+
+
+def test_given_frames_are_followed_as_strongly_as_asked(pipe):
+    frames = torch.zeros(3, 1, 32, 64)
+    plain, same, more = (
+        pipe("hello", frames=frames, num_inference_steps=2, **options).frames
+        for options in ({}, dict(known_guidance=1.0), dict(known_guidance=3.0))
+    )
+    assert torch.equal(plain, same) and not torch.allclose(plain, more, atol=1e-3)
+    with pytest.raises(ValueError, match="known_guidance"):
+        pipe("hello", frames=frames, known_guidance="much")
+
+
+def test_a_model_that_is_given_no_frames_follows_none():
+    with pytest.raises(ValueError, match="not trained to continue"):
+        VideoPipeline(**picturing_parts())("hello", known_guidance=2.0)
