@@ -64,9 +64,13 @@ def picture_video(image, prompt, out, seed=0, size=None, pipeline='data/longer')
     if pipe.vocabulary is not None and not prompt:
         raise ValueError('a picture needs a prompt that says what happens (--prompt, PROMPT="…"); '
                          f'known: {", ".join(pipe.vocabulary.words)}')
+    name = clip_name(f'{Path(image).stem[:30]} {prompt}', seed, size=size)
+    path = Path(out).expanduser() / f'{name}.mp4'
+    if Path(image).expanduser().resolve() == path.with_suffix('.png').resolve():
+        raise ValueError(f'{image}: the sheet of the clip would replace the picture; take another '
+                         '--out')
     made = pipe(prompt or None, frames=picture, seed=seed, size=size)
-    name = clip_name(f'{Path(image).stem} {prompt}', seed, size=size)
-    return made.save_all(Path(out) / f'{name}.mp4', watchable(made.frames.shape[3]))
+    return made.save_all(path, watchable(made.frames.shape[3]))
 
 
 def watchable(rows):

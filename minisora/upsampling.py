@@ -294,6 +294,10 @@ class TiledModel:
 
     def __call__(self, x, t, y=None):
         height, width = x.shape[3:]
+        for length, size in ((height, self.size[0]), (width, self.size[1])):
+            if length < size or length != size and length % 2:
+                raise ValueError(f'TiledModel: rows and columns must be even, and {self.size} or '
+                                 f'more, not {height, width}')
         answer = 0.
         total = x.new_zeros(height, width)
         for top, rows in self.tiles(0, height):

@@ -123,6 +123,8 @@ def check_clips_to_enlarge(clips, factor, spec):
         raise ValueError(f'factor must be 2, 4, 8, …, not {factor}')
     clips = to_float(clips) if clips.dtype == torch.uint8 else clips
     spec.check_clips(clips[:, :, :1])
+    if not clips.isfinite().all() or clips.abs().max() > 1.001:
+        raise ValueError('clips must be uint8, or float in [-1, 1], without NaN')
     return clips, passes
 
 
@@ -199,6 +201,8 @@ SHARED_AUTOENCODER = '../autoencoder'
 def save_pretrained(self: UpsamplingPipeline, folder, autoencoder=True):
     """Write folders model and autoencoder, and pipeline.json; each file is replaced whole. Without
     `autoencoder`, that of the folder above is meant."""
+    if not str(folder):
+        raise ValueError('UpsamplingPipeline.save_pretrained: the name of the folder is empty')
     words = None if self.vocabulary is None else self.vocabulary.to_dict()
     about = dict(kind=UPSAMPLING_PIPELINE, vocabulary=words, objective=self.objective.to_dict(),
                  mean=self.mean.tolist(), std=self.std.tolist(), level=self.level,

@@ -66,8 +66,7 @@ picture, or from the frames of the clip before; and a second model that doubles 
 Attention in windows that take turns, AdaLN-LoRA, frame prediction and upsampling after W.A.L.T
 (Gupta et al. 2023); trained from zero by `python recipes/longer.py`, {video:.0f} CPU-minutes for
 the first model and {upsampler:.0f} for the second, on one core of {machine}. Data: procedural
-scenes that the library renders, and, for upsampler and decoder, clips of an animated avatar
-([MIT](https://github.com/jigargajjar55/Audio-Speech-To-Sign-Language-Converter)). Half precision.
+scenes that the library renders, nothing else. Half precision.
 The autoencoder is data/video-vae, its decoder tuned on what the upsampler makes. What it can and
 cannot do is measured in `benchmarks/longer.json`.
 
@@ -179,7 +178,7 @@ def paired_latents(args, tiles, words):
 def train_upsampler(args):
     "The second model, for both doublings: what larger pictures have more of."
     words = vocabulary()
-    tiles = Tiles(args.scenes, args.data)
+    tiles = Tiles(args.scenes, args.data if args.signs else "")
     data = paired_latents(args, tiles, words)
     pairs = data["pairs"].float()
     C = pairs.shape[1] // 2
@@ -371,6 +370,7 @@ def parse_arguments():
     )
     parser.add_argument("--work", type=Path, default=Path("runs/longer"))
     parser.add_argument("--data", type=Path, default=DATASETS, help="a folder with signs/*.mp4")
+    parser.add_argument("--signs", action="store_true", help="train the upsampler on signs too")
     parser.add_argument("--vae", type=Path, default=SHIPPED / "video-vae")
     parser.add_argument("--guide", choices=tuple(GUIDES.classes), default="enlarged")
     parser.add_argument("--clips", type=int, default=6200, help="scenes of the first model")

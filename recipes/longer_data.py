@@ -1,5 +1,5 @@
 """What longer.py trains the upsampler on: pairs of a clip at 128×128 pixels and the same at half
-the size, of scenes and of an avatar that signs, and held-out ones to measure on."""
+the size, of scenes and, if asked, of an avatar that signs, and held-out ones to measure on."""
 
 from pathlib import Path
 

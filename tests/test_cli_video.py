@@ -434,3 +434,15 @@ def test_a_picture_s_name_arrives_untouched(tmp_path):
 def test_make_help_speaks_of_pictures_and_sizes():
     text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
     assert "IMAGE=" in text and "SIZE=256" in text
+
+
+def test_the_picture_is_never_written_over(tmp_path):
+    "A picture that is named as the sheet of its clip would be."
+    picture = tmp_path / f"{'y' * 30}-hello.png"
+    Image.new("RGB", (64, 32)).save(picture)
+    before = picture.read_bytes()
+    folder = tmp_path / "pipeline"
+    VideoPipeline(**speaking_parts()).save_pretrained(folder)
+    with pytest.raises(ValueError, match="would replace the picture"):
+        image_video.picture_video(picture, "hello", tmp_path, pipeline=folder)
+    assert picture.read_bytes() == before

@@ -448,3 +448,11 @@ def test_a_piece_may_be_of_another_length():
         up(clips_of(1, 9), shared=5)
     single = enlarging(model=upsampler(size=(1, 4, 4)), vocabulary=None)
     assert single.frames == 1 and single(clips_of(1, 3)).shape == (1, 3, 3, 32, 32)
+
+
+@pytest.mark.parametrize("value", [255.0, float("nan"), -1.5])
+def test_pixels_out_of_range_are_named(value):
+    clips = torch.zeros(1, 3, 5, 16, 16)
+    clips[0, 0, 4, 3, 3] = value
+    with pytest.raises(ValueError, match=r"float in \[-1, 1\]"):
+        enlarging()(clips)

@@ -278,4 +278,5 @@ def passes_gradient(self: Answer, model, *args):
     if not torch.is_tensor(value) or not value.requires_grad:
         return False
     grads = torch.autograd.grad(value.sum(), outs, allow_unused=True)
-    return all(g is not None and g.flatten(1).any(1).all() for g in grads)
+    rows = sum(int(g.flatten(1).any(1).sum()) for g in grads if g is not None)
+    return rows >= len(args[0])                   # a model may be asked once more, for its shape
