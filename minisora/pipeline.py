@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from fastcore.basics import patch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .core.checks import check_choice, check_int, check_number, did_you_mean
 from .core.devices import as_device
@@ -32,6 +32,7 @@ from .pipeline_folders import (
     PIPELINE, READERS, load_model, local_folder, read_upsampler)
 from .pipeline_output import VideoPipelineOutput, convert_frames
 from .sampling import renoise_average, sample
+from .upsampling import Upsampling
 from .upsampling_pipeline import UpsamplingPipeline
 
 # %% ../nbs/94_pipeline.ipynb #a9b255b2
@@ -55,6 +56,9 @@ class VideoPipeline:
     def __post_init__(self):
         if self.objective is None:
             raise ValueError('VideoPipeline: objective=… is missing')
+        if isinstance(self.objective, Upsampling):
+            raise ValueError('VideoPipeline: a model that makes clips larger goes into an '
+                             'UpsamplingPipeline')
         check_kinds(self.autoencoder, self.vocabulary)
         channels, *size = latent_shape_of(self.model, self.objective)
         spec = self.autoencoder.spec
@@ -141,6 +145,7 @@ def first_frames(self: VideoPipeline, frames, count):
     image -> float (1 or B, 3, k, H, W) on the device. ValueError says what does not fit."""
     self.check_continues()
     if isinstance(frames, Image.Image):
+        frames = ImageOps.exif_transpose(frames)                            # upright
         picture = resize_crop(frames, self.clip_shape[2:])                  # (H, W, 3)
         frames = rearrange(torch.from_numpy(picture.copy()), 'h w c -> c 1 h w')
     if not torch.is_tensor(frames):

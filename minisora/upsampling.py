@@ -310,19 +310,21 @@ class TiledModel:
                 total[place] += weight
         return answer / total
 
-    def tiles(self, axis, length):
-        "Pairs (start, weights) of the tiles along rows (0) or columns (1); starts are even."
-        size = self.size[axis]
-        if length == size:
-            yield 0, torch.ones(size)
-            return
-        for start in tile_offsets(length // 2, size // 2, self.overlap // 2):
-            yield 2 * start, tile_weights(2 * start, size, length, self.overlap, 0)
-
     def __getattr__(self, name):
         if name == 'model':
             raise AttributeError(name)
         return getattr(self.model, name)
+
+# %% ../nbs/92_upsampling.ipynb #0c20af51
+@patch
+def tiles(self: TiledModel, axis, length):
+    "Pairs (start, weights) of the tiles along rows (0) or columns (1); starts are even."
+    size = self.size[axis]
+    if length == size:
+        yield 0, torch.ones(size)
+        return
+    for start in tile_offsets(length // 2, size // 2, self.overlap // 2):
+        yield 2 * start, tile_weights(2 * start, size, length, self.overlap, 0)
 
 # %% ../nbs/92_upsampling.ipynb #38273cdd
 class UpsamplerConditionedModel:

@@ -228,10 +228,13 @@ def from_pretrained(cls: UpsamplingPipeline, folder, autoencoder=None, device='c
         check_choice('kind', about.get('kind'), (UPSAMPLING_PIPELINE,))
         where = about['autoencoder']
         check_choice('autoencoder', where, (OWN_AUTOENCODER, SHARED_AUTOENCODER))
+        home = (folder / where).resolve()
+        if autoencoder is None and not home.is_dir():
+            raise FileNotFoundError(f'{home}: the autoencoder is not there; give autoencoder=…')
         words = about['vocabulary']
         parts = dict(
             model=MODELS['video-dit-upsampler'].from_pretrained(folder / 'model'),
-            autoencoder=autoencoder or load_autoencoder(folder / where),
+            autoencoder=autoencoder or load_autoencoder(home),
             objective=objective_from_dict(about['objective']),
             vocabulary=None if words is None else Vocabulary.from_dict(words),
             **{name: about[name] for name in ('mean', 'std', 'level', 'sampling')})

@@ -515,3 +515,14 @@ def test_given_frames_are_followed_as_strongly_as_asked(pipe):
 def test_a_model_that_is_given_no_frames_follows_none():
     with pytest.raises(ValueError, match="not trained to continue"):
         VideoPipeline(**picturing_parts())("hello", known_guidance=2.0)
+
+
+def test_a_picture_that_lies_on_its_side_begins_a_clip_upright(pipe, tmp_path):
+    upright = Image.new("RGB", (64, 32))
+    upright.paste((255, 0, 0), (0, 0, 20, 32))
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = turned.getexif()
+    exif[0x0112] = 6                                     # to be turned by 90 degrees clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    frames = pipe.first_frames(Image.open(tmp_path / "turned.png"), 1)
+    assert torch.equal(frames, pipe.first_frames(upright, 1))

@@ -456,3 +456,15 @@ def test_pixels_out_of_range_are_named(value):
     clips[0, 0, 4, 3, 3] = value
     with pytest.raises(ValueError, match=r"float in \[-1, 1\]"):
         enlarging()(clips)
+
+
+def test_a_model_that_enlarges_is_no_video_pipeline():
+    up = enlarging()
+    with pytest.raises(ValueError, match="goes into an UpsamplingPipeline"):
+        VideoPipeline(up.model, up.autoencoder, None, up.objective)
+
+
+def test_a_missing_autoencoder_is_named(tmp_path):
+    enlarging().save_pretrained(tmp_path / "alone", autoencoder=False)
+    with pytest.raises(FileNotFoundError, match="autoencoder: the autoencoder is not there"):
+        UpsamplingPipeline.from_pretrained(tmp_path / "alone")
