@@ -32,7 +32,6 @@ from .pipeline_folders import (
     PIPELINE, READERS, load_model, local_folder, read_upsampler)
 from .pipeline_output import VideoPipelineOutput, convert_frames
 from .sampling import renoise_average, sample
-from .upsampling import Upsampling
 from .upsampling_pipeline import UpsamplingPipeline
 
 # %% ../nbs/94_pipeline.ipynb #a9b255b2
@@ -56,7 +55,7 @@ class VideoPipeline:
     def __post_init__(self):
         if self.objective is None:
             raise ValueError('VideoPipeline: objective=… is missing')
-        if isinstance(self.objective, Upsampling):
+        if hasattr(self.objective, 'training_channels'):
             raise ValueError('VideoPipeline: a model that makes clips larger goes into an '
                              'UpsamplingPipeline')
         check_kinds(self.autoencoder, self.vocabulary)

@@ -25,7 +25,7 @@ from .interpolants import objective_from_dict
 from .latents.tiling import tiled_decode
 from .pipeline_checks import (
     TO_SAMPLE, as_statistic, check_kinds, check_sampling, index_list, options_of_call, word_problem)
-from .upsampling import TiledModel, Upsampling, UpsamplerDiT, upsample
+from .upsampling import TiledModel, upsample
 
 # %% ../nbs/93_upsampling_pipeline.ipynb #3689540c
 def upsampling_options(usual, given):
@@ -59,7 +59,8 @@ class UpsamplingPipeline:
 
     def __post_init__(self):
         check_kinds(self.autoencoder, self.vocabulary)
-        if not isinstance(self.model, UpsamplerDiT) or not isinstance(self.objective, Upsampling):
+        upsamples = hasattr(self.objective, 'training_channels')
+        if not hasattr(self.model, 'latent_channels') or not upsamples:
             raise ValueError('UpsamplingPipeline needs an UpsamplerDiT and Upsampling, not '
                              f'{type(self.model).__name__} and {type(self.objective).__name__}')
         channels = self.model.latent_channels
