@@ -383,8 +383,9 @@ def make(tmp_path, **words):
     stand_in = bin / "minisora"
     stand_in.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
     stand_in.chmod(stand_in.stat().st_mode | stat.S_IXUSR)
-    call = ["make", "-o", ".venv/.ready", "video", f"BIN={bin}"]
-    names = ("PROMPT", "IMAGE", "DATA", "OUT", "STEPS", "SIZE", "FPS", "MINUTES", "MAKEFLAGS")
+    call = ["make", "--no-print-directory", "-o", ".venv/.ready", "video", f"BIN={bin}"]
+    names = ("PROMPT", "IMAGE", "DATA", "OUT", "STEPS", "SIZE", "FPS", "MINUTES")
+    names += ("MAKEFLAGS", "MAKELEVEL")
     clean = {k: v for k, v in os.environ.items() if k not in names}
     done = subprocess.run(
         [*call, *(f"{k}={v}" for k, v in words.items())],
