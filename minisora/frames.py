@@ -15,9 +15,11 @@ from fastcore.basics import patch
 
 from .core.checks import check_number
 from .core.hub import OBJECTIVES
-from .core.protocols import model_latent_shape
+from .core.noise import far_digits
+from .core.protocols import ModelWrapper, model_latent_shape
 from .core.renames import renamed_attributes, renamed_fields
 from .interpolants import Interpolant
+from .processes.requests import asks_one_by_one
 from .sampling import resolve_indices, sample
 
 # %% ../nbs/13_longer.ipynb #d80b7288
@@ -62,7 +64,7 @@ class FramePrediction(Interpolant):
 
     def num_known(self, noise):
         "How many frames each sample is given, (B,), from far digits of its own noise (B, …)."
-        u = (noise.flatten(1)[:, 0].double() * 4096) % 1                    # uniform in [0, 1)
+        u = far_digits(noise, 0)                                            # uniform in [0, 1)
         choices = torch.tensor(self.known_frames, device=noise.device)
         return choices[(u * len(self.known_frames)).long()]
 
@@ -82,7 +84,7 @@ def loss(self: FramePrediction, model, latents, condition, noise, t):
     return Interpolant.loss(self, answer, latents, condition, noise, t)
 
 # %% ../nbs/13_longer.ipynb #3f5e7bba
-class FrameConditionedModel:
+class FrameConditionedModel(ModelWrapper):
     """A model trained with `FramePrediction`, as samplers know models.
 
     It always sees its first frames as `known` (B, C, k, h, w); None: nothing is given. Guidance's
@@ -91,7 +93,7 @@ class FrameConditionedModel:
     sees_known_frames = True
 
     def __init__(self, model, known=None, guidance=1.):
-        self.model = model
+        super().__init__(model)
         self.known = known
         self.guidance = check_number('known_guidance', guidance)
 
@@ -116,11 +118,6 @@ class FrameConditionedModel:
             whole[:, :, :count] = repeat(self.known, 'b ... -> (n b) ...', n=times)
         mask = prefix_mask(torch.full((len(x),), count), x.shape[2], x)
         return call_with_known_frames(self.model, x, whole, mask, t, y)
-
-    def __getattr__(self, name):                       # null_id, config, parameters, eval, …
-        if name == 'model':
-            raise AttributeError(name)
-        return getattr(self.model, name)
 
 # %% ../nbs/13_longer.ipynb #f1e924dd
 @patch
@@ -153,8 +150,7 @@ def sample_continuation(model, objective, condition=None, known=None, n=None, ba
     index = resolve_indices(condition, n, options.pop('index', None), None)
     if known is not None and len(known) != len(index):
         raise ValueError(f'known holds {len(known)} samples, {len(index)} are asked for')
-    alone = options.get('solver') == 'dopri5' and not options.get('together')   # it asks one by one
-    size = 1 if alone else batch_size or max(len(index), 1)
+    size = 1 if asks_one_by_one(options) else batch_size or max(len(index), 1)
     done = []
     for start in range(0, len(index), size):
         rows = slice(start, start + size)

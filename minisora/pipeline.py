@@ -26,8 +26,8 @@ from .data.vocabulary import Vocabulary
 from .frames import FrameConditionedModel, generate_long, sample_continuation
 from .latents.cache_plan import autoencoder_fingerprint, same_autoencoder
 from .pipeline_checks import (
-    TO_SAMPLE, as_statistic, check_kinds, check_sampling, check_saved, index_list, latent_shape_of,
-    options_of_call, size_factor, word_problem)
+    as_sample_options, as_statistic, check_kinds, check_sampling, check_saved, encode_prompts,
+    index_list, latent_shape_of, options_of_call, size_factor, statistics_on, word_problem)
 from .pipeline_folders import (
     PIPELINE, READERS, load_model, local_folder, read_upsampler)
 from .pipeline_output import VideoPipelineOutput, convert_frames
@@ -128,7 +128,7 @@ def decode(self: VideoPipeline, latents, batch_size=16):
 @patch
 def statistics(self: VideoPipeline):
     "Mean and standard deviation, (1 or C, 1, 1, 1), on the device."
-    return [rearrange(v, 'c -> c 1 1 1').to(self.device) for v in (self.mean, self.std)]
+    return statistics_on(self.device, self.mean, self.std)
 
 # %% ../nbs/94_pipeline.ipynb #d0ee50ef
 @patch
@@ -210,7 +210,7 @@ def word_ids(self: VideoPipeline, prompts):
     "Prompts -> ids (B, slots) on the device, or None. ValueError names an unknown word."
     if self.vocabulary is None:
         return None
-    return torch.stack([self.vocabulary.encode(p, strict=True) for p in prompts]).to(self.device)
+    return encode_prompts(self.vocabulary, prompts, self.device)
 
 # %% ../nbs/94_pipeline.ipynb #c5a4a716
 @patch
@@ -251,7 +251,7 @@ def call_options(self: VideoPipeline, given, generator, seed, options):
     if options.get('known_guidance', 1.) != 1:
         self.check_continues()
     options['seed'] = seed_of(generator, seed)
-    return {TO_SAMPLE.get(name, name): value for name, value in options.items()}
+    return as_sample_options(options)
 
 # %% ../nbs/94_pipeline.ipynb #a2e936bc
 @patch

@@ -9,6 +9,7 @@ __all__ = []
 import inspect
 
 import torch
+from einops import rearrange
 
 from .core.arguments import plain_value
 from .core.checks import check_int, check_number, did_you_mean
@@ -142,3 +143,18 @@ def size_factor(size, rows):
     if more or factor & (factor - 1):
         raise ValueError(f'size must be {rows}, {2 * rows}, {4 * rows}, …, not {size}')
     return factor
+
+# %% ../nbs/93_pipeline_checks.ipynb #59a2dd03
+def encode_prompts(vocabulary, prompts, device):
+    "Prompts -> ids (B, slots) on the device. ValueError names an unknown word."
+    return torch.stack([vocabulary.encode(p, strict=True) for p in prompts]).to(device)
+
+
+def statistics_on(device, *statistics):
+    "Statistics (1 or C,) -> (1 or C, 1, 1, 1) on the device, a list."
+    return [rearrange(v, 'c -> c 1 1 1').to(device) for v in statistics]
+
+
+def as_sample_options(options):
+    "Options of a pipeline by the names of `sample`."
+    return {TO_SAMPLE.get(name, name): value for name, value in options.items()}

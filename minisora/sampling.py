@@ -16,7 +16,7 @@ from .core.arguments import known_keywords, plain_value
 from .core.checks import check_choice, check_int, check_number
 from .core.noise import indexed_noise
 from .core.devices import as_device
-from .core.protocols import device_of, model_latent_shape
+from .core.protocols import ModelWrapper, device_of, model_latent_shape
 from .core.renames import old_names
 from .diffusion import GaussianDiffusion, ddpm_sample_iter
 from .interpolants import timestep_shift
@@ -73,11 +73,11 @@ def time_grid(steps, shift=1., interval=(0., 1.)):
     return (low + (high - low) * timestep_shift(even, shift)).tolist()
 
 # %% ../nbs/06_sampling.ipynb #4a9790af
-class CallCounter:
+class CallCounter(ModelWrapper):
     """A model that counts: `calls` of it, and `rows` in all (guidance doubles the rows, not the
     calls)."""
     def __init__(self, model):
-        self.model = model
+        super().__init__(model)
         self.calls = 0
         self.rows = 0
 
@@ -85,11 +85,6 @@ class CallCounter:
         self.calls += 1
         self.rows += len(x)
         return self.model(x, t, y)
-
-    def __getattr__(self, name):        # null_id, latent_shape, parameters, eval, …
-        if name == 'model':
-            raise AttributeError(name)
-        return getattr(self.model, name)
 
 # %% ../nbs/06_sampling.ipynb #92f34501
 def _guided_channels(channels, total):

@@ -17,12 +17,13 @@ from torch import nn
 
 from .core.checks import check_int, check_number
 from .core.hub import MODELS, OBJECTIVES, Registry
-from .core.noise import fork_seed, indexed_noise
-from .core.protocols import device_of
+from .core.noise import far_digits, fork_seed, indexed_noise
+from .core.protocols import ModelWrapper, device_of
 from .dit import TimestepEmbedder
 from .interpolants import Interpolant
 from .latents.tiling import tile_offsets, tile_weights, tiled_encode
 from .models.layouts import as_part
+from .processes.requests import asks_one_by_one
 from .processes.schedules import append_dims
 from .sampling import sample
 from .temporal import VideoDiT, VideoDiTConfig
@@ -211,7 +212,7 @@ class Upsampling(Interpolant):
 
     def levels(self, noise):
         "The share of noise in what each sample is told, (B,), from digits of its noise (B, …)."
-        return (noise.flatten(1)[:, -1].double() * 4096 % 1 * self.max_level).float()
+        return (far_digits(noise, -1) * self.max_level).float()
 
     def loss(self, model, latents, condition, noise, t):
         "As `Interpolant.loss`, for paired latents and noise, both (B, 2 C, T, H, W)."
@@ -279,13 +280,13 @@ def __getitems__(self: PairedLatents, indices):
     return batch | dict(latents=torch.cat([batch['latents'], told], 1))
 
 # %% ../nbs/92_upsampling.ipynb #5e369559
-class TiledModel:
+class TiledModel(ModelWrapper):
     """A model as one for larger x, (B, C, T, H, W): asked tile by tile of its own rows and columns,
     answers blended where tiles overlap (Bar-Tal et al. 2023). `overlap`: in latents, even, a
     quarter of a tile if left out."""
 
     def __init__(self, model, overlap=None):
-        self.model = model
+        super().__init__(model)
         self.size = tuple(model.config.size[1:])
         overlap = min(self.size) // 8 * 2 if overlap is None else overlap
         self.overlap = check_int('overlap', overlap, minimum=0, maximum=min(self.size) - 2)
@@ -310,11 +311,6 @@ class TiledModel:
                 total[place] += weight
         return answer / total
 
-    def __getattr__(self, name):
-        if name == 'model':
-            raise AttributeError(name)
-        return getattr(self.model, name)
-
 # %% ../nbs/92_upsampling.ipynb #0c20af51
 @patch
 def tiles(self: TiledModel, axis, length):
@@ -327,12 +323,12 @@ def tiles(self: TiledModel, axis, length):
         yield 2 * start, tile_weights(2 * start, size, length, self.overlap, 0)
 
 # %% ../nbs/92_upsampling.ipynb #38273cdd
-class UpsamplerConditionedModel:
+class UpsamplerConditionedModel(ModelWrapper):
     """An `UpsamplerDiT` as samplers know models: it always sees what it is told, (B, C, T, H,
     W), of noise `level` (B,). Guidance's doubled batch is understood."""
 
     def __init__(self, model, told, level):
-        self.model = model
+        super().__init__(model)
         self.told = told
         self.level = level
 
@@ -344,11 +340,6 @@ class UpsamplerConditionedModel:
         times = len(x) // len(self.told)                                    # 2 under guidance
         told = repeat(self.told, 'b ... -> (n b) ...', n=times)
         return call_upsampler(self.model, x, told, self.level.repeat(times), t, y)
-
-    def __getattr__(self, name):                       # null_id, config, parameters, eval, …
-        if name == 'model':
-            raise AttributeError(name)
-        return getattr(self.model, name)
 
 # %% ../nbs/92_upsampling.ipynb #a50795d4
 def _padded(told, size):
@@ -375,8 +366,8 @@ def upsample(model, objective, told, condition=None, level=0., overlap=None, see
                          f'not {tuple(told.shape)}')
     check_number('level', level, 0, maximum=objective.max_level)
     index = list(range(len(told))) if index is None else list(index)
-    if options.get('solver') == 'dopri5' and not options.get('together') and len(told) > 1:
-        parts = [slice(i, i + 1) for i in range(len(told))]             # it asks one by one
+    if asks_one_by_one(options) and len(told) > 1:
+        parts = [slice(i, i + 1) for i in range(len(told))]
         conditions = [None if condition is None else condition[part] for part in parts]
         return torch.cat([upsample(model, objective, told[part], y, level, overlap, seed,
                                    index[part], **options) for part, y in zip(parts, conditions)])

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from fastcore.basics import patch
 
 from .autoencoder import load_autoencoder
@@ -24,7 +23,8 @@ from .data.vocabulary import Vocabulary
 from .interpolants import objective_from_dict
 from .latents.tiling import tiled_decode
 from .pipeline_checks import (
-    TO_SAMPLE, as_statistic, check_kinds, check_sampling, index_list, options_of_call, word_problem)
+    as_sample_options, as_statistic, check_kinds, check_sampling, encode_prompts, index_list,
+    options_of_call, statistics_on, word_problem)
 from .upsampling import TiledModel, upsample
 
 # %% ../nbs/93_upsampling_pipeline.ipynb #3689540c
@@ -97,8 +97,7 @@ def frames(self: UpsamplingPipeline):
 def double_piece(self: UpsamplingPipeline, clips, condition, level, overlap, index, options):
     """Clips (B, 3, T, H, W) of at most `frames` frames -> (B, 3, T, 2 H, 2 W) in [-1, 1], on the
     CPU: encoded, made larger, decoded, each in tiles."""
-    mean, std = (rearrange(v, 'c -> c 1 1 1').to(device_of(self.model))
-                 for v in (self.mean, self.std))
+    mean, std = statistics_on(device_of(self.model), self.mean, self.std)
     there = torch.arange(self.frames).clamp(max=clips.shape[2] - 1)         # the last frame again
     guide = self.model.config.guide
     told = (guide.encode(self.autoencoder, clips[:, :, there].to(mean.device)) - mean) / std
@@ -139,8 +138,7 @@ def word_ids(self: UpsamplingPipeline, prompt, count):
         raise ValueError(f'prompt must be a text or a list of texts, not {prompt!r}')
     if len(prompts) != count:
         raise ValueError(f'prompt has {len(prompts)} texts for {count} clips')
-    ids = torch.stack([self.vocabulary.encode(text, strict=True) for text in prompts])
-    return ids.to(device_of(self.model))
+    return encode_prompts(self.vocabulary, prompts, device_of(self.model))
 
 # %% ../nbs/93_upsampling_pipeline.ipynb #7668de0e
 @patch
@@ -179,8 +177,7 @@ def __call__(self: UpsamplingPipeline, clips, prompt=None, factor=2, level=None,
     check_int('shared', shared, minimum=0, maximum=self.frames - 1)
     condition = self.word_ids(prompt, len(clips))
     TiledModel(self.model, overlap)                 # for its errors
-    options = upsampling_options(self.sampling, options)
-    options = {TO_SAMPLE.get(name, name): value for name, value in options.items()}
+    options = as_sample_options(upsampling_options(self.sampling, options))
     options['seed'] = check_int('seed', seed, minimum=0)
     index = index_list(index, len(clips))
     done = []

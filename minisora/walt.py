@@ -13,7 +13,8 @@ import torch
 
 from .core.checks import check_number
 from .core.hub import OBJECTIVES
-from .core.protocols import model_latent_shape
+from .core.noise import far_digits
+from .core.protocols import ModelWrapper, model_latent_shape
 from .diffusion import GaussianDiffusion
 from .interpolants import Interpolant
 from .models.layers import BlockConfig
@@ -49,8 +50,7 @@ class SelfConditioning:
 
     def sees_itself(self, noise):
         "Which samples see their first answer, (B,) bool, from far digits of their noise (B, …)."
-        uniform = (noise.flatten(1)[:, -1].double() * 4096) % 1
-        return uniform < self.self_conditioning
+        return far_digits(noise, -1) < self.self_conditioning
 
     def estimate(self, out, x, t):
         "The data that an answer (B, 2 C, …) at x (B, C, …), t (B,) stands for, (B, C, …)."
@@ -99,14 +99,14 @@ class SelfConditionedInterpolant(SelfConditioning, Interpolant):
         return super().raw_prediction(self.without_estimate(model), x, t, condition)
 
 # %% ../nbs/12_windows.ipynb #5d956b33
-class SelfConditionedModel:
+class SelfConditionedModel(ModelWrapper):
     """A self-conditioned model as samplers know models: each call sees the estimate of the last.
 
     At the first time of a trajectory there is none. Guidance's doubled batch is understood."""
     sees_last_answer = True
 
     def __init__(self, model, objective):
-        self.model = model
+        super().__init__(model)
         self.objective = objective
         self.start = None
         self.last = None
@@ -130,11 +130,6 @@ class SelfConditionedModel:
         out = self.model(torch.cat([x, self.recall(x, t)], 1), t, y)
         self.last = self.objective.estimate(out, x, t)
         return out
-
-    def __getattr__(self, name):                       # null_id, config, parameters, eval, …
-        if name == 'model':
-            raise AttributeError(name)
-        return getattr(self.model, name)
 
 # %% ../nbs/12_windows.ipynb #28d98747
 def as_self_conditioned(model, objective):

@@ -33,6 +33,11 @@ def indexed_noise(seed, step, index, shape, device='cpu'):
         generator.standard_normal(out=noise[n], dtype=np.float32)
     return torch.from_numpy(noise).to(device), torch.from_numpy(uniforms).to(device)
 
+# %% ../../nbs/core/noise.ipynb #994c2853
+def far_digits(noise, at):
+    "Uniforms (B,) in [0, 1), double, from far digits of number `at` of each sample's noise (B, …)."
+    return (noise.flatten(1)[:, at].double() * 4096) % 1
+
 # %% ../../nbs/core/noise.ipynb #735cb611
 @lru_cache(maxsize=16)
 def epoch_permutation(seed, epoch, n):

@@ -207,6 +207,19 @@ def model_latent_shape(model):
     frames = (1,) * (3 - len(size))
     return (config.channels, *frames, *size)
 
+# %% ../../nbs/core/protocols.ipynb #dc2a6c0c
+class ModelWrapper:
+    """A model around another, `self.model`; what it has not itself is the inner one's: null_id,
+    config, parameters, eval, …"""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __getattr__(self, name):
+        if name == 'model':                                  # while it is being copied
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
 # %% ../../nbs/core/protocols.ipynb #6ec042a3
 def wrap(model, *wrappers):
     """Put wrappers around the layout of a model, the last one outermost; returns the model.

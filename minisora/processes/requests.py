@@ -17,6 +17,7 @@ from ..core.arguments import (
     UnknownArgument, check_indices, is_whole_kind, plain_value, unknown_argument, whole_ids)
 from ..core.checks import check_int, check_number
 from ..core.pairs import check_pair, largest_id, takes_condition
+from ..core.protocols import ModelWrapper
 
 # %% ../../nbs/processes/requests.ipynb #8d857c48
 def as_condition(condition, model=None):
@@ -141,19 +142,19 @@ def choose_shift(shift, model):
     return 1.
 
 # %% ../../nbs/processes/requests.ipynb #0b769447
-class _OwnPrecision:
+class _OwnPrecision(ModelWrapper):
     "A model that is given x in the type of its weights, and whose answer has the type of x."
     def __init__(self, model, dtype):
-        self.model = model
+        super().__init__(model)
         self.dtype = dtype
 
     def __call__(self, x, t, y=None):
         return self.model(x.to(self.dtype), t, y).to(x.dtype)
 
-    def __getattr__(self, name):
-        if name == 'model':
-            raise AttributeError(name)
-        return getattr(self.model, name)
+
+def asks_one_by_one(options):
+    "Does `sample` with these options ask the model about each sample alone? dopri5 does."
+    return options.get('solver') == 'dopri5' and not options.get('together')
 
 
 def in_own_precision(model, dtype=torch.float32):

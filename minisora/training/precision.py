@@ -12,19 +12,18 @@ from contextlib import contextmanager
 
 import torch
 
+from ..core.protocols import ModelWrapper
+
 # %% ../../nbs/training/precision.ipynb #8cb25cf2
 DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
 
-class _Autocast:
+class _Autocast(ModelWrapper):
     "A model whose matrix products run in 16 bits and whose output is float32."
     def __init__(self, model, device, dtype):
-        self.model = model
+        super().__init__(model)
         self.device = device
         self.dtype = dtype
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
 
     def __call__(self, x, t, condition=None):
         with torch.autocast(self.device.type, self.dtype):
