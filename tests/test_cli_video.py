@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 from helpers.clips import photo, quarters
 from helpers.pipeline import WORDS, awake, picturing_pipeline, speaking_parts
+from helpers.runs import SMALLEST
 from helpers.upsampling import enlarging, upsampler, with_upsampler
 from PIL import Image
 
@@ -26,21 +27,7 @@ from minisora.pipeline import VideoPipeline
 from minisora.upsampling import UpsamplerDiT
 from minisora.upsampling_pipeline import UpsamplingPipeline
 
-TINY = dict(
-    clips=12,
-    ae_steps=2,
-    steps=2,
-    width=48,
-    depth=1,
-    heads=3,
-    judge_steps=2,
-    eval_clips=2,
-    num_inference_steps=2,
-    channels=4,
-    smooth=8,
-    decoder_steps=1,
-    renoise_times=0,
-)
+TINY = SMALLEST | dict(decoder_steps=1, renoise_times=0)
 SET = [f"{name}={value}" for name, value in TINY.items()]
 
 

@@ -42,9 +42,7 @@ plain = fixtures.plain
 @pytest.fixture
 def refusing(monkeypatch):
     "Whatever samples fails the test: a wrong call must be refused before."
-    monkeypatch.setattr("minisora.pipeline.sample", never)
-    monkeypatch.setattr("minisora.pipeline.sample_continuation", never)
-    monkeypatch.setattr("minisora.pipeline.generate_long", never)
+    fixtures.refuse_to_sample(monkeypatch)
 
 
 # ---------------------------------------------------------------- a call

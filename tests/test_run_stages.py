@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import SMALLEST
 
 from minisora import cli
 from minisora.autoencoder import ImageVAE
@@ -22,21 +23,7 @@ from minisora.data.video import write_video
 from minisora.experiment import Experiment, make_video
 from minisora.pipeline import VideoPipeline
 
-TINY = dict(
-    size=32,
-    frames=4,
-    clips=12,
-    ae_steps=2,
-    steps=2,
-    width=48,
-    depth=1,
-    heads=3,
-    judge_steps=2,
-    eval_clips=2,
-    num_inference_steps=2,
-    channels=4,
-    smooth=8,
-)
+TINY = SMALLEST | dict(size=32, frames=4)
 
 
 def films(folder, names=("left hand", "yes", "no"), shift=0):

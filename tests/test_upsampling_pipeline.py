@@ -46,9 +46,7 @@ def film_maker():
 def refusing(monkeypatch):
     "Whatever makes something fails the test: a wrong call must be refused before."
     monkeypatch.setattr("minisora.upsampling_pipeline.upsample", never)
-    monkeypatch.setattr("minisora.pipeline.sample", never)
-    monkeypatch.setattr("minisora.pipeline.sample_continuation", never)
-    monkeypatch.setattr("minisora.pipeline.generate_long", never)
+    pipelines.refuse_to_sample(monkeypatch)
 
 
 # ---------------------------------------------------------------- a call

@@ -108,6 +108,12 @@ def never(*args, **options):
     pytest.fail("sampled before it was refused")
 
 
+def refuse_to_sample(monkeypatch):
+    "Whatever a pipeline samples with fails the test."
+    for name in ("sample", "sample_continuation", "generate_long"):
+        monkeypatch.setattr(f"minisora.pipeline.{name}", never)
+
+
 def wordless_parts(**changes):
     model = awake(VideoDiTConfig(channels=4, **dict(SIZE, size=(4, 4, 4))))
     return dict(picturing_parts(), model=model, vocabulary=None) | changes
