@@ -18,7 +18,7 @@ import torch
 from common import DATASETS, RECORDS, SHIPPED, halve, machine, make_parser
 from longer_data import FRAMES, Tiles
 from longer_measures import measure
-from single_gpu_training import load_or_make
+from single_gpu_training import DATA_PREDICTION, load_or_make
 
 from minisora.autoencoder import load_autoencoder
 from minisora.clips import MOTIONS, SceneClips, scene_caption, scene_combinations
@@ -45,7 +45,14 @@ from minisora.upsampling import (
 )
 from minisora.upsampling_pipeline import UpsamplingPipeline
 
-DATA_PREDICTION = dict(prediction="data", loss_weighting="velocity", max_weight=25.0, std=1.4)
+SMALL = dict(  # what both models are, beside their sizes and windows
+    patch=(1, 2, 2),
+    width=144,
+    heads=6,
+    block=MODERN_BLOCK,
+    modulation=AdaLNLoRA(16),
+    relative_bias=True,
+)
 TRAINING = dict(
     schedule="linear",
     weight_decay=0.01,
@@ -115,15 +122,10 @@ def train_video(args):
     config = VideoDiTConfig(
         channels=channels + 1,
         size=tuple(size),
-        patch=(1, 2, 2),
-        width=144,
         depth=6,
-        heads=6,
-        block=MODERN_BLOCK,
         layout=Windows(((1, 0, 0), (0, 2, 2))),
-        modulation=AdaLNLoRA(16),
-        relative_bias=True,
         condition=condition(words),
+        **SMALL,
     )
     objective = FramePrediction(**DATA_PREDICTION, shift=5.0, known_frames=(0, 1, 1, 2))
     options = dict(
@@ -188,16 +190,11 @@ def train_upsampler(args):
     config = UpsamplerConfig(
         channels=2 * C + 1,
         size=tuple(pairs.shape[2:]),
-        patch=(1, 2, 2),
-        width=144,
         depth=4,
-        heads=6,
-        block=MODERN_BLOCK,
         layout=Windows(((1, 0, 0), (0, 4, 4))),
-        modulation=AdaLNLoRA(16),
-        relative_bias=True,
         condition=condition(words),
         guide=args.guide,
+        **SMALL,
     )
     model = UpsamplerDiT(config).fit_features(pairs[::3, C:], pairs[::3, :C])
     objective = Upsampling(**DATA_PREDICTION, shift=4.0, max_level=0.2)

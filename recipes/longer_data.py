@@ -16,12 +16,16 @@ SIDE = 128  # pixels of what the upsampler makes at once
 EVERY = 6  # every sixth word is held out
 
 
+def interpolate(clips, side, antialias=False):
+    "Clips (B, 3, T, H, W) in [-1, 1] at `side` × `side` pixels, bicubic."
+    frames = rearrange(clips, "b c t h w -> (b t) c h w")
+    frames = F.interpolate(frames, (side, side), mode="bicubic", antialias=antialias)
+    return rearrange(frames, "(b t) c h w -> b c t h w", b=len(clips)).clamp(-1, 1)
+
+
 def resize(clips, side):
     "Clips (B, 3, T, H, W) in [-1, 1] at `side` × `side` pixels, in 8 bits, as floats in [-1, 1]."
-    frames = rearrange(clips, "b c t h w -> (b t) c h w")
-    frames = F.interpolate(frames, (side, side), mode="bicubic", antialias=True)
-    frames = rearrange(frames, "(b t) c h w -> b c t h w", b=len(clips))
-    return to_float(to_uint8(frames.clamp(-1, 1)))
+    return to_float(to_uint8(interpolate(clips, side, antialias=True)))
 
 
 def square_origin(clip, side, generator):

@@ -3,9 +3,8 @@
 import time
 
 import torch
-import torch.nn.functional as F
 from common import moving_psnr
-from longer_data import FRAMES, held_out_scenes, held_out_signs, resize
+from longer_data import FRAMES, held_out_scenes, held_out_signs, interpolate, resize
 
 from minisora.clips import MOTIONS, SceneClips, scene_caption
 from minisora.data.video import to_float
@@ -110,14 +109,7 @@ def enlarged(pipe, small, side, **options):
         pipe(small[i : i + 1], factor=side // small.shape[-1], index=[i], **options)
         for i in range(len(small))
     ]
-    return resize_float(small, side), torch.cat(made)
-
-
-def resize_float(clips, side):
-    "Clips (B, 3, T, H, W) in [-1, 1], bicubic, as floats."
-    frames = clips.transpose(1, 2).flatten(0, 1)
-    frames = F.interpolate(frames, (side, side), mode="bicubic")
-    return frames.unflatten(0, (len(clips), -1)).transpose(1, 2).clamp(-1, 1)
+    return interpolate(small, side), torch.cat(made)
 
 
 def upsampling(args, pipe, n=72):
