@@ -83,7 +83,7 @@ def part_to_dict(part):
 AUTOENCODERS = Registry('kind', 'minisora.autoencoder', 'minisora.latents.video_vae',
                         'minisora.latents.compression', 'minisora.latents.diffusers_vae')
 OBJECTIVES = Registry('objective', 'minisora.diffusion', 'minisora.interpolants', 'minisora.frames',
-                      'minisora.walt')
+                      'minisora.walt', 'minisora.cascade_objective')
 MODELS = Registry('kind', 'minisora.dit', 'minisora.temporal')
 
 # %% ../../nbs/core/hub.ipynb #3d5ff72e
