@@ -1,0 +1,422 @@
+"""The pipeline data/cascade: StableCascade, small, with layers along time.
+
+    python recipes/cascade.py --part autoencoder   # stage A: pictures <-> latents
+    python recipes/cascade.py --part compressor    # pictures -> codes of 3 × 3 places
+    python recipes/cascade.py --part pictures      # stage C: captions -> codes of pictures
+    python recipes/cascade.py --part motion        # its layers along time; all else stays frozen
+    python recipes/cascade.py --part zero          # for comparison: all of it on clips, from zero
+    python recipes/cascade.py --part decoder       # stage B: codes -> latents, picture by picture
+    python recipes/cascade.py --part steady        # its layers along time, against flicker
+    python recipes/cascade.py --part measure       # figures into benchmarks/cascade.json
+    python recipes/cascade.py --part ship          # weights in half precision into data/cascade
+
+Everything is kept in --work; a part that is finished there is taken as it is, an unfinished one
+goes on. One thread is enough."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from cascade_measures import clips, large, pictures, reconstructions
+from common import DATASETS, RECORDS, SHIPPED, halve, machine, make_parser
+from longer_measures import scene_judge
+from single_gpu_training import DATA_PREDICTION
+
+from minisora.autoencoder import load_autoencoder
+from minisora.cascade import CASCADE_PRESETS, CascadeUNet, PromptWords, add_time
+from minisora.cascade_objective import CodeConditionedInterpolant, PairedCodes
+from minisora.cascade_pipeline import CascadePipeline
+from minisora.clips import MOTIONS, SceneClips, scene_caption, scene_combinations
+from minisora.core.files import sha256_file, write_json
+from minisora.core.protocols import Clip
+from minisora.data.vocabulary import Vocabulary
+from minisora.interpolants import Interpolant
+from minisora.latent_cache import LatentCache, write_cache
+from minisora.latents.paella_vq import PAELLA_PRESETS, PaellaVQ, train_paella
+from minisora.latents.semantic import PlainDecoder, SemanticCompressor, train_compressor
+from minisora.recipe import DROPPED_WORDS
+from minisora.train import fit
+
+CARD = """---
+license: apache-2.0
+library_name: minisora
+---
+# A small StableCascade that moves
+
+Captions of procedural scenes (six objects, six colors, nine motions) to clips of 16 frames of
+128×128 pixels, by way of a code of 3×3 places a frame: stage C makes the codes, stage B latents
+of them, stage A pictures. After StableCascade (Pernias et al. 2024), of its published blocks; C
+was trained on pictures, then only its layers along time on clips. Trained from zero by
+`python recipes/cascade.py` on one core; data: procedural scenes that the library renders, nothing
+else. Half precision. What it can and cannot do is measured in `benchmarks/cascade.json`.
+
+```python
+from minisora.cascade_pipeline import CascadePipeline
+pipe = CascadePipeline.from_pretrained("data/cascade")
+clip = pipe("a red ring orbits")
+clip.save("ring.mp4")
+```
+"""
+
+FRAMES = 16
+SIDE = 128  # pixels
+TRAINING = dict(
+    schedule="linear",
+    weight_decay=0.01,
+    betas=(0.9, 0.95),
+    log_every=100,
+    save_every=500,
+    valid_every=500,
+    progress=False,
+)
+
+
+class Pictures(torch.utils.data.Dataset):
+    "Single frames of scenes: item i is a frame of clip i, and after the last clip they go round."
+
+    def __init__(self, clips, count):
+        self.clips = clips
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        clip = self.clips[i % len(self.clips)]
+        frame = (7 * i + i // len(self.clips)) % clip.frames.shape[1]
+        source = f"{clip.source}:{frame}"
+        return Clip(clip.frames[:, [frame]], clip.caption, clip.fps, source, clip.attributes)
+
+
+def scenes(count, split="train", seed=0):
+    "Clips of all nine motions."
+    return SceneClips(count, split, seed=seed, motions=MOTIONS, frames=FRAMES, size=SIDE)
+
+
+def vocabulary():
+    "The words of all captions of scenes."
+    combinations = scene_combinations("all", motions=MOTIONS)
+    captions = [scene_caption(*combination) for combination in combinations]
+    return Vocabulary.from_captions(captions, drop=DROPPED_WORDS)
+
+
+def autoencoder(args):
+    "Stage A."
+    path = args.work / "autoencoder"
+    if not path.is_dir():
+        ae = PaellaVQ(**PAELLA_PRESETS["tiny"])
+        said = train_paella(ae, scenes(512), steps=args.autoencoder_steps)
+        print(said, flush=True)
+        ae.save_pretrained(path)
+    return load_autoencoder(path)
+
+
+def compressor(args):
+    "What makes codes of pictures."
+    path = args.work / "compressor"
+    if not path.is_dir():
+        made = SemanticCompressor()
+        said = train_compressor(made, PlainDecoder(), scenes(6200), args.compressor_steps)
+        print(f"compressor: loss {said:.4f}", flush=True)
+        made.save_pretrained(path)
+    return load_autoencoder(path)
+
+
+def cache(args, name, clips, encoder):
+    "A cache of codes or latents, made where it is missing."
+    path = args.work / name
+    if not path.is_dir():
+        write_cache(path, clips, encoder(args), progress=False)
+    return LatentCache(path, vocabulary=vocabulary())
+
+
+def codes(args, pictures=True):
+    """Codes to learn from, of single pictures or of clips, and held-out ones; all normalized by the
+    statistics of the pictures' codes."""
+    train = scenes(args.clips)
+    held = scenes(256, "heldout", 1)
+    if pictures:
+        held = cache(args, "codes-held-pictures", Pictures(held, 1024), compressor)
+        train = cache(args, "codes-pictures", Pictures(train, args.pictures), compressor)
+        return train, held.normalize_as(train)
+    usual, _ = codes(args)
+    held = cache(args, "codes-held-clips", held, compressor)
+    train = cache(args, "codes-clips", scenes(args.code_clips), compressor)
+    return train.normalize_as(usual), held.normalize_as(usual)
+
+
+def latents(args, pictures=True):
+    "Latents that stage B learns to make, as `codes`."
+    if pictures:
+        train = Pictures(scenes(args.clips), args.pair_pictures)
+        held = Pictures(scenes(32, "heldout", 1), 256)
+        held = cache(args, "pairs-held-pictures-latents", held, autoencoder)
+        train = cache(args, "pairs-pictures-latents", train, autoencoder)
+        return train, held.normalize_as(train)
+    usual, _ = latents(args)
+    held = cache(args, "pairs-held-clips-latents", scenes(32, "heldout", 1), autoencoder)
+    train = cache(args, "pairs-clips-latents", scenes(args.pair_clips), autoencoder)
+    return train.normalize_as(usual), held.normalize_as(usual)
+
+
+def pairs(args, pictures=True):
+    "Latents and codes of the same pictures or clips to learn stage B from, and held-out ones."
+    usual, _ = codes(args)
+    kind = "pictures" if pictures else "clips"
+    train = scenes(args.clips if pictures else args.pair_clips)
+    held = scenes(32, "heldout", 1)
+    if pictures:
+        train, held = Pictures(train, args.pair_pictures), Pictures(held, 256)
+    told = [
+        cache(args, f"pairs-{part}{kind}-codes", data, compressor).normalize_as(usual)
+        for part, data in (("", train), ("held-", held))
+    ]
+    return [PairedCodes(*both) for both in zip(told, latents(args, pictures))]
+
+
+def prompt(**options):
+    words = vocabulary()
+    return PromptWords(vocab=len(words), slots=words.slots, **options)
+
+
+def fresh(average):
+    "A moving average as a model that can be trained on."
+    return copy.deepcopy(average).requires_grad_(True)
+
+
+def prior_objective(shift):
+    return Interpolant(**DATA_PREDICTION, shift=shift)
+
+
+def train_pictures(args):
+    "Stage C on pictures: what is there."
+    data, held = codes(args, pictures=True)
+    config = replace(CASCADE_PRESETS["c-tiny"], prompt=prompt())
+    return fit(
+        CascadeUNet(config),
+        data,
+        prior_objective(1.5),
+        steps=args.picture_steps,
+        batch_size=64,
+        lr=2e-3,
+        warmup=200,
+        ema=0.998,
+        valid=held,
+        out=args.work / "pictures",
+        **TRAINING,
+    )
+
+
+def train_motion(args):
+    "Stage C's layers along time; the picture model in it stays as it is."
+    pictures = train_pictures(args)
+    data, held = codes(args, pictures=False)
+    model = add_time(fresh(pictures.ema), FRAMES).freeze_pictures()
+    return fit(
+        model,
+        data,
+        prior_objective(args.motion_shift),
+        steps=args.motion_steps,
+        batch_size=8,
+        lr=3e-3,
+        warmup=100,
+        ema=0.998,
+        valid=held,
+        out=args.work / "motion",
+        **TRAINING,
+    )
+
+
+def train_zero(args):
+    "For comparison: stage C with its layers along time on clips, all of it from zero."
+    data, held = codes(args, pictures=False)
+    config = replace(CASCADE_PRESETS["c-tiny"], prompt=prompt(), temporal=True)
+    model = CascadeUNet(replace(config, size=(FRAMES, *config.size[1:])))
+    return fit(
+        model,
+        data,
+        prior_objective(args.motion_shift),
+        steps=args.zero_steps,
+        batch_size=8,
+        lr=2e-3,
+        warmup=100,
+        ema=0.998,
+        valid=held,
+        out=args.work / "zero",
+        **TRAINING,
+    )
+
+
+def decoder_objective(shift):
+    return CodeConditionedInterpolant(**DATA_PREDICTION, shift=shift, max_level=0.15)
+
+
+def train_decoder(args):
+    "Stage B on pictures: how it looks."
+    data, held = pairs(args, pictures=True)
+    config = replace(CASCADE_PRESETS["b-tiny"], prompt=prompt(each=False))
+    return fit(
+        CascadeUNet(config),
+        data,
+        decoder_objective(3.0),
+        steps=args.decoder_steps,
+        batch_size=24,
+        lr=2e-3,
+        warmup=200,
+        ema=0.998,
+        valid=held,
+        out=args.work / "decoder",
+        **TRAINING,
+    )
+
+
+def train_steady(args):
+    "Stage B's layers along time: against flicker."
+    pictures = train_decoder(args)
+    data, held = pairs(args, pictures=False)
+    model = add_time(fresh(pictures.ema), FRAMES).freeze_pictures()
+    return fit(
+        model,
+        data,
+        replace(decoder_objective(3.0), temporal_diff_weight=2.0),
+        steps=args.steady_steps,
+        batch_size=2,
+        lr=2e-3,
+        warmup=100,
+        ema=0.995,
+        valid=held,
+        out=args.work / "steady",
+        **TRAINING,
+    )
+
+
+def pipeline(args, prior=train_motion):
+    "The whole, from what lies in --work; `prior`: what trains its stage C."
+    made = prior(args)
+    decoder = (train_decoder if prior is train_pictures else train_steady)(args)
+    told, _ = codes(args)
+    data, _ = latents(args)
+    pipe = CascadePipeline(
+        made.ema,
+        made.objective,
+        decoder.ema,
+        decoder.objective,
+        autoencoder(args),
+        compressor(args),
+        vocabulary(),
+        code_mean=told.mean,
+        code_std=told.std,
+        mean=data.mean,
+        std=data.std,
+        sampling=dict(num_inference_steps=args.calls, guidance_scale=args.guidance, solver="ddim"),
+        decoder_sampling=dict(num_inference_steps=args.decoder_calls, solver="ddim"),
+    )
+    return pipe, made.cpu_minutes
+
+
+def measure(args):
+    "Figures into benchmarks/cascade.json."
+    whole, minutes = pipeline(args)
+    still, picture_minutes = pipeline(args, train_pictures)
+    judge = scene_judge(args, load_autoencoder(SHIPPED / "video-vae"))
+    folder = args.work / "pipeline"
+    whole.save_pretrained(folder)
+    record = dict(
+        machine=machine(),
+        train_cpu_minutes=dict(
+            pictures=picture_minutes,
+            motion=minutes,
+            decoder=train_decoder(args).cpu_minutes,
+            steady=train_steady(args).cpu_minutes,
+        ),
+        weights={
+            name: sum(p.numel() for p in getattr(whole, name).parameters())
+            for name in ("prior", "decoder", "autoencoder", "compressor")
+        },
+    )
+    parts = dict(
+        reconstructions=lambda: reconstructions(whole),
+        pictures=lambda: pictures(still, judge, args.n),
+        clips=lambda: clips(whole, judge, args.n),
+        from_zero=lambda: from_zero(args, judge),
+        large=lambda: large(args, folder),
+    )
+    for name, part in parts.items():
+        record[name] = part()
+        print(name, record[name], flush=True)
+        write_json(args.work / "measured.json", record)
+    write_json(RECORDS / "cascade.json", record)
+
+
+def from_zero(args, judge):
+    "The same with a stage C that was trained from zero on clips."
+    pipe, minutes = pipeline(args, train_zero)
+    return dict(train_cpu_minutes=minutes, **clips(pipe, judge, args.n))
+
+
+def ship(args):
+    "Write data/cascade, in half precision, with its card."
+    made, minutes = pipeline(args)
+    folder = SHIPPED / "cascade"
+    made.save_pretrained(folder)
+    halve(folder)
+    for notes in folder.rglob("trained_with.json"):
+        notes.unlink()
+    for card in folder.rglob("README.md"):
+        card.unlink()
+    for file in folder.rglob("*.safetensors"):
+        file.with_name(f"{file.name}.sha256").write_text(f"{sha256_file(file)}  {file.name}\n")
+    (folder / "README.md").write_text(CARD)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{folder}: {size / 1e6:.2f} MB")
+
+
+PARTS = dict(
+    autoencoder=autoencoder,
+    compressor=compressor,
+    pictures=train_pictures,
+    motion=train_motion,
+    zero=train_zero,
+    decoder=train_decoder,
+    steady=train_steady,
+    measure=measure,
+    ship=ship,
+)
+
+
+def parse_arguments():
+    parser = make_parser(__doc__, __file__)
+    parser.add_argument("--part", choices=(*PARTS,), required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/cascade"))
+    parser.add_argument("--data", type=Path, default=DATASETS, help="a folder with film/")
+    parser.add_argument("--n", type=int, default=216, help="clips that are measured")
+    parser.add_argument("--calls", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--decoder-calls", type=int, default=6)
+    parser.add_argument("--clips", type=int, default=6200)
+    parser.add_argument("--code-clips", type=int, default=4000)
+    parser.add_argument("--pictures", type=int, default=31000)
+    parser.add_argument("--pair-pictures", type=int, default=12400)
+    parser.add_argument("--pair-clips", type=int, default=930)
+    parser.add_argument("--autoencoder-steps", type=int, default=3000)
+    parser.add_argument("--compressor-steps", type=int, default=5500)
+    parser.add_argument("--picture-steps", type=int, default=3000)
+    parser.add_argument("--motion-steps", type=int, default=2000)
+    parser.add_argument("--motion-shift", type=float, default=4.0)
+    parser.add_argument("--zero-steps", type=int, default=1500)
+    parser.add_argument("--decoder-steps", type=int, default=4000)
+    parser.add_argument("--steady-steps", type=int, default=1500)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def main():
+    args = parse_arguments()
+    torch.set_num_threads(1)
+    PARTS[args.part](args)
+
+
+if __name__ == "__main__":
+    main()

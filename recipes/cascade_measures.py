@@ -1,0 +1,132 @@
+"""What cascade.py measures: reconstructions, pictures and clips from captions, flicker, memory."""
+
+import subprocess
+import sys
+import time
+
+import torch
+
+from minisora.cascade import without_time
+from minisora.clips import MOTIONS, SceneClips
+from minisora.data.video import read_video, to_float
+from minisora.evaluation.judge import attribute_accuracy
+from minisora.metrics import area_flicker, foreground_psnr, jerk_px, psnr, shape_measures
+
+FRAMES = 16
+SIDE = 128
+
+
+def held_out(n, seed=5):
+    "n scenes of combinations that were not trained on: uint8 (n, 3, T, H, W), and the items."
+    clips = SceneClips(n, "heldout", seed=seed, motions=MOTIONS, frames=FRAMES, size=SIDE)
+    items = [clips[i] for i in range(n)]
+    return torch.stack([item.frames for item in items]), items
+
+
+def overlap(made, real):
+    "Mean over the frames of intersection over union of what is not black, of clips in [-1, 1]."
+    both = [clips.amax(1) > -0.5 for clips in (made, real)]
+    shared = (both[0] & both[1]).flatten(2).sum(2)
+    either = (both[0] | both[1]).flatten(2).sum(2)
+    return float((shared / either.clamp(min=1)).mean())
+
+
+def motion_measures(clips):
+    return dict(jerk_px=float(jerk_px(clips)), flicker=float(area_flicker(clips)))
+
+
+def look(made, real, objects):
+    "Reconstructions in [-1, 1] beside the real clips, uint8."
+    return dict(
+        psnr=round(float(psnr(made, real)), 2),
+        foreground_psnr=round(float(foreground_psnr(made, real)), 2),
+        overlap=overlap(made, to_float(real)),
+        **shape_measures(made, objects),
+        **motion_measures(made),
+    )
+
+
+def reconstructions(pipe, n=72):
+    "Code -> B -> A, with and without B's layers along time, and A alone."
+    real, items = held_out(n)
+    objects = [item.attributes["object"] for item in items]
+    cpu = time.process_time()
+    made = torch.cat([pipe.reconstruct(part) for part in real.split(8)])
+    cpu = time.process_time() - cpu
+    with without_time(pipe.decoder):
+        framewise = torch.cat([pipe.reconstruct(part) for part in real.split(8)])
+    with torch.no_grad():
+        parts = to_float(real).split(8)
+        alone = torch.cat([pipe.autoencoder(part) for part in parts]).clamp(-1, 1)
+    return dict(
+        n=n,
+        cpu_seconds_a_clip=round(cpu / n, 2),
+        whole=look(made, real, objects),
+        frame_by_frame=look(framewise, real, objects),
+        stage_a_alone=look(alone, real, objects),
+        real=dict(**shape_measures(real, objects), **motion_measures(real)),
+    )
+
+
+def still(frames):
+    "Pictures (B, 3, 1, H, W) as clips that stand still."
+    return frames.expand(-1, -1, FRAMES, -1, -1)
+
+
+def pictures(pipe, judge, n):
+    "Object and color of pictures of held-out combinations; real ones beside them."
+    real, items = held_out(n)
+    wanted = [{k: v for k, v in i.attributes.items() if k != "motion"} for i in items]
+    made = pipe([item.caption for item in items], seed=1, batch_size=72).frames
+    middle = real[:, :, [FRAMES // 2]]
+    return dict(
+        made=attribute_accuracy(judge, still(made), wanted),
+        real=attribute_accuracy(judge, still(middle), wanted),
+        shapes=shape_measures(made, [item.attributes["object"] for item in items]),
+    )
+
+
+def clips(pipe, judge, n):
+    "Clips of held-out combinations from their captions."
+    real, items = held_out(n)
+    wanted = [item.attributes for item in items]
+    cpu = time.process_time()
+    made = pipe([item.caption for item in items], seed=1, batch_size=24).frames
+    cpu = time.process_time() - cpu
+    return dict(
+        cpu_seconds_a_clip=round(cpu / n, 2),
+        **attribute_accuracy(judge, made, wanted),
+        **shape_measures(made, [item.attributes["object"] for item in items]),
+        **motion_measures(made),
+        real=attribute_accuracy(judge, real, wanted),
+    )
+
+
+LARGE = """
+import resource, sys, torch
+sys.path[:0] = {path}
+from cascade_measures import large_clip
+torch.set_num_threads(1)
+print(large_clip({folder!r}, {film!r}))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def large_clip(folder, film):
+    "PSNR of a real clip of 480 rows by way of its code."
+    from minisora.cascade_pipeline import CascadePipeline
+
+    pipe = CascadePipeline.from_pretrained(folder)
+    clip = read_video(film, 17, (480, 832)).frames[None]
+    return float(psnr(pipe.reconstruct(clip), clip))
+
+
+def large(args, folder):
+    "A real clip of 480 rows in a process of its own: PSNR, and the most memory it took."
+    film = args.data / "film" / "big_buck_bunny_480p_30s.mp4"
+    if not film.is_file():
+        return dict(skipped=f"no {film.name}")
+    text = LARGE.format(path=sys.path, folder=str(folder), film=str(film))
+    out = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    found, memory = out.stdout.split()[-2:]
+    return dict(frames=17, rows=480, psnr=round(float(found), 2), peak_mb=int(memory) // 1024)
