@@ -22,8 +22,9 @@ def ratio_embedding(ratio, numbers, longest=10000.):
     """The share of noise (B,) in [0, 1] as `numbers` sines and cosines, (B, numbers): frequencies from 1
     to 1 / longest of ratio · longest."""
     half = numbers // 2
-    powers = torch.arange(half, device=ratio.device) / max(half - 1, 1)
-    angles = ratio.float()[:, None] * longest * torch.exp(-math.log(longest) * powers)
+    falling = math.log(longest) / max(half - 1, 1)
+    steps = torch.arange(half, device=ratio.device).float().mul(-falling).exp()
+    angles = (ratio.float() * longest)[:, None] * steps         # to 10⁴: a rounding moves them
     waves = torch.cat([angles.sin(), angles.cos()], 1)                      # (B, 2 half)
     return F.pad(waves, (0, numbers - 2 * half))
 
