@@ -161,7 +161,8 @@ class CascadeUNetConfig:
     time_extra: tuple = ()                   # 'sca', 'crp': further ratios, zero in use
     temporal: bool = False                   # layers along time
     kernel: int = 3
-    dropout: float = 0.
+    self_attention: bool = True              # do places attend to each other, or to the condition only?
+    dropout: float = 0.                      # or one number for each level
 
     def __post_init__(self):
         prompt = as_part(PROMPTS, self.prompt, 'CascadeUNetConfig.')
@@ -192,15 +193,28 @@ def check_levels(config):
 def check(self: CascadeUNetConfig):
     "ValueError names the first field that is wrong or does not go with the others."
     levels = ('size', 'widths', 'heads', 'down', 'up', 'down_repeats', 'up_repeats', 'resize',
-              'time_extra')
+              'time_extra', 'dropout')
     check_levels(self)
     check_fields(self, ('code_channels', 'pixel_channels'), skip=levels)
-    check_number('CascadeUNetConfig.dropout', self.dropout, 0, maximum=1)
+    if not isinstance(self.dropout, (int, float)):
+        object.__setattr__(self, 'dropout', tuple(self.dropout))
+    for share in self.dropouts:
+        check_number('CascadeUNetConfig.dropout', share, 0, maximum=1)
     for width, heads in zip(self.widths, self.heads):
         if heads and width % heads:
             raise ValueError(f'CascadeUNetConfig.heads: {heads} do not divide the width {width}')
     if any(n % self.patch for n in self.size[1:]):
         raise ValueError(f'CascadeUNetConfig.patch: {self.patch} does not divide {self.size[1:]}')
+
+# %% ../nbs/14_cascade.ipynb #cc100b72
+@patch(as_prop=True)
+def dropouts(self: CascadeUNetConfig):
+    "The dropout of each level."
+    levels = len(self.widths)
+    found = self.dropout if isinstance(self.dropout, tuple) else (self.dropout,) * levels
+    if len(found) != levels:
+        raise ValueError(f'CascadeUNetConfig.dropout must have {levels} entries, not {found}')
+    return found
 
 
 @patch
@@ -245,10 +259,11 @@ def layer(self: CascadeUNet, level, skip=0):
     "One layer of a level: residual block, time block and, where the level has heads, attention."
     c = self.config
     width = c.widths[level]
-    blocks = [ResidualBlock(width, skip, c.kernel, c.dropout),
+    dropout = c.dropouts[level]
+    blocks = [ResidualBlock(width, skip, c.kernel, dropout),
               TimeBlock(width, c.time_numbers, c.time_extra)]
     if c.heads[level]:
-        blocks.append(AttentionBlock(width, c.condition_width, c.heads[level]))
+        blocks.append(AttentionBlock(width, c.condition_width, c.heads[level], c.self_attention, dropout))
     return nn.ModuleList(blocks)
 
 
@@ -486,9 +501,10 @@ def cascade_presets():
     text = PromptEmbeddings(pooled=1280, text=1280, image=768)
     pooled = PromptEmbeddings(pooled=1280)
     stage_c = dict(size=(1, 24, 24), channels=16, resize=(False,), prompt=text,
-                   time_extra=('sca', 'crp'))
+                   time_extra=('sca', 'crp'), dropout=.1)
     stage_b = dict(size=(1, 256, 256), channels=4, patch=2, resize=(), prompt=pooled, code_channels=16,
-                   pixel_channels=3, condition_width=1280, time_extra=('sca',), down_repeats=(1,) * 4)
+                   pixel_channels=3, condition_width=1280, time_extra=('sca',), down_repeats=(1,) * 4,
+                   dropout=(0., 0., .1, .1))
     words = PromptWords(vocab=21, slots=3)
     return {
         'c-full': CascadeUNetConfig(**stage_c),

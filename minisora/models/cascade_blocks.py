@@ -90,9 +90,10 @@ class TimeBlock(nn.Module):
 # %% ../../nbs/models/cascade_blocks.ipynb #a4124bbd
 class Attention(nn.Module):
     "Queries (B, N, D), keys and values from tokens (B, M, D) -> (B, N, D)."
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, dropout=0.):
         super().__init__()
         self.heads = heads
+        self.dropout = dropout               # of the weights that the tokens get
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
@@ -102,18 +103,19 @@ class Attention(nn.Module):
         layers = ((self.to_q, x), (self.to_k, tokens), (self.to_v, tokens))
         q, k, v = (rearrange(layer(rows), 'b n (h d) -> b h n d', h=self.heads)
                    for layer, rows in layers)
-        out = F.scaled_dot_product_attention(q, k, v)                       # (B, heads, N, d)
+        dropout = self.dropout if self.training else 0.
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)    # (B, heads, N, d)
         return self.to_out(rearrange(out, 'b h n d -> b n (h d)'))
 
 
 class AttentionBlock(nn.Module):
     """Frames (B, C, H, W) that attend to themselves and to what they are told, (B, M, condition
     numbers); with `self_attention` off to the latter only."""
-    def __init__(self, width, condition, heads, self_attention=True):
+    def __init__(self, width, condition, heads, self_attention=True, dropout=0.):
         super().__init__()
         self.self_attention = self_attention
         self.norm = ChannelNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, dropout)
         self.kv_mapper = nn.Sequential(nn.SiLU(), nn.Linear(condition, width))
 
     def forward(self, x, tokens):
