@@ -123,6 +123,7 @@ def build(self: PromptEmbeddings, width):
         layers.image = nn.Linear(self.image, self.sequence * width)
     for layer in layers.children():
         nn.init.normal_(layer.weight, std=.02)
+        nn.init.zeros_(layer.bias)
     return layers
 
 
@@ -296,11 +297,11 @@ def build_levels(self: CascadeUNet):
 # %% ../nbs/14_cascade.ipynb #88ffc980
 @patch
 def init_weights(self: CascadeUNet):
-    """Xavier's, small for what is told and for the input; zero for the last layer and for what the time does; the
-    residual blocks' last layers smaller the more there are."""
+    """Xavier's, of queries, keys and values as one layer, small for what is told and for the input; zero for
+    the last layer and for what the time does; the residual blocks' last layers smaller the more there are."""
     told = set(self.prompt.modules())                                       # as they were built
     for module in (m for m in self.modules() if m not in told):
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):                      # transposed ones stay
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -313,6 +314,9 @@ def init_weights(self: CascadeUNet):
     for module in self.modules():
         if isinstance(module, ResidualBlock):
             module.channelwise[-1].weight.data.mul_(sum(self.config.down) ** -.5)
+        elif isinstance(module, AttentionBlock):
+            for layer in (module.attention.to_q, module.attention.to_k, module.attention.to_v):
+                layer.weight.data.mul_(.5 ** .5)
         elif isinstance(module, TimeBlock):
             for mapper in module.children():
                 nn.init.zeros_(mapper.weight)
