@@ -332,7 +332,7 @@ def forward(self: CascadeUNet, x, t, y=None, code=None, pixels=None):
     self.check_input(x, code)
     B, _, T, *_ = x.shape
     ratio = (1 - t.expand(B).double()).float()
-    embedding = self.embed_ratio(ratio)                                     # (B, numbers)
+    embedding = self.embed_ratio(ratio).to(x)                               # (B, numbers)
     tokens = self.config.prompt.tokens(self.prompt, y, x.new_zeros(B, self.config.condition_width))
     tokens = self.prompt_norm(tokens)                                       # (B, M, D)
     h = self.embedding(rearrange(x, 'b c t h w -> (b t) c h w'))            # (B · T, width, H', W')

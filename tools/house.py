@@ -57,6 +57,7 @@ TOP = [
     "upsampling",
     "upsampling_pipeline",
     "pipeline_folders",
+    "cascade_folders",
     "pipeline",
     "export",
     "single_gpu",

@@ -84,7 +84,8 @@ AUTOENCODERS = Registry('kind', 'minisora.autoencoder', 'minisora.latents.video_
                         'minisora.latents.compression', 'minisora.latents.diffusers_vae')
 OBJECTIVES = Registry('objective', 'minisora.diffusion', 'minisora.interpolants', 'minisora.frames',
                       'minisora.walt')
-MODELS = Registry('kind', 'minisora.dit', 'minisora.temporal', 'minisora.cascade')
+MODELS = Registry('kind', 'minisora.dit', 'minisora.temporal', 'minisora.cascade',
+                  'minisora.models.wuerstchen')
 
 # %% ../../nbs/core/hub.ipynb #3d5ff72e
 JUDGES = Registry('kind', 'minisora.evaluation.judge')
