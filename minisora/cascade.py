@@ -15,7 +15,7 @@ from einops import rearrange
 from fastcore.basics import patch
 from torch import nn
 
-from .core.checks import check_fields, check_int, check_number
+from .core.checks import check_choice, check_fields, check_int, check_number
 from .core.hub import MODELS, PretrainedMixin, Registry, fields_to_dict, load_strict
 from .core.noise import fork_seed
 from .core.optim import zero_init
@@ -47,8 +47,8 @@ class NoPrompt:
 @PROMPTS.register('words')
 @dataclass(frozen=True)
 class PromptWords(NoPrompt):
-    """Ids (B, slots) of a vocabulary: a token for each word and, of their sum, `pooled` tokens for the whole
-    caption; without `each` only the latter, as stage B has it."""
+    """Ids (B, slots) of a vocabulary: a token for each word and, of their sum, `pooled` tokens
+    for the whole caption; without `each` only the latter, as stage B has it."""
     vocab: int = 1                   # id vocab is the learned null
     slots: int = 1
     pooled: int = 4
@@ -80,8 +80,9 @@ class PromptWords(NoPrompt):
 @PROMPTS.register('embeddings')
 @dataclass(frozen=True)
 class PromptEmbeddings(NoPrompt):
-    """The embeddings of a caption and of a picture, as `pack` puts them side by side, (B, n): a pooled one of
-    `pooled` numbers, tokens of `text` numbers each, a picture of `image` numbers. 0: there is none."""
+    """The embeddings of a caption and of a picture, as `pack` puts them side by side, (B, n): a
+    pooled one of `pooled` numbers, tokens of `text` numbers each, a picture of `image` numbers.
+    0: there is none."""
     pooled: int = 1280
     text: int = 0
     image: int = 0
@@ -107,8 +108,8 @@ class PromptEmbeddings(NoPrompt):
         "(B, n) -> (pooled (B, 1, pooled), text (B, M, text), image (B, 1, image))."
         words = y.shape[1] - self.pooled - self.image
         if words < 0 or words % self.text if self.text else words:
-            raise ValueError(f'y must hold {self.pooled} + tokens × {self.text} + {self.image} numbers, '
-                             f'not {y.shape[1]}')
+            raise ValueError(f'y must hold {self.pooled} + tokens × {self.text} + {self.image} '
+                             f'numbers, not {y.shape[1]}')
         pooled, text, image = y.split([self.pooled, words, self.image], 1)
         return pooled[:, None], text.reshape(len(y), -1, max(self.text, 1)), image[:, None]
 
@@ -123,6 +124,7 @@ def build(self: PromptEmbeddings, width):
         layers.image = nn.Linear(self.image, self.sequence * width)
     for layer in layers.children():
         nn.init.normal_(layer.weight, std=.02)
+        nn.init.zeros_(layer.bias)
     return layers
 
 
@@ -142,7 +144,8 @@ def tokens(self: PromptEmbeddings, layers, y, like):
 # %% ../nbs/14_cascade.ipynb #744441ed
 @dataclass(frozen=True)
 class CascadeUNetConfig:
-    "What makes a `CascadeUNet`; one entry for each level, from the finest; `up`, `up_repeats` backwards."
+    """What makes a `CascadeUNet`; one entry for each level, from the finest; `up`, `up_repeats`
+    backwards."""
     size: tuple = (1, 24, 24)                # frames, rows, columns of what it makes
     channels: int = 16
     patch: int = 1                           # rows and columns of one place of the network
@@ -159,9 +162,10 @@ class CascadeUNetConfig:
     pixel_channels: int = 0                  # of a small picture beside it (3 in the original's B)
     time_numbers: int = 64
     time_extra: tuple = ()                   # 'sca', 'crp': further ratios, zero in use
-    temporal: bool = False                   # layers along time
+    temporal: str = 'none'                   # layers along time: none, up (in the second half), all
     kernel: int = 3
-    dropout: float = 0.
+    self_attention: bool = True              # places attend to each other too, not only to words
+    dropout: float = 0.                      # or one number for each level
 
     def __post_init__(self):
         prompt = as_part(PROMPTS, self.prompt, 'CascadeUNetConfig.')
@@ -170,7 +174,8 @@ class CascadeUNetConfig:
 
 # %% ../nbs/14_cascade.ipynb #ead1d850
 def check_levels(config):
-    "ValueError where a field with an entry for each level has another number of them, or no whole number."
+    """ValueError where a field with an entry for each level has another number of them, or no
+    whole number."""
     levels = len(config.widths)
     lengths = dict(size=3, widths=levels, heads=levels, down=levels, up=levels, down_repeats=levels,
                    up_repeats=levels)
@@ -192,15 +197,29 @@ def check_levels(config):
 def check(self: CascadeUNetConfig):
     "ValueError names the first field that is wrong or does not go with the others."
     levels = ('size', 'widths', 'heads', 'down', 'up', 'down_repeats', 'up_repeats', 'resize',
-              'time_extra')
+              'time_extra', 'dropout')
     check_levels(self)
     check_fields(self, ('code_channels', 'pixel_channels'), skip=levels)
-    check_number('CascadeUNetConfig.dropout', self.dropout, 0, maximum=1)
+    if not isinstance(self.dropout, (int, float)):
+        object.__setattr__(self, 'dropout', tuple(self.dropout))
+    for share in self.dropouts:
+        check_number('CascadeUNetConfig.dropout', share, 0, maximum=1)
+    check_choice('CascadeUNetConfig.temporal', self.temporal, ('none', 'up', 'all'))
     for width, heads in zip(self.widths, self.heads):
         if heads and width % heads:
             raise ValueError(f'CascadeUNetConfig.heads: {heads} do not divide the width {width}')
     if any(n % self.patch for n in self.size[1:]):
         raise ValueError(f'CascadeUNetConfig.patch: {self.patch} does not divide {self.size[1:]}')
+
+# %% ../nbs/14_cascade.ipynb #cc100b72
+@patch(as_prop=True)
+def dropouts(self: CascadeUNetConfig):
+    "The dropout of each level."
+    levels = len(self.widths)
+    found = self.dropout if isinstance(self.dropout, tuple) else (self.dropout,) * levels
+    if len(found) != levels:
+        raise ValueError(f'CascadeUNetConfig.dropout must have {levels} entries, not {found}')
+    return found
 
 
 @patch
@@ -211,11 +230,11 @@ def to_dict(self: CascadeUNetConfig):
 # %% ../nbs/14_cascade.ipynb #0cb59b36
 @MODELS.register('cascade-unet')
 class CascadeUNet(nn.Module, PretrainedMixin, library_name='minisora', license='apache-2.0'):
-    """The U-Net of StableCascade's stages B and C, for pictures and, with `temporal`, for clips (Pernias et al.
-    2024).
+    """The U-Net of StableCascade's stages B and C, for pictures and, with `temporal`, for clips
+    (Pernias et al. 2024).
 
-    `CascadeUNet(CascadeUNetConfig(…))`; `seed` fixes the initial weights. With layers along time it is at first the picture
-    model, frame by frame."""
+    `CascadeUNet(CascadeUNetConfig(…))`; `seed` fixes the initial weights. With layers along time
+    it is at first the picture model, frame by frame."""
     config_class = CascadeUNetConfig
 
     def __init__(self, config, seed=0):
@@ -230,14 +249,16 @@ class CascadeUNet(nn.Module, PretrainedMixin, library_name='minisora', license='
                 nn.PixelUnshuffle(c.patch), nn.Conv2d(c.channels * c.patch ** 2, width, 1),
                 ChannelNorm(width))
             self.code_mapper = feature_mapper(c.code_channels, width) if c.code_channels else None
-            self.pixel_mapper = feature_mapper(c.pixel_channels, width) if c.pixel_channels else None
+            pixels = c.pixel_channels
+            self.pixel_mapper = feature_mapper(pixels, width) if pixels else None
             self.build_levels()
             self.head = nn.Sequential(
                 ChannelNorm(width), nn.Conv2d(width, c.channels * c.patch ** 2, 1),
                 nn.PixelShuffle(c.patch))
             self.init_weights()
-            if c.temporal:
-                self.build_time()
+            self.time_down = nn.ModuleList()
+            self.time_up = nn.ModuleList()
+            self.build_time()
 
 # %% ../nbs/14_cascade.ipynb #8608bb9f
 @patch
@@ -245,10 +266,12 @@ def layer(self: CascadeUNet, level, skip=0):
     "One layer of a level: residual block, time block and, where the level has heads, attention."
     c = self.config
     width = c.widths[level]
-    blocks = [ResidualBlock(width, skip, c.kernel, c.dropout),
+    dropout = c.dropouts[level]
+    blocks = [ResidualBlock(width, skip, c.kernel, dropout),
               TimeBlock(width, c.time_numbers, c.time_extra)]
     if c.heads[level]:
-        blocks.append(AttentionBlock(width, c.condition_width, c.heads[level]))
+        blocks.append(AttentionBlock(width, c.condition_width, c.heads[level], c.self_attention,
+                                     dropout))
     return nn.ModuleList(blocks)
 
 
@@ -267,7 +290,8 @@ def build_levels(self: CascadeUNet):
         nn.ModuleList(self.layer(i) for _ in range(c.down[i])) for i in levels)
     self.down_changes = nn.ModuleList(
         level_change(c.widths[i - 1], c.widths[i], False, resize[i - 1]) for i in levels[1:])
-    self.down_mappers = nn.ModuleList(repeat_mappers(*pair) for pair in zip(c.widths, c.down_repeats))
+    self.down_mappers = nn.ModuleList(
+        repeat_mappers(*pair) for pair in zip(c.widths, c.down_repeats))
     self.up = nn.ModuleList()
     self.up_changes = nn.ModuleList()
     self.up_mappers = nn.ModuleList()
@@ -281,11 +305,12 @@ def build_levels(self: CascadeUNet):
 # %% ../nbs/14_cascade.ipynb #88ffc980
 @patch
 def init_weights(self: CascadeUNet):
-    """Xavier's, small for what is told and for the input; zero for the last layer and for what the time does; the
-    residual blocks' last layers smaller the more there are."""
+    """Xavier's, of queries, keys and values as one layer, small for what is told and for the
+    input; zero for the last layer and for what the time does; the residual blocks' last layers
+    smaller the more there are."""
     told = set(self.prompt.modules())                                       # as they were built
     for module in (m for m in self.modules() if m not in told):
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):                      # transposed ones stay
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -298,6 +323,9 @@ def init_weights(self: CascadeUNet):
     for module in self.modules():
         if isinstance(module, ResidualBlock):
             module.channelwise[-1].weight.data.mul_(sum(self.config.down) ** -.5)
+        elif isinstance(module, AttentionBlock):
+            for layer in (module.attention.to_q, module.attention.to_k, module.attention.to_v):
+                layer.weight.data.mul_(.5 ** .5)
         elif isinstance(module, TimeBlock):
             for mapper in module.children():
                 nn.init.zeros_(mapper.weight)
@@ -305,22 +333,22 @@ def init_weights(self: CascadeUNet):
 # %% ../nbs/14_cascade.ipynb #bde5d3e0
 @patch
 def forward(self: CascadeUNet, x, t, y=None, code=None, pixels=None):
-    """Noisy x (B, C, T, H, W), times t (B,) in [0, 1] (1 is data), condition y -> its prediction (B, C, T, H,
-    W).
+    """Noisy x (B, C, T, H, W), times t (B,) in [0, 1] (1 is data), condition y -> its prediction
+    (B, C, T, H, W).
 
-    `code` (B, code channels, T, h, w) and `pixels` (B, pixel channels, T, h, w): what stage B is told, of any
-    rows and columns; zeros where left out."""
+    `code` (B, code channels, T, h, w) and `pixels` (B, pixel channels, T, h, w): what stage B is
+    told, of any rows and columns; zeros where left out."""
     self.check_input(x, code)
     B, _, T, *_ = x.shape
     ratio = (1 - t.expand(B).double()).float()
-    embedding = self.embed_ratio(ratio)                                     # (B, numbers)
+    embedding = self.embed_ratio(ratio).to(x)                               # (B, numbers)
     tokens = self.config.prompt.tokens(self.prompt, y, x.new_zeros(B, self.config.condition_width))
     tokens = self.prompt_norm(tokens)                                       # (B, M, D)
-    h = self.embedding(rearrange(x, 'b c t h w -> (b t) c h w'))            # (B · T, width, H', W')
+    h = self.embedding(rearrange(x, 'b c t h w -> (b t) c h w'))            # (B · T, D, H', W')
     for mapper, told in ((self.code_mapper, code), (self.pixel_mapper, pixels)):
         if mapper is not None:
             h = h + self.map_features(mapper, told, h)
-    told = Told(embedding, tokens, T, T > 1 and self.uses_time and self.config.temporal)
+    told = Told(embedding, tokens, T, T > 1 and self.uses_time)
     h = self.go_up(self.go_down(h, told), told)
     return rearrange(self.head(h), '(b t) c h w -> b c t h w', b=B)
 
@@ -346,8 +374,8 @@ def embed_ratio(self: CascadeUNet, ratio):
 
 @patch
 def map_features(self: CascadeUNet, mapper, told, h):
-    """A code or pixels (B, C, T, h, w) as features of the frames h (B · T, width, H, W): a code is resized before the
-    mapper, pixels after it, as in the original."""
+    """A code or pixels (B, C, T, h, w) as features of the frames h (B · T, width, H, W): a code
+    is resized before the mapper, pixels after it, as in the original."""
     if told is None:
         channels = mapper[0].in_channels
         told = h.new_zeros(len(h), channels, 8, 8)
@@ -383,7 +411,7 @@ def through(self: CascadeUNet, layers, mappers, times, h, told, skip=None):
             h = blocks[1](h, told.frame_embedding)
             if len(blocks) > 2:
                 h = blocks[2](h, told.frame_tokens)
-            if told.uses_time:
+            if told.uses_time and len(times):
                 clips = rearrange(h, '(b t) c h w -> b t c h w', t=told.frames)
                 clips = times[number](clips, told.embedding, told.tokens)
                 h = clips.flatten(0, 1)
@@ -399,7 +427,7 @@ def go_down(self: CascadeUNet, h, told):
     for i, layers in enumerate(self.down):
         if i:
             h = self.down_changes[i - 1](h)
-        times = self.time_down[i] if told.uses_time else ()
+        times = self.time_down[i] if len(self.time_down) else ()
         h = self.through(layers, self.down_mappers[i], times, h, told)
         levels.insert(0, h)
     return levels
@@ -415,14 +443,14 @@ def go_up(self: CascadeUNet, levels, told):
             h = self.up_changes[i - 1](h)
             if h.shape[2:] != skip.shape[2:]:                               # odd rows or columns
                 h = resize_to(h.float(), skip.shape[2:]).to(h)
-        times = self.time_up[i] if told.uses_time else ()
+        times = self.time_up[i] if len(self.time_up) else ()
         h = self.through(layers, self.up_mappers[i], times, h, told, skip)
     return h
 
 # %% ../nbs/14_cascade.ipynb #dc0c42c5
 @patch
 def build_time(self: CascadeUNet):
-    "A layer along time behind each layer; each adds nothing at first."
+    "A layer along time behind each layer, or those of the second half; each adds nothing at first."
     c = self.config
 
     def layers(level, count):
@@ -432,8 +460,10 @@ def build_time(self: CascadeUNet):
         return nn.ModuleList(TemporalLayer(width, c.condition_width, heads, numbers)
                              for _ in range(count))
     levels = range(len(c.widths))
-    self.time_down = nn.ModuleList(layers(i, c.down[i]) for i in levels)
-    self.time_up = nn.ModuleList(layers(i, n) for i, n in zip(reversed(levels), c.up))
+    if c.temporal == 'all':
+        self.time_down.extend(layers(i, c.down[i]) for i in levels)
+    if c.temporal != 'none':
+        self.time_up.extend(layers(i, n) for i, n in zip(reversed(levels), c.up))
 
 
 @patch
@@ -445,7 +475,7 @@ def temporal_parameters(self: CascadeUNet):
 @patch
 def freeze_pictures(self: CascadeUNet):
     "From now on only the layers along time learn; returns the model."
-    if not self.config.temporal:
+    if self.config.temporal == 'none':
         raise ValueError('freeze_pictures: this CascadeUNet has no layers along time; see add_time')
     for name, parameter in self.named_parameters():
         parameter.requires_grad_(name.startswith('time_'))
@@ -454,7 +484,7 @@ def freeze_pictures(self: CascadeUNet):
 
 @contextmanager
 def without_time(model):
-    "`with without_time(model):` its layers along time are bypassed: the picture model, frame by frame."
+    "`with without_time(model):` layers along time are bypassed: the picture model, frame by frame."
     before = model.uses_time
     model.uses_time = False
     try:
@@ -463,13 +493,13 @@ def without_time(model):
         model.uses_time = before
 
 # %% ../nbs/14_cascade.ipynb #168aba63
-def add_time(model, frames, seed=0):
-    """A copy of a picture `CascadeUNet` for clips of `frames` frames, with layers along time that add nothing at
-    first (Guo et al. 2023)."""
+def add_time(model, frames, where='all', seed=0):
+    """A copy of a picture `CascadeUNet` for clips of `frames` frames, with layers along time,
+    'all' or 'up', that add nothing at first (Guo et al. 2023)."""
     check_int('frames', frames, minimum=2)
-    if model.config.temporal:
+    if model.config.temporal != 'none':
         raise ValueError('add_time: this CascadeUNet has layers along time already')
-    config = replace(model.config, size=(frames, *model.config.size[1:]), temporal=True)
+    config = replace(model.config, size=(frames, *model.config.size[1:]), temporal=where)
     video = CascadeUNet(config, seed)
     return load_strict(video, video.state_dict() | model.state_dict()).train(model.training)
 
@@ -481,14 +511,15 @@ def null_id(self: CascadeUNet):
 
 # %% ../nbs/14_cascade.ipynb #364ab88a
 def cascade_presets():
-    """{'tiny-c': CascadeUNetConfig, …}: stages B and C as trained here, and the published `lite` and `full`
-    (Stability AI 2024)."""
+    """{'tiny-c': CascadeUNetConfig, …}: stages B and C as trained here, and the published `lite`
+    and `full` (Stability AI 2024)."""
     text = PromptEmbeddings(pooled=1280, text=1280, image=768)
     pooled = PromptEmbeddings(pooled=1280)
     stage_c = dict(size=(1, 24, 24), channels=16, resize=(False,), prompt=text,
-                   time_extra=('sca', 'crp'))
-    stage_b = dict(size=(1, 256, 256), channels=4, patch=2, resize=(), prompt=pooled, code_channels=16,
-                   pixel_channels=3, condition_width=1280, time_extra=('sca',), down_repeats=(1,) * 4)
+                   time_extra=('sca', 'crp'), dropout=.1)
+    stage_b = dict(size=(1, 256, 256), channels=4, patch=2, resize=(), prompt=pooled,
+                   code_channels=16, pixel_channels=3, condition_width=1280, time_extra=('sca',), down_repeats=(1,) * 4,
+                   dropout=(0., 0., .1, .1))
     words = PromptWords(vocab=21, slots=3)
     return {
         'c-full': CascadeUNetConfig(**stage_c),
@@ -496,11 +527,12 @@ def cascade_presets():
                                     up=(12, 4), condition_width=1536),
         'b-full': CascadeUNetConfig(**stage_b, widths=(320, 640, 1280, 1280), heads=(0, 0, 20, 20),
                                     down=(2, 6, 28, 6), up=(6, 28, 6, 2), up_repeats=(3, 3, 2, 2)),
-        'b-lite': CascadeUNetConfig(**stage_b, widths=(320, 576, 1152, 1152), heads=(0, 9, 18, 18),
+        'b-lite': CascadeUNetConfig(**stage_b, widths=(320, 576, 1152, 1152), heads=(0, 0, 18, 18),
                                     down=(2, 4, 14, 4), up=(4, 14, 4, 2), up_repeats=(2,) * 4),
         'c-tiny': CascadeUNetConfig(size=(1, 3, 3), channels=16, widths=(128, 128), heads=(4, 4),
                                     down=(1, 2), up=(2, 1), condition_width=128, prompt=words),
-        'b-tiny': CascadeUNetConfig(size=(1, 32, 32), channels=4, patch=2, widths=(64, 128), heads=(0, 4),
+        'b-tiny': CascadeUNetConfig(size=(1, 32, 32), channels=4, patch=2, widths=(64, 128),
+                                    heads=(0, 4),
                                     down=(1, 2), up=(2, 1), resize=(), condition_width=128,
                                     prompt=replace(words, each=False), code_channels=16)}
 

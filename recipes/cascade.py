@@ -231,7 +231,7 @@ def train_motion(args):
 def train_zero(args):
     "For comparison: stage C with its layers along time on clips, all of it from zero."
     data, held = codes(args, pictures=False)
-    config = replace(CASCADE_PRESETS["c-tiny"], prompt=prompt(), temporal=True)
+    config = replace(CASCADE_PRESETS["c-tiny"], prompt=prompt(), temporal="all")
     model = CascadeUNet(replace(config, size=(FRAMES, *config.size[1:])))
     return fit(
         model,
@@ -275,7 +275,7 @@ def train_steady(args):
     "Stage B's layers along time: against flicker."
     pictures = train_decoder(args)
     data, held = pairs(args, pictures=False)
-    model = add_time(fresh(pictures.ema), FRAMES).freeze_pictures()
+    model = add_time(fresh(pictures.ema), FRAMES, "up").freeze_pictures()
     return fit(
         model,
         data,

@@ -58,6 +58,7 @@ TOP = [
     "cascade_objective",
     "upsampling_pipeline",
     "pipeline_folders",
+    "cascade_folders",
     "pipeline",
     "export",
     "single_gpu",

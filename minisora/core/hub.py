@@ -85,7 +85,8 @@ AUTOENCODERS = Registry('kind', 'minisora.autoencoder', 'minisora.latents.video_
                         'minisora.latents.paella_vq', 'minisora.latents.semantic')
 OBJECTIVES = Registry('objective', 'minisora.diffusion', 'minisora.interpolants', 'minisora.frames',
                       'minisora.walt', 'minisora.cascade_objective')
-MODELS = Registry('kind', 'minisora.dit', 'minisora.temporal', 'minisora.cascade')
+MODELS = Registry('kind', 'minisora.dit', 'minisora.temporal', 'minisora.cascade',
+                  'minisora.models.wuerstchen')
 
 # %% ../../nbs/core/hub.ipynb #3d5ff72e
 JUDGES = Registry('kind', 'minisora.evaluation.judge')

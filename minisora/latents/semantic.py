@@ -43,8 +43,9 @@ class _Residual(nn.Module):
     "Frames (B, C, H, W) plus two convolutions of them; nothing at first."
     def __init__(self, width):
         super().__init__()
-        self.layers = nn.Sequential(nn.GroupNorm(1, width), nn.Conv2d(width, width, 3, 1, 1), nn.GELU(),
-                                    zero_init(nn.Conv2d(width, width, 3, 1, 1)))
+        self.layers = nn.Sequential(
+            nn.GroupNorm(1, width), nn.Conv2d(width, width, 3, 1, 1), nn.GELU(),
+            zero_init(nn.Conv2d(width, width, 3, 1, 1)))
 
     def forward(self, x):
         return x + self.layers(x)
@@ -59,8 +60,8 @@ def _coordinates(x):
 # %% ../../nbs/latents/semantic.ipynb #40cd7bc5
 @AUTOENCODERS.register('semantic-compressor')
 class SemanticCompressor(AutoencoderBase):
-    """Clips (B, 3, T, H, W), frame by frame, -> codes (B, channels, T, h, w) of mean 0 and deviation 1, h = .75 H / 32
-    (Pernias et al. 2024, section 3). It cannot decode."""
+    """Clips (B, 3, T, H, W), frame by frame, -> codes (B, channels, T, h, w) of mean 0 and
+    deviation 1, h = .75 H / 32 (Pernias et al. 2024, section 3). It cannot decode."""
     def __init__(self, channels: int = 16, width: int = 64, seed: int = 0):
         super().__init__()
         check_sizes('SemanticCompressor', channels=channels, width=width)
@@ -85,7 +86,7 @@ class SemanticCompressor(AutoencoderBase):
         return DiagonalGaussian(code, torch.full_like(code, -20.))
 
     def _decode(self, z):
-        raise ValueError('SemanticCompressor has no decoder: stage B of a cascade decodes its codes')
+        raise ValueError('SemanticCompressor has no decoder: stage B of a cascade decodes codes')
 
 # %% ../../nbs/latents/semantic.ipynb #fd959bd1
 class _Upsample(nn.Sequential):
@@ -95,7 +96,8 @@ class _Upsample(nn.Sequential):
 
 
 class PlainDecoder(nn.Sequential):
-    "Codes (B, channels, h, w) -> frames (B, 3, 32 h, 32 w) in one answer: what a compressor is trained with."
+    """Codes (B, channels, h, w) -> frames (B, 3, 32 h, 32 w) in one answer: what a compressor is
+    trained with."""
     def __init__(self, channels=16, width=64, seed=0):
         w = width
         with fork_seed(seed):
@@ -108,7 +110,8 @@ class PlainDecoder(nn.Sequential):
 
 # %% ../../nbs/latents/semantic.ipynb #7864f844
 def compressor_loss(compressor, decoder, frames, generator, noise=.1, foreground=4.):
-    "The error of frames (B, 3, 1, H, W) by way of their codes with up to `noise` deviations of noise, a number."
+    """The error of frames (B, 3, 1, H, W) by way of their codes with up to `noise` deviations of
+    noise, a number."""
     code = compressor.encode(frames).mode                                   # (B, C, 1, h, w)
     deviation = code.detach().std((0, 2, 3, 4), keepdim=True)
     level = noise * torch.rand(len(code), 1, 1, 1, 1, generator=generator).to(code)
@@ -132,8 +135,8 @@ def draw_frames(clips, batch, generator, each=2):
 
 def train_compressor(compressor, decoder, clips, steps, batch=8, lr=2e-3, noise=.1, foreground=4.,
                      settle=.1, seed=0, progress=False, on_step=None):
-    """Train both on frames of a dataset of `Clip` for `steps`; in the end the codes have mean 0 and deviation 1. Same
-    seed, same weights. Returns the mean loss of the last tenth.
+    """Train both on frames of a dataset of `Clip` for `steps`; in the end the codes have mean 0
+    and deviation 1. Same seed, same weights. Returns the mean loss of the last tenth.
 
     `settle`: the share of the steps after which the norm goes by what it remembers."""
     generator = torch.Generator().manual_seed(seed)

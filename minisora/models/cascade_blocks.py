@@ -19,11 +19,12 @@ from ..core.optim import zero_init
 
 # %% ../../nbs/models/cascade_blocks.ipynb #c5f43c8f
 def ratio_embedding(ratio, numbers, longest=10000.):
-    """The share of noise (B,) in [0, 1] as `numbers` sines and cosines, (B, numbers): frequencies from 1
-    to 1 / longest of ratio · longest."""
+    """The share of noise (B,) in [0, 1] as `numbers` sines and cosines, (B, numbers):
+    frequencies from 1 to 1 / longest of ratio · longest."""
     half = numbers // 2
-    powers = torch.arange(half, device=ratio.device) / max(half - 1, 1)
-    angles = ratio.float()[:, None] * longest * torch.exp(-math.log(longest) * powers)
+    falling = math.log(longest) / max(half - 1, 1)
+    steps = torch.arange(half, device=ratio.device).float().mul(-falling).exp()
+    angles = (ratio.float() * longest)[:, None] * steps         # to 10⁴: a rounding moves them
     waves = torch.cat([angles.sin(), angles.cos()], 1)                      # (B, 2 half)
     return F.pad(waves, (0, numbers - 2 * half))
 
@@ -38,8 +39,8 @@ class ChannelNorm(nn.LayerNorm):
 
 # %% ../../nbs/models/cascade_blocks.ipynb #c4073bae
 class GlobalResponseNorm(nn.Module):
-    """x (B, H, W, C) + gamma · x · |x_c| / mean |x_c| + beta, norms over the picture (Woo et al. 2023,
-    section 3); nothing at first."""
+    """x (B, H, W, C) + gamma · x · |x_c| / mean |x_c| + beta, norms over the picture (Woo et al.
+    2023, section 3); nothing at first."""
     def __init__(self, width):
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(1, 1, 1, width))
@@ -69,8 +70,9 @@ class ResidualBlock(nn.Module):
 
 # %% ../../nbs/models/cascade_blocks.ipynb #1c3c386e
 class TimeBlock(nn.Module):
-    """Frames (B, C, H, W) · (1 + a) + b, with a and b of the embedded ratio (B, numbers); `extra`: names of
-    further ratios, each with a layer `mapper_<name>` and its numbers behind those."""
+    """Frames (B, C, H, W) · (1 + a) + b, with a and b of the embedded ratio (B, numbers);
+    `extra`: names of further ratios, each with a layer `mapper_<name>` and its numbers behind
+    those."""
     def __init__(self, width, numbers, extra=()):
         super().__init__()
         self.extra = tuple(extra)
@@ -89,9 +91,10 @@ class TimeBlock(nn.Module):
 # %% ../../nbs/models/cascade_blocks.ipynb #a4124bbd
 class Attention(nn.Module):
     "Queries (B, N, D), keys and values from tokens (B, M, D) -> (B, N, D)."
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, dropout=0.):
         super().__init__()
         self.heads = heads
+        self.dropout = dropout               # of the weights that the tokens get
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
@@ -101,18 +104,19 @@ class Attention(nn.Module):
         layers = ((self.to_q, x), (self.to_k, tokens), (self.to_v, tokens))
         q, k, v = (rearrange(layer(rows), 'b n (h d) -> b h n d', h=self.heads)
                    for layer, rows in layers)
-        out = F.scaled_dot_product_attention(q, k, v)                       # (B, heads, N, d)
+        dropout = self.dropout if self.training else 0.
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)    # (B, heads, N, d)
         return self.to_out(rearrange(out, 'b h n d -> b n (h d)'))
 
 
 class AttentionBlock(nn.Module):
     """Frames (B, C, H, W) that attend to themselves and to what they are told, (B, M, condition
     numbers); with `self_attention` off to the latter only."""
-    def __init__(self, width, condition, heads, self_attention=True):
+    def __init__(self, width, condition, heads, self_attention=True, dropout=0.):
         super().__init__()
         self.self_attention = self_attention
         self.norm = ChannelNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, dropout)
         self.kv_mapper = nn.Sequential(nn.SiLU(), nn.Linear(condition, width))
 
     def forward(self, x, tokens):
@@ -151,8 +155,8 @@ class MapAndResize(nn.Module):
 
 
 def level_change(inputs, outputs, up, resize=None):
-    """What leads from one level of the U-Net to the next: a norm, then a strided convolution (resize None), or
-    `MapAndResize`."""
+    """What leads from one level of the U-Net to the next: a norm, then a strided convolution
+    (resize None), or `MapAndResize`."""
     if resize is None:
         conv = nn.ConvTranspose2d if up else nn.Conv2d
         return nn.Sequential(ChannelNorm(inputs), conv(inputs, outputs, 2, 2))
@@ -161,7 +165,8 @@ def level_change(inputs, outputs, up, resize=None):
 # %% ../../nbs/models/cascade_blocks.ipynb #2ad229a4
 def feature_mapper(channels, width):
     "Frames of `channels` -> frames of `width`: two 1×1 convolutions and a norm."
-    return nn.Sequential(nn.Conv2d(channels, 4 * width, 1), nn.GELU(), nn.Conv2d(4 * width, width, 1),
+    wide = 4 * width
+    return nn.Sequential(nn.Conv2d(channels, wide, 1), nn.GELU(), nn.Conv2d(wide, width, 1),
                          ChannelNorm(width))
 
 
@@ -179,15 +184,15 @@ def frame_positions(frames, width, device):
 
 
 class TemporalConvolution(nn.Module):
-    """Clips (B, T, C, H, W) plus what a 3×3×3 depthwise convolution and a perceptron see in them; the last
-    layer starts at zero. `causal`: a frame sees itself and those before it."""
+    """Clips (B, T, C, H, W) plus what a 3×3×3 depthwise convolution and a perceptron see in
+    them; the last layer starts at zero. `causal`: a frame sees itself and those before it."""
     def __init__(self, width, causal=False):
         super().__init__()
         self.before = 2 if causal else 1
         self.norm = nn.LayerNorm(width)
         self.depthwise = nn.Conv3d(width, width, 3, padding=(0, 1, 1), groups=width)
-        self.up = nn.Linear(width, 2 * width)
-        self.down = zero_init(nn.Linear(2 * width, width))
+        self.up = nn.Linear(width, 3 * width // 2)
+        self.down = zero_init(nn.Linear(3 * width // 2, width))
 
     def forward(self, x, scale=0., shift=0.):
         h = self.norm(x.movedim(2, -1)) * (1 + scale) + shift               # (B, T, H, W, C)
@@ -198,12 +203,11 @@ class TemporalConvolution(nn.Module):
 
 # %% ../../nbs/models/cascade_blocks.ipynb #1780b8de
 class TemporalAttention(nn.Module):
-    """Clips (B, T, C, H, W) plus what each place sees of itself in all frames and in `tokens` (B, M,
-    condition numbers); the last layer starts at zero."""
+    """Clips (B, T, C, H, W) plus what each place sees of itself in all frames and in `tokens`
+    (B, M, condition numbers); the last layer starts at zero."""
     def __init__(self, width, condition, heads):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.positions = nn.Linear(width, width)
         self.attention = Attention(width, heads)
         self.kv_mapper = nn.Linear(condition, width) if condition else None
         zero_init(self.attention.to_out)
@@ -211,7 +215,7 @@ class TemporalAttention(nn.Module):
     def forward(self, x, tokens=None, scale=0., shift=0.):
         B, T, _, H, W = x.shape
         h = self.norm(x.movedim(2, -1)) * (1 + scale) + shift               # (B, T, H, W, C)
-        places = self.positions(frame_positions(T, h.shape[-1], x.device).to(h))
+        places = frame_positions(T, h.shape[-1], x.device).to(h)
         rows = rearrange(h, 'b t h w c -> (b h w) t c') + places
         seen = rows
         if tokens is not None and self.kv_mapper is not None:
@@ -222,15 +226,16 @@ class TemporalAttention(nn.Module):
 
 # %% ../../nbs/models/cascade_blocks.ipynb #472e0578
 class TemporalLayer(nn.Module):
-    """Convolution and attention along time, steered by the time of the diffusion: (B, T, C, H, W) -> the
-    same, and exactly the same at first."""
+    """Convolution and attention along time, steered by the time of the diffusion: (B, T, C, H,
+    W) -> the same, and exactly the same at first."""
     def __init__(self, width, condition, heads, numbers):
         super().__init__()
-        self.steering = nn.Sequential(nn.Linear(numbers, width), nn.SiLU(), nn.Linear(width, 4 * width))
+        self.steering = zero_init(nn.Linear(numbers, 4 * width))
         self.convolution = TemporalConvolution(width)
         self.attention = TemporalAttention(width, condition, heads)
 
     def forward(self, x, embedding, tokens):
-        steering = self.steering(embedding)[:, None, None, None].chunk(4, -1)   # 4 × (B, 1, 1, 1, C)
+        steering = self.steering(embedding)[:, None, None, None]            # (B, 1, 1, 1, 4 C)
+        steering = steering.chunk(4, -1)
         x = self.convolution(x, *steering[:2])
         return self.attention(x, tokens, *steering[2:])

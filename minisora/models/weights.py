@@ -273,15 +273,16 @@ def fields_from_diffusers(values, where='config.json'):
                 learn_sigma=values.get('out_channels') == 2 * channels)
 
 # %% ../../nbs/models/weights.ipynb #7e5801ad
-def diffusers_folder(name):
-    """A local folder as it is; 'user/name' is fetched from the hub (the transformer of a
-    pipeline only)."""
+def diffusers_folder(name, parts=('transformer',)):
+    """A local folder as it is; 'user/name' is fetched from the hub (these parts of a pipeline
+    only)."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or str(name).count('/') != 1:
         raise FileNotFoundError(f'{name}: no such folder')
-    return Path(snapshot_download(str(name), allow_patterns=['model_index.json', 'transformer/*']))
+    patterns = ['model_index.json', *(f'{part}/*' for part in parts)]
+    return Path(snapshot_download(str(name), allow_patterns=patterns))
 
 # %% ../../nbs/models/weights.ipynb #d1c55e25
 def diffusers_weights(folder, variant=None):
