@@ -511,15 +511,15 @@ def null_id(self: CascadeUNet):
 
 # %% ../nbs/14_cascade.ipynb #364ab88a
 def cascade_presets():
-    """{'tiny-c': CascadeUNetConfig, …}: stages B and C as trained here, and the published `lite`
+    """{'c-tiny': CascadeUNetConfig, …}: stages B and C as trained here, and the published `lite`
     and `full` (Stability AI 2024)."""
     text = PromptEmbeddings(pooled=1280, text=1280, image=768)
     pooled = PromptEmbeddings(pooled=1280)
     stage_c = dict(size=(1, 24, 24), channels=16, resize=(False,), prompt=text,
                    time_extra=('sca', 'crp'), dropout=.1)
     stage_b = dict(size=(1, 256, 256), channels=4, patch=2, resize=(), prompt=pooled,
-                   code_channels=16, pixel_channels=3, condition_width=1280, time_extra=('sca',), down_repeats=(1,) * 4,
-                   dropout=(0., 0., .1, .1))
+                   code_channels=16, pixel_channels=3, condition_width=1280, time_extra=('sca',),
+                   down_repeats=(1,) * 4, dropout=(0., 0., .1, .1))
     words = PromptWords(vocab=21, slots=3)
     return {
         'c-full': CascadeUNetConfig(**stage_c),
@@ -532,9 +532,9 @@ def cascade_presets():
         'c-tiny': CascadeUNetConfig(size=(1, 3, 3), channels=16, widths=(128, 128), heads=(4, 4),
                                     down=(1, 2), up=(2, 1), condition_width=128, prompt=words),
         'b-tiny': CascadeUNetConfig(size=(1, 32, 32), channels=4, patch=2, widths=(64, 128),
-                                    heads=(0, 4),
-                                    down=(1, 2), up=(2, 1), resize=(), condition_width=128,
-                                    prompt=replace(words, each=False), code_channels=16)}
+                                    heads=(0, 4), down=(1, 2), up=(2, 1), resize=(),
+                                    condition_width=128, prompt=replace(words, each=False),
+                                    code_channels=16)}
 
 
 CASCADE_PRESETS = cascade_presets()

@@ -79,7 +79,8 @@ def _paella_decoder(channels, widths, blocks):
 # %% ../../nbs/latents/paella_vq.ipynb #f649bc04
 class Codebook(nn.Module):
     """`size` code vectors of `channels` numbers; latents (B, C, h, w) -> (their nearest codes, the
-    same shape, straight through; the loss of van den Oord et al. 2017, eq. 3; indices (B, h, w))."""
+    same shape, straight through; the loss of van den Oord et al. 2017, eq. 3; indices (B, h,
+    w))."""
     def __init__(self, size, channels, beta=.25):
         super().__init__()
         self.embedding = nn.Embedding(size, channels)
