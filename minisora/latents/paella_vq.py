@@ -108,14 +108,15 @@ def frame_bias(frames, heads, causal, like):
 
 
 class TemporalMixing(nn.Module):
-    """x + convolution(norm(x)), then x + attention(norm(x)), both along time; (B·T, C, h, w) in and
-    out. Starts as the identity, and is it for T = 1."""
+    """x + mix(gelu(depthwise(norm(x)))), 3×3×3 cells, then x + attention(norm(x)) along time;
+    (B·T, C, h, w) in and out. Starts as the identity, and is it for T = 1."""
     def __init__(self, channels, causal):
         super().__init__()
-        self.padding = (2, 0) if causal else (1, 1)
+        self.padding = (1, 1, 1, 1, 2, 0) if causal else (1, 1, 1, 1, 1, 1)
         self.causal = causal
         self.heads = next(n for n in (4, 2, 1) if channels % n == 0)
-        self.conv = zero_init(nn.Conv1d(channels, channels, 3))
+        self.depthwise = nn.Conv3d(channels, channels, 3, groups=channels)
+        self.mix = zero_init(nn.Linear(channels, channels))
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero_init(nn.Linear(channels, channels))
 
@@ -129,9 +130,11 @@ class TemporalMixing(nn.Module):
     def forward(self, x, frames):
         if frames == 1:
             return x
-        rows = rearrange(x, '(b t) c h w -> (b h w) t c', t=frames)
-        h = F.pad(channel_norm(rows).transpose(1, 2), self.padding, mode='replicate')
-        rows = rows + self.conv(h).transpose(1, 2)
+        rows = rearrange(x, '(b t) c h w -> b t h w c', t=frames)
+        h = rearrange(channel_norm(rows), 'b t h w c -> b c t h w')
+        h = self.depthwise(F.pad(h, self.padding, mode='replicate'))
+        rows = rows + self.mix(F.gelu(rearrange(h, 'b c t h w -> b t h w c')))
+        rows = rearrange(rows, 'b t h w c -> (b h w) t c')
         rows = rows + self.attend(channel_norm(rows))
         return rearrange(rows, '(b h w) t c -> (b t) c h w', h=x.shape[2], w=x.shape[3])
 

@@ -33,7 +33,9 @@ def paella_fields(config, where='config.json'):
         check_choice(f'{where}: field', name, _DIFFUSERS_DEFAULTS)
     values = _DIFFUSERS_DEFAULTS | values
     for name in ('in_channels', 'out_channels', 'up_down_scale_factor'):
-        check_choice(f'{where}: {name}', values[name], (_DIFFUSERS_DEFAULTS[name],))
+        if values[name] != _DIFFUSERS_DEFAULTS[name]:
+            raise ValueError(f'{where}: {name} must be {_DIFFUSERS_DEFAULTS[name]}, '
+                             f'not {values[name]!r}')
     return {ours: values[theirs] for theirs, ours in _DIFFUSERS_FIELDS.items()}
 
 # %% ../../nbs/latents/paella_weights.ipynb #33ca0f8e
