@@ -90,7 +90,13 @@ def _paella_part(ae, part):
         raise ValueError("part='temporal': this PaellaVQ has no layers along time; temporal=True")
     return ae.temporal_parameters()
 
-# %% ../../nbs/latents/paella_training.ipynb #a25cf176
+# %% ../../nbs/latents/paella_training.ipynb #75d85318
+def _random_crops(held, count, frames, crop, generator):
+    "`count` crops of clips (N, 3, T, H, W), uint8: (count, 3, frames, crop, crop) in [-1, 1]."
+    picked = torch.randint(len(held), (count,), generator=generator).tolist()
+    return to_float(torch.stack([random_crop(held[i], frames, crop, generator) for i in picked]))
+
+# %% ../../nbs/latents/paella_training.ipynb #41ee6b52
 def train_paella(ae, clips, steps=None, seconds=None, part='all', batch=None, frames=None, crop=32,
                  lr=6e-3, settle=.3, seed=0, device=None, progress=False, **weights):
     """Train a `PaellaVQ` on a dataset of `Clip` or a uint8 tensor (N, 3, T, H, W), for `steps` or
@@ -112,10 +118,8 @@ def train_paella(ae, clips, steps=None, seconds=None, part='all', batch=None, fr
     ae.to(device).train()
     log = []
 
-    def draw():                                                # (batch, 3, frames, crop, crop)
-        picked = torch.randint(len(held), (batch,), generator=generator)
-        x = [random_crop(held[i], frames, crop, generator) for i in picked]
-        return to_float(torch.stack(x)).to(device)
+    def draw():
+        return _random_crops(held, batch, frames, crop, generator).to(device)
 
     with trained_only(ae, chosen):
         optimizer = torch.optim.AdamW(chosen, lr, betas=(.9, .99), weight_decay=0., fused=True)
@@ -131,5 +135,5 @@ def train_paella(ae, clips, steps=None, seconds=None, part='all', batch=None, fr
     if part == 'all':
         standardize_latents(ae, held[:64, :, ::max(1, held.shape[2] // 2)])
     tail = log[-max(1, len(log) // 10):]
-    elapsed = round(time.perf_counter() - start, 1)
-    return dict(steps=len(log), seconds=elapsed, loss=sum(tail) / len(tail))
+    seconds = round(time.perf_counter() - start, 1)
+    return dict(steps=len(log), seconds=seconds, loss=sum(tail) / len(tail))
