@@ -33,7 +33,8 @@ from minisora.core.protocols import Clip
 from minisora.data.vocabulary import Vocabulary
 from minisora.interpolants import Interpolant
 from minisora.latent_cache import LatentCache, write_cache
-from minisora.latents.paella_vq import PAELLA_PRESETS, PaellaVQ, train_paella
+from minisora.latents.paella_training import train_paella
+from minisora.latents.paella_vq import PAELLA_PRESETS, PaellaVQ
 from minisora.latents.semantic import PlainDecoder, SemanticCompressor, train_compressor
 from minisora.recipe import DROPPED_WORDS
 from minisora.train import fit
