@@ -212,16 +212,20 @@ def sde_iter(model, objective, x, condition=None, steps=250, shift=1., form='sig
 
 # %% ../nbs/06_sampling.ipynb #64aea123
 @torch.no_grad()
-def ddim_iter(model, objective, x, condition=None, steps=50, shift=1., eta=0., seed=0, index=None):
+def ddim_iter(model, objective, x, condition=None, steps=50, shift=1., eta=0., seed=0, index=None,
+              last='step'):
     """From noise x (B, …) to data on the path of an `Interpolant`; yields (t, x, predicted data).
 
     Each step keeps the noise that the model sees except for the share eta² · (1 − (k_b / k_a)²) of
     its variance, k = sigma / alpha, which is drawn again, from `indexed_noise(seed, step, index)`
     (Song et al. 2021, DDIM, eq. 12 and 16). On the linear path `eta` 0 is Euler; 1 is DDPM's
-    ancestral sampling."""
+    ancestral sampling. `last`: the last step is a 'step' as every other, or 'data', to what the
+    model takes the data to be: where the path does not end in data alone."""
     check_number('eta', eta, 0, 1)
+    check_choice('last', last, ('step', 'data'))
     index = range(len(x)) if index is None else index
-    times = time_grid(steps, shift, objective.time_range)
+    # no derivatives are needed: perhaps more times than `time_range` has
+    times = time_grid(steps, shift, getattr(objective, 'step_range', objective.time_range))
     for i, (a, b) in enumerate(zip(times[:-1], times[1:]), 1):
         at = torch.full((len(x),), a, device=x.device)
         data, noise = objective.predict(model, x, at, condition)
@@ -232,6 +236,7 @@ def ddim_iter(model, objective, x, condition=None, steps=50, shift=1., eta=0., s
         fresh = indexed_noise(seed, i, index, x.shape[1:], x.device)[0] if share else noise
         noise = (1 - share) ** .5 * noise + share ** .5 * fresh
         x = objective.add_noise(data, noise, torch.full_like(at, b))
+    x = data if last == 'data' else x
     yield 1., x, x
 
 # %% ../nbs/06_sampling.ipynb #6cb980e0
@@ -243,7 +248,7 @@ def sample_iter(model, objective, condition=None, n=None, shape=None, steps=50, 
     (1, x, x).
 
     Arguments as for `sample`; `options` go to the solver (sde: form, norm, last, last_size, method;
-    ddim: eta; dopri5: atol, rtol, together; every ODE solver: reverse)."""
+    ddim: eta, last; dopri5: atol, rtol, together; every ODE solver: reverse)."""
     check_asked(model, objective)
     model = objective.sampling_model(model)
     condition = as_condition(condition, model)

@@ -163,7 +163,7 @@ def backward(self: _Trainer, latents, condition, noise, t, sync=True):
     total = len(t)
     size = math.ceil(total / self.microbatches)
     self.samples_seen += total * self.processes.world
-    self.losses = []
+    self.seen = []
     means = {}
     for first in range(0, total, size):
         part = slice(first, first + size)
@@ -171,10 +171,10 @@ def backward(self: _Trainer, latents, condition, noise, t, sync=True):
         y = None if condition is None else condition[part]
         last = sync and first + size >= total
         with self.processes.grad_sync(self.replica, last):
-            terms = self.objective.loss(self.forward, latents[part], y, noise[part], t[part])
+            terms = self.learning.loss(self.forward, latents[part], y, noise[part], t[part])
             check_loss_terms(terms, t[part].shape)
             self.scaler.scale(terms['loss'].mean() * share).backward()
-        self.losses.append(terms['loss'].detach())
+        self.seen.append({k: v.detach() for k, v in terms.items()} | dict(t=t[part]))
         for name, value in terms.items():
             means[name] = means.get(name, 0.) + value.detach().float().mean() * share
     return means
@@ -211,6 +211,7 @@ def move_weights(self: _Trainer, norm, value):
     self.scaler.update()
     for decay, average in self.averages.items():
         average.update(ema_decay_at(self.step, decay, self.args.ema_warmup))
+    self.observe()
 
 # %% ../nbs/08_train.ipynb #e39e0da1
 @patch
@@ -227,7 +228,8 @@ def raise_nonfinite(self: _Trainer, what):
     "Keep the weights, save what reproduces the `what` that is not finite, raise NonFiniteLoss."
     self.clear_gradients()
     indices = self.step_indices().tolist()
-    losses = self.processes.gather_batch(torch.cat(self.losses)).tolist()
+    losses = torch.cat([part['loss'] for part in self.seen])
+    losses = self.processes.gather_batch(losses).tolist()
     weights = self.processes.gather_full(self.model.state_dict())
     state = dict(step=self.step, seed=self.args.seed, indices=indices, config=self.config,
                  losses=[repr(loss) for loss in losses])

@@ -48,7 +48,9 @@ def output_problem(model, objective):
 
 # %% ../../nbs/core/pairs.ipynb #150f600a
 TRAINING_ONLY = ('loss_weighting', 'time_distribution', 'mean', 'std', 'max_weight',
-                 'temporal_diff_weight', 'jerk_weight', 'gamma', 'vlb_weight', 'known_frames')
+                 'temporal_diff_weight', 'jerk_weight', 'gamma', 'vlb_weight', 'known_frames',
+                 'p2_k', 'p2_gamma', 'max_snr', 'buckets', 'bucket_decay', 'logsnr_shift',
+                 'code_drop')
 
 
 def _same_family(kind, other):

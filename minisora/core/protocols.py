@@ -179,7 +179,11 @@ class Denoiser(Protocol):
 @runtime_checkable
 class TrainingObjective(Protocol):
     """What a training loop asks of an objective; samplers also ask for `to_velocity` and
-    `time_range`."""
+    `time_range`.
+
+    One that changes while it trains has a method `in_training()`, which gives a fresh one for a
+    run. It has `loss`, `observe(t, terms)`, called after each update with the times (B,) and loss
+    terms (B,) of the batch, and `state_dict` and `load_state_dict`, for checkpoints."""
 
     def sample_times(self, u: torch.Tensor) -> torch.Tensor:
         "Uniform numbers (B,) in [0, 1) -> times (B,)."

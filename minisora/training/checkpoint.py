@@ -132,13 +132,15 @@ def shard_like(tensor, other):
 @dataclass
 class Checkpoint:
     """A checkpoint read back: `state` (of state.json) and, by name, tensors of `model`, `ema`,
-    `optimizer`; those of further averages in `emas`, by decay."""
+    `optimizer`; those of further averages in `emas`, by decay; and of an objective that changes
+    while it trains, of `objective`."""
     path: Path
     state: dict
     model: dict
     ema: dict
     optimizer: dict
     emas: dict = field(default_factory=dict)
+    objective: dict = field(default_factory=dict)
 
     @property
     def step(self):
@@ -192,7 +194,7 @@ def load_checkpoint(path):
     tensors = {file.removesuffix('.safetensors'): load_file(path / file) for file in state['files']}
     emas = {float(name[4:]): tensors[name] for name in tensors if name.startswith('ema-')}
     main = [tensors.get(name, {}) for name in ('model', 'ema', 'optimizer')]
-    return Checkpoint(path, state, *main, emas)
+    return Checkpoint(path, state, *main, emas, tensors.get('objective', {}))
 
 
 def _way_out(path):

@@ -35,6 +35,11 @@ def sample_times(objective, u):
     return _by_either_name(objective, 'sample_times', 'times')(u)
 
 
+def in_training(objective):
+    "The objective as one run asks it: itself, or, where it changes, a fresh one with `observe`."
+    return objective.in_training() if hasattr(objective, 'in_training') else objective
+
+
 def time_range(objective):
     "The times (first, last) where an objective is finite; (0, 1) where it does not say."
     return _by_either_name(objective, 'time_range', 'interval', (0., 1.))

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import torch
 
-from .inputs import draw_noise, sample_times, stratified_uniforms
+from .inputs import draw_noise, in_training, sample_times, stratified_uniforms
 
 # %% ../../nbs/training/mmengine.ipynb #7ce4ccf7
 @lru_cache
@@ -69,6 +69,9 @@ def mmengine_model(model, objective, sample, condition_dropout=.1, seed=0, sampl
     mean of each loss term, at `.step`, which counts training batches and is saved with the weights;
     'predict': a list of dict(index, latents), samples for the conditions; 'tensor': the model's
     answer to the latents at t = 1. ModuleNotFoundError without mmengine."""
+    if hasattr(in_training(objective), 'observe'):
+        raise ValueError('as_mmengine: this objective changes while it trains, and only fit keeps '
+                         'its state')
     if importlib.util.find_spec('mmengine') is None:
         raise ModuleNotFoundError('as_mmengine: the package is not there; pip install mmengine')
     return _denoiser_class()(model, objective, sample, dropout=condition_dropout, seed=seed,

@@ -20,6 +20,7 @@ from .batches import (
     FirstSamples, as_dataset, batch_order, scale_batch_size)
 from .checkpoint import load_optimizers, optimizer_tensors
 from .ema import EMA
+from .inputs import in_training
 from .log import LogSums, Stopwatch
 from .memory import is_out_of_memory
 from .optimizers import SpikeFilter, make_optimizers
@@ -42,6 +43,7 @@ class TrainerState:
         self.processes = processes
         self.device = processes.device
         self.objective = objective
+        self.learning = in_training(objective)
         self.data = as_dataset(data)
         self.valid = None if args.valid is None else as_dataset(args.valid, 'valid')
         self.folder = RunFolder(args.out, processes, args.keep)
@@ -109,6 +111,16 @@ def start_at_zero(self: TrainerState):
     self.signals = StopSignals(self.processes)
     self.trackers = Trackers()
 
+# %% ../../nbs/training/state.ipynb #98410542
+@patch
+def observe(self: TrainerState):
+    "An objective that changes while it trains sees the batch's times and loss terms, all (B,)."
+    if not hasattr(self.learning, 'observe'):
+        return
+    parts = {name: torch.cat([part[name] for part in self.seen]) for name in self.seen[0]}
+    terms = {name: self.processes.gather_batch(values) for name, values in parts.items()}
+    self.learning.observe(terms.pop('t'), terms)
+
 # %% ../../nbs/training/state.ipynb #fdb77179
 @patch
 def validates_at(self: TrainerState, step):
@@ -158,6 +170,8 @@ def tensors(self: TrainerState):
     for decay, average in self.averages.items():
         if decay != self.args.ema:
             found[f'ema-{decay}'] = average.model.state_dict()
+    if hasattr(self.learning, 'observe'):
+        found['objective'] = self.learning.state_dict()
     return {name: self.processes.gather_full(values) for name, values in found.items()}
 
 
@@ -189,6 +203,8 @@ def restore(self: TrainerState, checkpoint):
         checkpoint.load_into(average.model, 'ema' if decay == self.args.ema else decay)
     self.note_training()                                     # and not what the checkpoint notes
     load_optimizers(self.optimizers, self.parameters, checkpoint.optimizer)
+    if hasattr(self.learning, 'observe'):
+        self.learning.load_state_dict(checkpoint.objective)
     if self.scaler.is_enabled():
         self.scaler.load_state_dict(checkpoint.state['scaler'])
     self.microbatches = checkpoint.state.get('parts', self.microbatches)
