@@ -241,16 +241,11 @@ class PairedLatents(torch.utils.data.Dataset):
     or sizes that do not fit."""
 
     def __init__(self, told, large):
-        if len(told) != len(large):
-            raise ValueError(f'PairedLatents: {len(told)} small and {len(large)} large clips')
+        self.check_same_clips(told, large)
         C, T, H, W = large.shape
         if tuple(told.shape) not in ((C, T, H, W), (C, T, H // 2, W // 2)):
             raise ValueError(f'PairedLatents: large latents of {(C, T, H, W)} need small ones of '
                              f'that shape or half as high and wide, not {tuple(told.shape)}')
-        if list(told.captions) != list(large.captions):
-            raise ValueError('PairedLatents: the captions of the two caches differ')
-        if (told.flip, told.seed) != (large.flip, large.seed):
-            raise ValueError('PairedLatents: only one of the caches is flipped, or by another seed')
         self.told = told.normalize_as(large)
         self.large = large
         self.times = H // told.shape[2]
@@ -272,6 +267,18 @@ class PairedLatents(torch.utils.data.Dataset):
         return getattr(self.large, name)
 
 # %% ../nbs/92_upsampling.ipynb #c80476d1
+@patch
+def check_same_clips(self: PairedLatents, told, large):
+    "ValueError where two caches are not of the same clips, or do not mirror them together."
+    name = type(self).__name__
+    if len(told) != len(large):
+        raise ValueError(f'{name}: a cache of {len(told)} clips and one of {len(large)}')
+    if list(told.captions) != list(large.captions):
+        raise ValueError(f'{name}: the captions of the two caches differ')
+    if (told.flip, told.seed) != (large.flip, large.seed):
+        raise ValueError(f'{name}: only one of the caches is flipped, or by another seed')
+
+
 @patch
 def __getitems__(self: PairedLatents, indices):
     batch = self.large.__getitems__(indices)

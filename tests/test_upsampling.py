@@ -341,7 +341,7 @@ def test_mirror_images_are_mirrored_together(caches):
 
 def test_caches_that_do_not_belong_together_are_named(caches, tmp_path):
     write_cache(tmp_path / "few", Clips(11, 16), Tiny(), **SMALL)
-    with pytest.raises(ValueError, match="PairedLatents: 11 small and 12 large clips"):
+    with pytest.raises(ValueError, match="PairedLatents: a cache of 11 clips and one of 12"):
         PairedLatents(LatentCache(tmp_path / "few"), LatentCache(caches / "32"))
     with pytest.raises(ValueError, match=r"\(5, 2, 2, 2\) need small ones.*not \(5, 2, 4, 4\)"):
         pairs(caches, "32", "16")

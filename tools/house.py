@@ -55,6 +55,7 @@ TOP = [
     "pipeline_output",
     "pipeline_checks",
     "upsampling",
+    "cascade_objective",
     "upsampling_pipeline",
     "pipeline_folders",
     "pipeline",

@@ -84,7 +84,7 @@ AUTOENCODERS = Registry('kind', 'minisora.autoencoder', 'minisora.latents.video_
                         'minisora.latents.compression', 'minisora.latents.diffusers_vae',
                         'minisora.latents.paella_vq')
 OBJECTIVES = Registry('objective', 'minisora.diffusion', 'minisora.interpolants', 'minisora.frames',
-                      'minisora.walt')
+                      'minisora.walt', 'minisora.cascade_objective')
 MODELS = Registry('kind', 'minisora.dit', 'minisora.temporal', 'minisora.cascade')
 
 # %% ../../nbs/core/hub.ipynb #3d5ff72e

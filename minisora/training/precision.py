@@ -25,9 +25,9 @@ class _Autocast(ModelWrapper):
         self.device = device
         self.dtype = dtype
 
-    def __call__(self, x, t, condition=None):
+    def __call__(self, x, t, condition=None, **more):
         with torch.autocast(self.device.type, self.dtype):
-            return self.model(x, t, condition).float()
+            return self.model(x, t, condition, **more).float()
 
 
 def autocast(model, device, precision):
