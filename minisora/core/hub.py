@@ -82,7 +82,7 @@ def part_to_dict(part):
 # %% ../../nbs/core/hub.ipynb #6f293c70
 AUTOENCODERS = Registry('kind', 'minisora.autoencoder', 'minisora.latents.video_vae',
                         'minisora.latents.compression', 'minisora.latents.diffusers_vae',
-                        'minisora.latents.paella_vq')
+                        'minisora.latents.paella_vq', 'minisora.latents.semantic')
 OBJECTIVES = Registry('objective', 'minisora.diffusion', 'minisora.interpolants', 'minisora.frames',
                       'minisora.walt', 'minisora.cascade_objective')
 MODELS = Registry('kind', 'minisora.dit', 'minisora.temporal', 'minisora.cascade')
