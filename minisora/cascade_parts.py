@@ -14,15 +14,16 @@ from .core.pairs import objective_problem, output_problem, scale_problem
 from .core.protocols import model_latent_shape
 from .pipeline_checks import check_kinds, check_sampling, options_of_call, word_problem
 
-# %% ../nbs/93_cascade_parts.ipynb #21f1a58d
+# %% ../nbs/93_cascade_parts.ipynb #566dc207
 PIECES = tuple(f.name for f in fields(Pieces))
 DECODER_OPTIONS = (*PIECES, 'same_noise', 'code_guidance')
 NOT_OF_A_STAGE = ('renoise_times', 'known_guidance', 'batch_size', 'progress')
 
 
-def stage_options(usual, given, owner):
-    "The options `usual` and, before them, those `given`. ValueError for one that there is not."
-    options = options_of_call(usual, check_sampling(given, owner))
+def stage_options(usual, given, owner, more=()):
+    """The options `usual` and, before them, those `given`. ValueError for one that there is not;
+    `more` is what else might be meant."""
+    options = options_of_call(usual, check_sampling(given, owner, more))
     for name in NOT_OF_A_STAGE:
         if name in options:
             raise ValueError(f'{owner} has no option {name!r} of sampling')
@@ -40,7 +41,7 @@ def decoder_options(usual, given):
     pieces_of(own)
     sampling = [{name: value for name, value in options.items() if name not in DECODER_OPTIONS}
                 for options in (usual, given)]
-    return stage_options(*sampling, 'CascadePipeline: decoder') | own
+    return stage_options(*sampling, 'CascadePipeline: decoder', DECODER_OPTIONS) | own
 
 
 def pieces_of(options):

@@ -109,15 +109,17 @@ def known_options(*solvers):
     return names - NO_OPTIONS | OWN_OPTIONS
 
 
-def check_sampling(options, owner='VideoPipeline'):
-    "Options of sampling by today's names. ValueError for one that there is not."
+def check_sampling(options, owner='VideoPipeline', more=()):
+    """Options of sampling by today's names. ValueError for one that there is not; `more`: what else
+    it might mean."""
     if not isinstance(options, dict):
         raise ValueError(f'{owner}: sampling must be a dict of options, not {options!r}')
     options = {TO_PIPELINE.get(name, name): plain_value(value) for name, value in options.items()}
     known = known_options('euler', *SOLVERS)
     for name in options:
         if name not in known:
-            raise ValueError(f'{owner} has no option {name!r}{did_you_mean(name, known)}')
+            meant = did_you_mean(name, known | set(more))
+            raise ValueError(f'{owner} has no option {name!r}{meant}')
     check_int('renoise_times', options.get('renoise_times', 0), minimum=0)
     check_int('num_inference_steps', options.get('num_inference_steps', 1))
     check_number('known_guidance', options.get('known_guidance', 1.))
