@@ -22,6 +22,7 @@ _HOMES = {
     'fit': 'train',
     'sample': 'sampling',
     'VideoPipeline': 'pipeline',
+    'CascadePipeline': 'cascade_pipeline',
 }
 __all__ = list(_HOMES)
 

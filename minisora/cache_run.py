@@ -11,6 +11,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from minisora.autoencoder import load_autoencoder
+from minisora.cascade_pipeline import load_pipeline
 from minisora.core.checks import check_number, did_you_mean
 from minisora.core.errors import printable
 from minisora.core.files import read_json, write_json
@@ -183,7 +184,7 @@ def is_saved_pipeline(folder):
 
 def sample_saved(folder, prompt, seeds=(0,), n=1, fps=None, **options):
     "Clips of the pipeline in `folder`, written there as mp4, gif and sheet; the paths of the mp4s."
-    pipeline = VideoPipeline.from_pretrained(folder)
+    pipeline = load_pipeline(folder)
     options = checked_options(**options)
     if fps is not None:
         check_number('fps', fps, minimum=.1, maximum=1000)

@@ -27,9 +27,10 @@ from .frames import FrameConditionedModel, generate_long, sample_continuation
 from .latents.cache_plan import autoencoder_fingerprint, same_autoencoder
 from .pipeline_checks import (
     as_sample_options, as_statistic, check_kinds, check_sampling, check_saved, encode_prompts,
-    index_list, latent_shape_of, options_of_call, size_factor, statistics_on, word_problem)
+    index_list, latent_shape_of, options_of_call, prompt_list, seed_of, size_factor,
+    statistics_on, word_problem)
 from .pipeline_folders import (
-    PIPELINE, READERS, load_model, local_folder, read_upsampler)
+    PIPELINE, READERS, load_model, local_folder, read_upsampler, reading)
 from .pipeline_output import VideoPipelineOutput, convert_frames
 from .sampling import renoise_average, sample
 from .upsampling_pipeline import UpsamplingPipeline
@@ -193,16 +194,7 @@ def enlarged(self: VideoPipeline, clips, prompts, factor, seed, index):
 @patch
 def prompt_list(self: VideoPipeline, prompt):
     "A prompt or several -> a list. ValueError where it is no text, or the model knows no words."
-    prompts = [prompt] if prompt is None or isinstance(prompt, str) else prompt
-    prompts = list(prompts) if hasattr(prompts, '__iter__') else []
-    if not prompts:
-        raise ValueError(f'prompt must be a text or a list of texts, not {prompt!r}')
-    for text in prompts:
-        if self.vocabulary is None and text is not None:
-            raise ValueError(f'prompt {text!r}: this model knows no words')
-        if self.vocabulary is not None and not isinstance(text, str):
-            raise ValueError(f'prompt must be a text or a list of texts, not {text!r}')
-    return prompts
+    return prompt_list(self.vocabulary, prompt)
 
 
 @patch
@@ -234,15 +226,6 @@ def sample_latents(self: VideoPipeline, condition, known, index, options):
     return z
 
 # %% ../nbs/94_pipeline.ipynb #27011b6c
-def seed_of(generator, seed):
-    "The seed of a call: drawn from the generator, which moves on, or `seed`."
-    if generator is None:
-        return check_int('seed', seed, minimum=0)
-    if not isinstance(generator, torch.Generator):
-        raise ValueError(f'generator must be a torch.Generator, not {generator!r}')
-    return int(torch.randint(2 ** 31, (), generator=generator, device=generator.device))
-
-
 @patch
 def call_options(self: VideoPipeline, given, generator, seed, options):
     "What `sample` is told in one call: the pipeline's options, the call's, and the seed."
@@ -350,7 +333,7 @@ def from_pretrained(cls: VideoPipeline, folder, device='cpu', **changes):
     file = next((folder / name for name in READERS if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(f'{folder}: no such folder, or none of {", ".join(READERS)} in it')
-    try:
+    with reading(file):
         parts = READERS[file.name](file, changes)
         if 'model' not in changes:
             parts['model'] = load_model(folder / 'model')
@@ -358,12 +341,6 @@ def from_pretrained(cls: VideoPipeline, folder, device='cpu', **changes):
         if 'upsampler' not in parts:
             parts['upsampler'] = read_upsampler(file, parts['autoencoder'])
         return cls(**parts).to(device)
-    except (AttributeError, KeyError, TypeError) as e:
-        raise ValueError(f'{file}: not a pipeline of this version: {e!r}') from None
-    except ValueError as e:
-        if str(folder) in str(e):
-            raise
-        raise ValueError(f'{file}: {e}') from None
 
 # %% ../nbs/94_pipeline.ipynb #c588361a
 @patch(cls_method=True)

@@ -15,6 +15,7 @@ from .core.arguments import plain_value
 from .core.checks import check_int, check_number, did_you_mean
 from .core.hub import OBJECTIVES
 from .core.protocols import model_latent_shape
+from .data.video import to_float
 from .data.vocabulary import Vocabulary
 from .diffusion import ddpm_sample_iter
 from .sampling import ddim_iter, ode_iter, sample, sample_iter, sde_iter
@@ -28,18 +29,19 @@ def latent_shape_of(model, objective):
     return model_latent_shape(model)
 
 # %% ../nbs/93_pipeline_checks.ipynb #983c5416
-def check_kinds(autoencoder, vocabulary):
+def check_kinds(autoencoder, vocabulary, owner='VideoPipeline'):
     "ValueError where these are not an autoencoder, and a vocabulary or None."
     if not hasattr(autoencoder, 'spec'):
-        raise ValueError('VideoPipeline: autoencoder must have encode, decode and spec, not be '
+        raise ValueError(f'{owner}: autoencoder must have encode, decode and spec, not be '
                          f'{type(autoencoder).__name__}')
     if not isinstance(vocabulary, Vocabulary | None):
-        raise ValueError(f'VideoPipeline: vocabulary must be a Vocabulary, not {vocabulary!r}')
+        raise ValueError(f'{owner}: vocabulary must be a Vocabulary, not {vocabulary!r}')
 
 
 def word_problem(model, vocabulary):
     "Why a vocabulary is not that of a model, or ''."
-    condition = getattr(getattr(model, 'config', None), 'condition', None)
+    config = getattr(model, 'config', None)
+    condition = getattr(config, 'condition', None) or getattr(config, 'prompt', None)
     vocab = getattr(condition, 'vocab', None)
     if vocabulary is None:
         return f'the model knows {vocab} word ids: vocabulary=… is missing' if vocab else ''
@@ -54,27 +56,40 @@ def word_problem(model, vocabulary):
     return ''
 
 # %% ../nbs/93_pipeline_checks.ipynb #ba8a312b
-def check_saved(objective):
+def check_saved(objective, owner='VideoPipeline'):
     "ValueError for an objective that a saved pipeline could not name."
     own_kind = vars(type(objective)).get('kind')          # a subclass that is not registered: None
     if own_kind not in OBJECTIVES.classes:
-        raise ValueError(f'VideoPipeline.save_pretrained: {type(objective).__name__} is an '
+        raise ValueError(f'{owner}.save_pretrained: {type(objective).__name__} is an '
                          'objective of your own, of which pipeline.json cannot tell. Save model '
                          'and autoencoder by themselves, or register it: OBJECTIVES.register')
 
 # %% ../nbs/93_pipeline_checks.ipynb #936f9505
-def as_statistic(name, value, channels):
+def as_statistic(name, value, channels, owner='VideoPipeline'):
     "One number, or one per latent channel, as a tensor (1,) or (C,). ValueError names it."
     try:
         value = torch.as_tensor(value, dtype=torch.float32).flatten().cpu()
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f'VideoPipeline: {name} must be numbers, not {value!r}') from None
+        raise ValueError(f'{owner}: {name} must be numbers, not {value!r}') from None
     if len(value) not in (1, channels):
-        raise ValueError(f'VideoPipeline: {name} has {len(value)} numbers for {channels} channels')
+        raise ValueError(f'{owner}: {name} has {len(value)} numbers for {channels} channels')
     if not value.isfinite().all() or name == 'std' and not (value > 0).all():
-        raise ValueError(f'VideoPipeline: {name} must be finite, and std above 0, '
+        raise ValueError(f'{owner}: {name} must be finite, and std above 0, '
                          f'not {value.tolist()}')
     return value
+
+# %% ../nbs/93_pipeline_checks.ipynb #f1044f74
+def as_clips(clips, spec):
+    """Clips (B, 3, T, H, W), uint8 or in [-1, 1], as float. ValueError says what they are instead,
+    or what the autoencoder of `spec` cannot encode."""
+    if not torch.is_tensor(clips) or clips.ndim != 5 or clips.shape[1] != 3 or not len(clips):
+        got = tuple(clips.shape) if torch.is_tensor(clips) else type(clips).__name__
+        raise ValueError(f'clips must be a tensor (B, 3, T, H, W), not {got}')
+    clips = to_float(clips) if clips.dtype == torch.uint8 else clips
+    spec.check_clips(clips[:, :, :1])
+    if not clips.isfinite().all() or clips.abs().max() > 1.001:
+        raise ValueError('clips must be uint8, or float in [-1, 1], without NaN')
+    return clips
 
 # %% ../nbs/93_pipeline_checks.ipynb #340f98e6
 # what `sample` calls steps and guidance has the names of diffusers here
@@ -94,15 +109,17 @@ def known_options(*solvers):
     return names - NO_OPTIONS | OWN_OPTIONS
 
 
-def check_sampling(options):
-    "Options of sampling by today's names. ValueError for one that there is not."
+def check_sampling(options, owner='VideoPipeline', more=()):
+    """Options of sampling by today's names. ValueError for one that there is not; `more`: what else
+    it might mean."""
     if not isinstance(options, dict):
-        raise ValueError(f'VideoPipeline: sampling must be a dict of options, not {options!r}')
+        raise ValueError(f'{owner}: sampling must be a dict of options, not {options!r}')
     options = {TO_PIPELINE.get(name, name): plain_value(value) for name, value in options.items()}
     known = known_options('euler', *SOLVERS)
     for name in options:
         if name not in known:
-            raise ValueError(f'VideoPipeline has no option {name!r}{did_you_mean(name, known)}')
+            meant = did_you_mean(name, known | set(more))
+            raise ValueError(f'{owner} has no option {name!r}{meant}')
     check_int('renoise_times', options.get('renoise_times', 0), minimum=0)
     check_int('num_inference_steps', options.get('num_inference_steps', 1))
     check_number('known_guidance', options.get('known_guidance', 1.))
@@ -124,6 +141,15 @@ def options_of_call(usual, given):
     return options
 
 # %% ../nbs/93_pipeline_checks.ipynb #aeebd004
+def seed_of(generator, seed):
+    "The seed of a call: drawn from the generator, which moves on, or `seed`."
+    if generator is None:
+        return check_int('seed', seed, minimum=0)
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f'generator must be a torch.Generator, not {generator!r}')
+    return int(torch.randint(2 ** 31, (), generator=generator, device=generator.device))
+
+
 def index_list(index, count):
     "The numbers of `count` clips as a list. ValueError where they are not as many."
     if index is None:
@@ -145,9 +171,36 @@ def size_factor(size, rows):
     return factor
 
 # %% ../nbs/93_pipeline_checks.ipynb #59a2dd03
+def prompt_list(vocabulary, prompt):
+    "A prompt or several -> a list. ValueError where it is no text, or no words are known."
+    prompts = [prompt] if prompt is None or isinstance(prompt, str) else prompt
+    prompts = list(prompts) if hasattr(prompts, '__iter__') else []
+    if not prompts:
+        raise ValueError(f'prompt must be a text or a list of texts, not {prompt!r}')
+    for text in prompts:
+        if vocabulary is None and text is not None:
+            raise ValueError(f'prompt {text!r}: this model knows no words')
+        if vocabulary is not None and not isinstance(text, str):
+            raise ValueError(f'prompt must be a text or a list of texts, not {text!r}')
+    return prompts
+
+
 def encode_prompts(vocabulary, prompts, device):
     "Prompts -> ids (B, slots) on the device. ValueError names an unknown word."
     return torch.stack([vocabulary.encode(p, strict=True) for p in prompts]).to(device)
+
+
+def ids_of_each(vocabulary, prompt, count, device):
+    """A prompt, or one for each of `count` clips -> ids (B, slots) on the device, or None.
+    ValueError names a word, or how many there are."""
+    if prompt is None or vocabulary is None:
+        return None
+    prompts = [prompt] * count if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
+        raise ValueError(f'prompt must be a text or a list of texts, not {prompt!r}')
+    if len(prompts) != count:
+        raise ValueError(f'prompt has {len(prompts)} texts for {count} clips')
+    return encode_prompts(vocabulary, prompts, device)
 
 
 def statistics_on(device, *statistics):

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../nbs/93_pipeline_folders.ipynb #0376315f
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -75,6 +76,19 @@ def check_parts(folder):
         if reasons:
             raise ValueError(f'{folder / stage} was made from something else: '
                              f'{"; ".join(reasons)}')
+
+# %% ../nbs/93_pipeline_folders.ipynb #f65f3e9b
+@contextmanager
+def reading(file, what='pipeline'):
+    "ValueError names the file and what is wrong with what it tells of."
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as e:
+        raise ValueError(f'{file}: not a {what} of this version: {e!r}') from None
+    except ValueError as e:
+        if str(file.parent) in str(e):
+            raise
+        raise ValueError(f'{file}: {e}') from None
 
 # %% ../nbs/93_pipeline_folders.ipynb #8fba9d03
 def local_folder(name):

@@ -18,13 +18,12 @@ from .core.checks import check_choice, check_int, check_number
 from .core.files import atomic_folder, read_json, write_json
 from .core.hub import MODELS
 from .core.protocols import device_of
-from .data.video import to_float
 from .data.vocabulary import Vocabulary
 from .interpolants import objective_from_dict
 from .latents.tiling import tiled_decode
 from .pipeline_checks import (
-    as_sample_options, as_statistic, check_kinds, check_sampling, encode_prompts, index_list,
-    options_of_call, statistics_on, word_problem)
+    as_clips, as_sample_options, as_statistic, check_kinds, check_sampling, ids_of_each,
+    index_list, options_of_call, statistics_on, word_problem)
 from .upsampling import TiledModel, upsample
 
 # %% ../nbs/93_upsampling_pipeline.ipynb #3689540c
@@ -115,30 +114,17 @@ def pieces(length, size, shared):
 def check_clips_to_enlarge(clips, factor, spec):
     """Clips as float (B, 3, T, H, W), and how many times they are doubled. ValueError says what
     cannot be made larger."""
-    if not torch.is_tensor(clips) or clips.ndim != 5 or clips.shape[1] != 3 or not len(clips):
-        got = tuple(clips.shape) if torch.is_tensor(clips) else type(clips).__name__
-        raise ValueError(f'clips must be a tensor (B, 3, T, H, W), not {got}')
+    clips = as_clips(clips, spec)
     passes = check_int('factor', factor, minimum=2).bit_length() - 1
     if factor != 2 ** passes:
         raise ValueError(f'factor must be 2, 4, 8, …, not {factor}')
-    clips = to_float(clips) if clips.dtype == torch.uint8 else clips
-    spec.check_clips(clips[:, :, :1])
-    if not clips.isfinite().all() or clips.abs().max() > 1.001:
-        raise ValueError('clips must be uint8, or float in [-1, 1], without NaN')
     return clips, passes
 
 
 @patch
 def word_ids(self: UpsamplingPipeline, prompt, count):
     "A prompt, or one for each of `count` clips -> ids (B, slots), or None. ValueError: a word."
-    if prompt is None or self.vocabulary is None:
-        return None
-    prompts = [prompt] * count if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
-        raise ValueError(f'prompt must be a text or a list of texts, not {prompt!r}')
-    if len(prompts) != count:
-        raise ValueError(f'prompt has {len(prompts)} texts for {count} clips')
-    return encode_prompts(self.vocabulary, prompts, device_of(self.model))
+    return ids_of_each(self.vocabulary, prompt, count, device_of(self.model))
 
 # %% ../nbs/93_upsampling_pipeline.ipynb #7668de0e
 @patch
