@@ -31,7 +31,9 @@ def untrained(frames=16):
     stages = [
         CascadeUNet(
             replace(
-                CASCADE_PRESETS[name], size=(frames, *CASCADE_PRESETS[name].size[1:]), temporal=True
+                CASCADE_PRESETS[name],
+                size=(frames, *CASCADE_PRESETS[name].size[1:]),
+                temporal="all",
             )
         ).eval()
         for name in ("c-tiny", "b-tiny")

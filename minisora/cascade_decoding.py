@@ -81,7 +81,7 @@ def along_space(self: Pieces, config, size):
 @patch
 def along_time(self: Pieces, config, frames, places):
     "The pieces of a clip of `frames` frames whose tiles have `places` latents."
-    if not config.temporal:
+    if config.temporal == 'none':
         return cut(frames, self.frames or max(1, PLACES // places))
     size = self.frames or config.size[0]
     shared = size // 4 if self.shared is None else self.shared

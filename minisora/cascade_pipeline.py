@@ -202,7 +202,7 @@ def frame_count(self: CascadePipeline, num_frames):
     if num_frames is None:
         return frames
     count = check_int('num_frames', num_frames)
-    if count > 1 and not getattr(self.prior.config, 'temporal', frames > 1):
+    if count > 1 and getattr(self.prior.config, 'temporal', 'none') == 'none':
         raise ValueError(f'num_frames={count}: this prior makes pictures, it has no layers along '
                          'time (add_time)')
     return count

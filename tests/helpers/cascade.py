@@ -31,7 +31,10 @@ def shake(model, seed=0, size=0.1):
 def stage_c(frames=4, seed=0, **changes):
     "Codes of 4 channels, 2 × 2 places."
     config = replace(CASCADE_PRESETS["c-tiny"], size=(frames, 2, 2), channels=4, **SMALL)
-    return shake(CascadeUNet(replace(config, **dict(temporal=frames > 1) | changes)), seed)
+    return shake(
+        CascadeUNet(replace(config, **dict(temporal="all" if frames > 1 else "none") | changes)),
+        seed,
+    )
 
 
 def stage_b(frames=4, seed=1, **changes):
@@ -42,7 +45,10 @@ def stage_b(frames=4, seed=1, **changes):
         code_channels=4,
         **SMALL | dict(heads=(0, 2), prompt=replace(TOLD, each=False)),
     )
-    return shake(CascadeUNet(replace(config, **dict(temporal=frames > 1) | changes)), seed)
+    return shake(
+        CascadeUNet(replace(config, **dict(temporal="all" if frames > 1 else "none") | changes)),
+        seed,
+    )
 
 
 def cascade(**changes):
