@@ -1,7 +1,8 @@
 """Predicted, not measured: what StableCascade's stages cost as a video model at 480p:
 cascade_cost.json.
 
-    python benchmarks/cascade_cost.py [--cases NAME …]   # some minutes; no weights are allocated
+    python benchmarks/cascade_cost.py   # some minutes, resumes; no weights are allocated
+    python benchmarks/cascade_cost.py --cases NAME …    # these anew
 
 The published sizes of stage C (the code) and B (the latents), `lite` and `full`, with layers along
 time. A clip has SIZE pixels: a code of 11 × 20 places a frame (42.67 : 1 per side) and latents of
@@ -17,8 +18,8 @@ do. A decodes its tiles. `seconds`: kernel by kernel, and with all between two p
 `training`: one clip of PIECE frames, either all weights learn (16 bytes each: weights, AdamW's
 moments, the average; gradients apart) or only the layers along time do, beside frozen weights in
 bfloat16, 2 bytes each. `checkpointed`: every layer's inner results are made again in the backward
-pass, which our `fit` cannot ask a U-Net for; it is here to say what it would be worth. `crop`: B on
-crops of 64 × 64 latents, as it was trained."""
+pass, which `fit` cannot ask a U-Net for; it is here to say what that would be worth. `crop`: B on
+crops of 64 × 64 latents; else the whole picture."""
 
 import functools
 import json
@@ -37,13 +38,12 @@ from minisora.latents.paella_vq import PaellaVQ
 from minisora.latents.tiling import tile_offsets, tiled_decode
 from minisora.models.cascade_blocks import AttentionBlock, ResidualBlock, TemporalLayer
 
-CARD = "RTX 4090"  # the one of 24 GB
 SIZE = (480, 848)
 CODE = (11, 20)
 LATENTS = (120, 212)
 CROP = (64, 64)
 PIECE = 17
-FRAMES = (17, 49, 81)
+FRAMES = (17, 81)
 WORDS = 77  # tokens of a caption
 C_STEPS = 20
 B_STEPS = 10
@@ -73,6 +73,7 @@ def config_of(name, frames, size):
     return replace(CASCADE_PRESETS[name], size=(frames, *size), temporal=True)
 
 
+@functools.cache
 def weights(name):
     "How many weights a preset has: dict(all, temporal)."
     with torch.device("meta"):
@@ -175,17 +176,18 @@ def cases():
         for frames in FRAMES if is_c else (PIECE,):
             config = config_of(name, frames, size)
             found[f"{name}, a call, {frames} frames"] = functools.partial(traced, config, 2, CODE)
-        sizes = {"": size} if is_c else {"": size, ", crop": CROP}
-        for crop, size in sizes.items():
-            code = CODE if not crop else [max(1, round(n * 4 / 42.67)) for n in size]
-            config = config_of(name, PIECE, size)
-            for learn in ("all", "temporal"):
-                for more in ("", ", checkpointed"):
-                    found[f"{name}, {learn} learn{crop}{more}"] = functools.partial(
-                        traced, config, 1, code, learn, bool(more)
-                    )
-    for frames in FRAMES:
-        found[f"a, {frames} frames"] = functools.partial(stage_a, frames)
+        for learn in ("all", "temporal"):
+            train = functools.partial(traced, config_of(name, PIECE, size), 1, CODE, learn)
+            if is_c:
+                found[f"{name}, {learn} learn"] = train
+            else:
+                crop = config_of(name, PIECE, CROP)
+                code = [round(4 * n / 42.67) for n in CROP]
+                found[f"{name}, {learn} learn, crop"] = functools.partial(
+                    traced, crop, 1, code, learn
+                )
+        found[f"{name}, temporal learn, checkpointed"] = functools.partial(train, checkpointed=True)
+    found[f"a, {PIECE} frames"] = functools.partial(stage_a, PIECE)
     return found
 
 
@@ -196,10 +198,10 @@ def pieces(frames):
 
 def sampling_row(kind, frames, calls):
     "A film of `frames` frames by lite or full stages, from their calls."
-    parts = {
+    parts = {  # stage A works frame by frame
         "c": (C_STEPS, calls[f"c-{kind}, a call, {frames} frames"]),
         "b": (B_STEPS * pieces(frames), calls[f"b-{kind}, a call, {PIECE} frames"]),
-        "a": (1, calls[f"a, {frames} frames"]),
+        "a": (frames / PIECE, calls[f"a, {PIECE} frames"]),
     }
     held = sum(part["held_gb"] for _, part in parts.values())
     out = dict(
@@ -235,17 +237,8 @@ def training_row(name, found):
     return dict(name=name, **out)
 
 
-def main():
-    parser = make_parser(__doc__, __file__)
-    parser.add_argument("--cases", nargs="*", metavar="NAME", help="names, or their beginnings")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    calls = read_json(args.out)["calls"] if args.out.exists() else {}
-    known = cases()
-    for name, make in known.items():
-        if args.cases is None or any(name.startswith(wanted) for wanted in args.cases):
-            calls[name] = costs(make())
-            print(name, json.dumps(calls[name]), flush=True)
+def record_of(calls, known):
+    "The record; films and training steps when all calls are there."
     calls = {name: calls[name] for name in known if name in calls}
     record = dict(
         note="PREDICTED from counted operations and published peak rates, not measured on any GPU. "
@@ -266,7 +259,23 @@ def main():
         record["sampling"] = [sampling_row(kind, n, calls) for kind in kinds for n in FRAMES]
         learned = {name: found for name, found in calls.items() if " learn" in name}
         record["training"] = [training_row(name, found) for name, found in learned.items()]
-    write_json(args.out, record)
+    return record
+
+
+def main():
+    parser = make_parser(__doc__, __file__)
+    parser.add_argument("--cases", nargs="*", metavar="NAME", help="names, or their beginnings")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    calls = read_json(args.out)["calls"] if args.out.exists() else {}
+    known = cases()
+    for name, make in known.items():
+        wanted = args.cases is None and name not in calls
+        if wanted or any(name.startswith(start) for start in args.cases or ()):
+            calls[name] = costs(make())
+            print(name, json.dumps(calls[name]), flush=True)
+            write_json(args.out, record_of(calls, known))
+    write_json(args.out, record_of(calls, known))
 
 
 if __name__ == "__main__":
