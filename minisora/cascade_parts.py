@@ -48,7 +48,7 @@ def pieces_of(options):
     "How the decoder's options cut a clip."
     return Pieces(**{name: options[name] for name in PIECES if name in options})
 
-# %% ../nbs/93_cascade_parts.ipynb #1b672927
+# %% ../nbs/93_cascade_parts.ipynb #1fcbd38b
 def _differ(what, made, taken):
     if made != taken:
         raise ValueError(f'CascadePipeline: {what}: {made} and {taken} are not the same')
@@ -64,7 +64,7 @@ def check_objectives(objective, decoder_objective):
                          'as CodeConditionedInterpolant, not '
                          f'{type(decoder_objective).__name__}')
 
-
+# %% ../nbs/93_cascade_parts.ipynb #7326ef67
 def check_stages(prior, decoder, told, autoencoder):
     "ValueError where a stage is none, or does not take what the one before makes."
     code_channels, _, *places = model_latent_shape(prior)

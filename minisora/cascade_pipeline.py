@@ -33,10 +33,7 @@ from .pipeline_folders import load_model, local_folder, reading
 from .pipeline_output import VideoPipelineOutput, convert_frames
 from .sampling import sample
 
-# %% ../nbs/93_cascade_pipeline.ipynb #d666eb72
-CASCADE_PIPELINE = 'cascade-pipeline'
-
-
+# %% ../nbs/93_cascade_pipeline.ipynb #07ee7c7e
 @dataclass(repr=False, eq=False)
 class CascadePipeline:
     """The stages of a StableCascade, and all that they need: `pipe('a red ring moves left')`.
@@ -76,13 +73,15 @@ class CascadePipeline:
         self.decoder_sampling = decoder_options({}, self.decoder_sampling)
         self.clip_shape = self.autoencoder.spec.clip_shape(frames, *self.decoder.config.size[1:])
 
-    def __repr__(self):
-        words = '' if self.vocabulary is None else f'{len(self.vocabulary.words)} words, '
-        places = ' × '.join(map(str, model_latent_shape(self.prior)[2:]))
-        return (f'CascadePipeline({words}codes of {places} places, clips of {self.clip_shape}, '
-                f'{self.fps:g} frames per second)')
+# %% ../nbs/93_cascade_pipeline.ipynb #e496b966
+@patch
+def __repr__(self: CascadePipeline):
+    words = '' if self.vocabulary is None else f'{len(self.vocabulary.words)} words, '
+    places = ' × '.join(map(str, model_latent_shape(self.prior)[2:]))
+    return (f'CascadePipeline({words}codes of {places} places, clips of {self.clip_shape}, '
+            f'{self.fps:g} frames per second)')
 
-# %% ../nbs/93_cascade_pipeline.ipynb #905efb3f
+
 @patch(as_prop=True)
 def device(self: CascadePipeline):
     "Where the prior is."
@@ -288,7 +287,8 @@ def __call__(self: CascadePipeline, prompt=None, num_inference_steps=None, guida
     made = convert_frames(torch.cat(clips), output_type)
     return VideoPipelineOutput(made, prompts, self.fps, output_type)
 
-# %% ../nbs/93_cascade_pipeline.ipynb #466a21a8
+# %% ../nbs/93_cascade_pipeline.ipynb #a4db04b7
+CASCADE_PIPELINE = 'cascade-pipeline'
 PARTS = ('prior', 'decoder', 'autoencoder', 'compressor')
 NUMBERS = ('code_mean', 'code_std', 'mean', 'std')
 

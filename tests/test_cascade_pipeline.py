@@ -1,4 +1,4 @@
-"""`CascadePipeline`: a prompt becomes a code, latents, pixels; in pieces; saved; refused."""
+"""`CascadePipeline`: a prompt becomes a code, latents, pixels; saved; and what is refused."""
 
 import json
 from dataclasses import replace
