@@ -70,7 +70,7 @@ def config_of(name, frames, size):
     unit = CASCADE_PRESETS[name].patch
     if any(n % unit for n in size):
         raise ValueError(f"{name}: {size} are no multiples of {unit}")
-    return replace(CASCADE_PRESETS[name], size=(frames, *size), temporal=True)
+    return replace(CASCADE_PRESETS[name], size=(frames, *size), temporal="all")
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from longer_measures import scene_judge
 from single_gpu_training import DATA_PREDICTION
 
 from minisora.autoencoder import load_autoencoder
-from minisora.cascade import CASCADE_PRESETS, CascadeUNet, PromptWords, add_time
+from minisora.cascade import CASCADE_PRESETS, CascadeUNet, add_time
 from minisora.cascade_objective import CodeConditionedInterpolant, PairedCodes
 from minisora.cascade_pipeline import CascadePipeline
 from minisora.clips import MOTIONS, SceneClips, scene_caption, scene_combinations
@@ -36,6 +36,7 @@ from minisora.latent_cache import LatentCache, write_cache
 from minisora.latents.paella_training import train_paella
 from minisora.latents.paella_vq import PAELLA_PRESETS, PaellaVQ
 from minisora.latents.semantic import PlainDecoder, SemanticCompressor, train_compressor
+from minisora.models.prompts import PromptWords
 from minisora.recipe import DROPPED_WORDS
 from minisora.train import fit
 

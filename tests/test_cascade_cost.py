@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import benchmark
 
-from minisora.cascade import CascadeUNet, CascadeUNetConfig, NoPrompt
+from minisora.cascade import CascadeUNet, CascadeUNetConfig
+from minisora.models.prompts import NoPrompt
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_the_layers_along_time_are_as_counted_by_hand(script, name):
     assert script.weights(name)["temporal"] == by_hand
 
 
-def small(temporal=True, frames=4):
+def small(temporal="all", frames=4):
     return CascadeUNetConfig(
         size=(frames, 4, 6),
         channels=4,
@@ -144,7 +145,7 @@ def trace(script, monkeypatch, config, **options):
 
 
 def test_operations_are_as_counted_by_hand(script, monkeypatch):
-    found = trace(script, monkeypatch, small(temporal=False))
+    found = trace(script, monkeypatch, small(temporal="none"))
     w, places = 16, 4 * 4 * 6
     layer = 9 * w + 8 * w * w
     ends = 2 * 4 * w

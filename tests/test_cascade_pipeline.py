@@ -22,7 +22,7 @@ from helpers.pipeline import never, picturing_pipeline
 from safetensors.torch import load_file, save_file
 
 from minisora.cache_run import sample_saved
-from minisora.cascade import NoPrompt
+from minisora.models.prompts import NoPrompt
 from minisora.cascade_decoding import PiecewiseDecoder, Pieces, cut, decode_code, frame_noise
 from minisora.cascade_objective import CodeConditionedModel
 from minisora.cascade_pipeline import CascadePipeline, load_pipeline

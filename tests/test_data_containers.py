@@ -135,12 +135,17 @@ def bomb(width, height):
 
     def chunk(kind, data):
         return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            struct.pack(">I", len(data))
+            + kind
+            + data
+            + struct.pack(">I", zlib.crc32(kind + data))
         )
 
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     body = zlib.compress(bytes(width + 1) * 64)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("size", [(13000, 13000), (65000, 65000), (9000, 8000), (10**6, 100)])
@@ -252,5 +257,5 @@ def test_a_vast_member_of_a_tar_is_left_out(tmp_path, size):
         pytest.skip("this disk makes no such holes")
     data = TarClips(tar, on_error="collect")
     assert [c.caption for c in data] == ["still"] * 2
-    ((name, reason),) = data.unreadable
+    (name, reason), = data.unreadable
     assert name == "t.tar/b" and f"{size} bytes" in reason

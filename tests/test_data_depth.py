@@ -1,4 +1,5 @@
-"""Numbers beyond eight bits: scaled where their meaning is clear, refused by name where it is not."""
+"""Numbers beyond eight bits: scaled where their meaning is clear, refused by name where it is not.
+"""
 
 import io
 

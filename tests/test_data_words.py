@@ -84,10 +84,9 @@ def test_what_version_0_1_learned_keeps_its_words(captions):
 
 def test_english_vocabularies_are_stored_as_ever():
     vocab = Vocabulary.from_captions(["a red ball", "a véhicule"], drop=("a",))
-    assert (
-        vocab.to_dict()
-        == Vocabulary.from_captions(["a red ball", "a véhicule"], drop=("a",), split=1).to_dict()
-    )
+    assert vocab.to_dict() == Vocabulary.from_captions(
+        ["a red ball", "a véhicule"], drop=("a",), split=1
+    ).to_dict()
     assert "split" not in vocab.to_dict()
     assert vocab.encode("ve\u0301hicule").tolist() == vocab.encode("véhicule").tolist()
 

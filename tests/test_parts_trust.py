@@ -491,7 +491,7 @@ def test_whole_numbers_beyond_8_bits_are_not_measured_shown_or_written(tmp_path,
             call(clips)
     with pytest.raises(ValueError, match="pixels must be float"):
         write_video(tmp_path / "x.mp4", clips[0])
-    if kind != torch.bool:  # a mask may be shown
+    if kind != torch.bool:                                  # a mask may be shown
         with pytest.raises(ValueError, match="clips must be uint8, or floats in"):
             viz.show_clips(clips)
 
@@ -502,7 +502,7 @@ def test_floats_up_to_255_are_not_clamped_to_white(tmp_path):
     for call in [*calls, lambda x: write_video(tmp_path / "x.mp4", x[0])]:
         with pytest.raises(ValueError, match="go from 90 to 90: give uint8, or floats in"):
             call(clips)
-    assert to_uint8(torch.tensor([-300.0, 400.0])).tolist() == [0, 255]  # a model gone astray
+    assert to_uint8(torch.tensor([-300.0, 400.0])).tolist() == [0, 255]    # a model gone astray
 
 
 def test_films_are_written_of_numpy_and_of_nothing_else(tmp_path):

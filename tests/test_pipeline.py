@@ -520,7 +520,7 @@ def test_a_picture_that_lies_on_its_side_begins_a_clip_upright(pipe, tmp_path):
     upright.paste((255, 0, 0), (0, 0, 20, 32))
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     exif = turned.getexif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6                                     # to be turned by 90 degrees clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
     frames = pipe.first_frames(Image.open(tmp_path / "turned.png"), 1)
     assert torch.equal(frames, pipe.first_frames(upright, 1))

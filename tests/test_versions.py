@@ -429,7 +429,9 @@ def test_the_avatar_ships():
     avatar = VideoPipeline.from_pretrained(ROOT / "data" / "avatar")
     y = avatar.vocabulary.encode_batch(["hello"])
     with torch.no_grad():
-        z = sample_continuation(avatar.model, avatar.objective, y, None, steps=1, shift=3.0, seed=1)
+        z = sample_continuation(
+            avatar.model, avatar.objective, y, None, steps=1, shift=3.0, seed=1
+        )
         same("data/avatar codes", z[:, ::3].contiguous())
         mean, std = avatar.statistics()
         inner = avatar.autoencoder.decompress(z * std + mean)[:, :4, ::4, ::6, ::6]

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from helpers.autoencoder import generator
 
-from minisora.cascade import CASCADE_PRESETS, CascadeUNet, NoPrompt, PromptWords
+from minisora.cascade import CASCADE_PRESETS, CascadeUNet
+from minisora.models.prompts import NoPrompt, PromptWords
 from minisora.cascade_objective import CodeConditionedInterpolant
 from minisora.cascade_pipeline import CascadePipeline
 from minisora.data.vocabulary import Vocabulary
