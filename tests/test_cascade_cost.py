@@ -103,7 +103,7 @@ def test_weights_are_those_of_the_published_models(script, name):
     pictures = found["all"] - found["temporal"]
     assert pictures == sum(p.numel() for p in theirs.parameters())
     assert pictures == pytest.approx(SAID[name], rel=0.05)
-    assert 0.9 * pictures < found["temporal"] < 1.2 * pictures
+    assert 0.5 * pictures < found["temporal"] < 1.2 * pictures
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -112,9 +112,10 @@ def test_the_layers_along_time_are_as_counted_by_hand(script, name):
     numbers = config.time_numbers * (1 + len(config.time_extra))
 
     def layer(w):
-        steering = numbers * w + w + 4 * w * w + 4 * w
-        convolution = 2 * w + 27 * w + w + 2 * w * w + 2 * w + 2 * w * w + w
-        attention = 2 * w + w * w + w + 4 * (w * w + w) + config.condition_width * w + w
+        steering = 4 * (numbers * w + w)
+        wide = 3 * w // 2
+        convolution = 2 * w + 27 * w + w + (w * wide + wide) + (wide * w + w)
+        attention = 2 * w + 4 * (w * w + w) + config.condition_width * w + w
         return steering + convolution + attention
 
     counts = zip(config.widths, config.down, reversed(config.up))
