@@ -177,8 +177,8 @@ def heads_of_levels(values, where):
     if isinstance(attends, bool):
         return heads, attends
     if not isinstance(attends, (list, tuple)) or len(attends) != len(kinds):
-        raise ValueError(f'{where}: self_attn must be true, false or a list of them, '
-                         f'not {attends!r}')
+        raise ValueError(f'{where}: self_attn must be true, false or a list of them, not '
+                         f'{attends!r}')
     told = {bool(a) for a, n in zip(attends, heads) if n}
     if len(told) > 1:
         raise ValueError(f'{where}: self_attn must be one for all levels, not {attends!r}')
@@ -188,7 +188,7 @@ def heads_of_levels(values, where):
 def cascade_problems(config):
     "What a `CascadeUNetConfig` has that no StableCascade has, as (field, text)."
     prompt = config.prompt
-    if config.temporal != 'none':
+    if config.temporal:
         yield 'temporal', 'StableCascade has no layers along time; export the picture model'
     if prompt.kind != 'embeddings':
         yield 'prompt', f"StableCascade has 'embeddings', not {prompt.kind!r}"
