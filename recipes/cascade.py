@@ -252,7 +252,8 @@ def train_zero(args):
 
 
 def decoder_objective(shift):
-    return CodeConditionedInterpolant(**DATA_PREDICTION, shift=shift, code_height=6, code_width=6)
+    told = dict(code_height=6, code_width=6, max_level=0.1)
+    return CodeConditionedInterpolant(**DATA_PREDICTION, shift=shift, **told)
 
 
 def train_decoder(args):
