@@ -303,7 +303,7 @@ def through(self: CascadeUNet, layers, mappers, times, h, told, skip=None):
             h = mappers[repeat_number](h)
     return h
 
-
+# %% ../nbs/14_cascade.ipynb #levels14
 @patch
 def go_down(self: CascadeUNet, h, told):
     "Features of the frames (B · T, width, H, W) -> those of all levels, the coarsest first."
@@ -349,7 +349,7 @@ def build_time(self: CascadeUNet):
     if c.temporal != 'none':
         self.time_up.extend(layers(i, n) for i, n in zip(reversed(levels), c.up))
 
-
+# %% ../nbs/14_cascade.ipynb #freeze14
 @patch
 def temporal_parameters(self: CascadeUNet):
     "The weights of the layers along time."
@@ -413,8 +413,9 @@ def cascade_presets():
                                     down=(2, 6, 28, 6), up=(6, 28, 6, 2), up_repeats=(3, 3, 2, 2)),
         'b-lite': CascadeUNetConfig(**stage_b, widths=(320, 576, 1152, 1152), heads=(0, 0, 18, 18),
                                     down=(2, 4, 14, 4), up=(4, 14, 4, 2), up_repeats=(2,) * 4),
-        'c-tiny': CascadeUNetConfig(size=(1, 3, 3), channels=16, widths=(128, 128), heads=(4, 4),
-                                    down=(1, 2), up=(2, 1), condition_width=128, prompt=words),
+        'c-tiny': CascadeUNetConfig(size=(1, 6, 6), channels=16, patch=2, widths=(128, 128),
+                                    heads=(4, 4), down=(1, 2), up=(2, 1), condition_width=128,
+                                    prompt=words),
         'b-tiny': CascadeUNetConfig(size=(1, 32, 32), channels=4, patch=2, widths=(64, 128),
                                     heads=(0, 4), down=(1, 2), up=(2, 1), resize=(),
                                     condition_width=128, prompt=replace(words, each=False),
