@@ -1,7 +1,7 @@
 """The pipeline data/cascade: StableCascade, small, with layers along time.
 
     python recipes/cascade.py --part autoencoder   # stage A: pictures <-> latents
-    python recipes/cascade.py --part compressor    # pictures -> codes of 3 × 3 places
+    python recipes/cascade.py --part compressor    # pictures -> codes of 6 × 6 places
     python recipes/cascade.py --part pictures      # stage C: captions -> codes of pictures
     python recipes/cascade.py --part motion        # its layers along time; all else stays frozen
     python recipes/cascade.py --part zero          # for comparison: all of it on clips, from zero
@@ -47,7 +47,7 @@ library_name: minisora
 # A small StableCascade that moves
 
 Captions of procedural scenes (six objects, six colors, nine motions) to clips of 16 frames of
-128×128 pixels, by way of a code of 3×3 places a frame: stage C makes the codes, stage B latents
+128×128 pixels, by way of a code of 6×6 places a frame: stage C makes the codes, stage B latents
 of them, stage A pictures. After StableCascade (Pernias et al. 2024), of its published blocks; C
 was trained on pictures, then only its layers along time on clips. Trained from zero by
 `python recipes/cascade.py` on one core; data: procedural scenes that the library renders, nothing
@@ -118,8 +118,9 @@ def compressor(args):
     "What makes codes of pictures."
     path = args.work / "compressor"
     if not path.is_dir():
-        made = SemanticCompressor()
-        said = train_compressor(made, PlainDecoder(), scenes(6200), args.compressor_steps)
+        made = SemanticCompressor(stages=2)
+        decoder = PlainDecoder(stages=2)
+        said = train_compressor(made, decoder, scenes(6200), args.compressor_steps, noise=0.2)
         print(f"compressor: loss {said:.4f}", flush=True)
         made.save_pretrained(path)
     return load_autoencoder(path)
@@ -251,7 +252,8 @@ def train_zero(args):
 
 
 def decoder_objective(shift):
-    return CodeConditionedInterpolant(**DATA_PREDICTION, shift=shift, max_level=0.15)
+    told = dict(code_height=6, code_width=6, max_level=0.1)
+    return CodeConditionedInterpolant(**DATA_PREDICTION, shift=shift, **told)
 
 
 def train_decoder(args):
@@ -402,7 +404,7 @@ def parse_arguments():
     parser.add_argument("--pair-pictures", type=int, default=12400)
     parser.add_argument("--pair-clips", type=int, default=930)
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
-    parser.add_argument("--compressor-steps", type=int, default=5500)
+    parser.add_argument("--compressor-steps", type=int, default=2000)
     parser.add_argument("--picture-steps", type=int, default=3000)
     parser.add_argument("--motion-steps", type=int, default=2000)
     parser.add_argument("--motion-shift", type=float, default=4.0)

@@ -188,7 +188,7 @@ def heads_of_levels(values, where):
 def cascade_problems(config):
     "What a `CascadeUNetConfig` has that no StableCascade has, as (field, text)."
     prompt = config.prompt
-    if config.temporal:
+    if config.temporal != 'none':
         yield 'temporal', 'StableCascade has no layers along time; export the picture model'
     if prompt.kind != 'embeddings':
         yield 'prompt', f"StableCascade has 'embeddings', not {prompt.kind!r}"
