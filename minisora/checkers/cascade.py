@@ -21,7 +21,7 @@ def cascade_code_numbers(answer):
     "`code_numbers(frames, height, width, channels, shrink)`: numbers in the code of a clip."
     code_numbers = Answer(answer, 'code_numbers(frames, height, width, channels, shrink)')
     for frames, height, width, channels, shrink in (
-            (16, 128, 128, 16, .75), (1, 1024, 1024, 16, .75), (120, 480, 864, 16, .75),
+            (16, 128, 128, 12, .75), (1, 1024, 1024, 16, .75), (120, 480, 864, 16, .75),
             (7, 64, 100, 3, 1), (5, 20, 300, 4, .5), (3, 100, 40, 8, .6)):
         got = code_numbers.whole(frames, height, width, channels, shrink)
 
@@ -57,7 +57,8 @@ def cascade_told_code(answer):
     told_code = Answer(answer, 'told_code(code, noise, level, kept)')
     g = torch.Generator().manual_seed(0)
     for shape, kept in (((3, 16, 1, 3, 3), [1, 0, 1]), ((4, 2, 5, 2, 3), [1, 1, 1, 1]),
-                        ((1, 3, 2, 4, 1), [1]), ((2, 2, 2, 2, 2), [0, 0]), ((3, 3, 3, 3, 3), [0, 1, 1])):
+                        ((1, 3, 2, 4, 1), [1]), ((2, 2, 2, 2, 2), [0, 0]),
+                        ((3, 3, 3, 3, 3), [0, 1, 1])):
         code, noise = (torch.randn(shape, generator=g) for _ in range(2))
         level = torch.rand(shape[0], generator=g)
         level[0] = 1. if len(kept) == 4 else level[0]
@@ -65,16 +66,21 @@ def cascade_told_code(answer):
         got = told_code.floats(shape, code, noise, level, kept)
         a, k = (v.view(-1, 1, 1, 1, 1) for v in (level, kept))
         mixed = (1 - a) * code + a * noise
+        askew = len(level) == shape[-1]                 # (B,) is then taken for columns
         compare(got, mixed * k, 'mix each clip with its own share of noise, then zero what is not '
                 'kept', {
+                    'level and kept have a number for each clip: give them four axes more': (
+                        (1 - level) * code + level * noise) * kept if askew else math.nan,
                     'a clip that is not kept is told zeros': mixed,
                     'kept is True for those that are told': mixed * ~k,
-                    'the noise of a clip that is not kept is still there': mixed * k + a * noise * ~k,
+                    'the noise of a clip that is not kept is still there':
+                    mixed * k + a * noise * ~k,
                     'clips that are not kept are told zeros, not noise alone': torch.where(
                         k, mixed, noise),
                     'a share of noise takes its share of the code away: (1 - level) · code': (
                         code + a * noise) * k,
-                    'level is the share of noise, not of the code': (a * code + (1 - a) * noise) * k,
+                    'level is the share of noise, not of the code': k * (
+                        a * code + (1 - a) * noise),
                     'shares add up to one; their squares need not': (
                         (1 - a ** 2).sqrt() * code + a * noise) * k,
                     'shares, not their roots': ((1 - a).sqrt() * code + a.sqrt() * noise) * k,
@@ -194,18 +200,19 @@ def _where_wrong(got, want):
         return 'the first clip is right and others are not: do clips and places change their order?'
     if not wrong[:, :, 0, 0].any():
         return 'the place (0, 0) is right and others are not: do they come back in the same order?'
-    return ('bring the frames of one place together, norm, add the places, attend in heads, to_out, '
-            'add x')
+    return ('bring the frames of one place together, norm, add the places, attend in heads, '
+            'to_out, add x')
 
 # %% ../../nbs/checkers/cascade.ipynb #ckc13
 class _Painter:
-    "A picture model: frames (N, C, H, W), tokens (N, M, D) -> frames; no two tokens count the same."
+    "A picture model: frames (N, C, H, W), tokens (N, M, D) -> frames; each token counts."
     def __init__(self):
         self.calls = 0
 
     def __call__(self, frames, told):
         self.calls += 1
-        for value, ndim, name in ((frames, 4, 'frames (N, C, H, W)'), (told, 3, 'tokens (N, M, D)')):
+        for value, ndim, name in ((frames, 4, 'frames (N, C, H, W)'),
+                                  (told, 3, 'tokens (N, M, D)')):
             fits = torch.is_tensor(value) and value.ndim == ndim
             got = tuple(value.shape) if torch.is_tensor(value) else type(value).__name__
             require(fits, f'picture_model needs {name}, not {got}')
@@ -243,7 +250,8 @@ def _mistakes_by_frames(x, tokens):
         back(painter(clips, together), '(b t)'),
         'captions go with their frames, but the frames come back in another order than they went':
         back(painter(clips, apart), '(t b)'),
-        'the frames come back as (b t), but went in as (t b)': back(painter(frames, together), '(b t)'),
+        'the frames come back as (b t), but went in as (t b)': back(
+            painter(frames, together), '(b t)'),
         'all clips are told what the first one is': back(
             painter(clips, tokens[:1].expand(B * T, -1, -1)), '(b t)'),
         'x comes back as it was: the result must be what the picture model returns': x,
@@ -256,13 +264,14 @@ def cascade_by_frames(answer):
     "`by_frames(picture_model, x, tokens)`: a picture model on the frames of clips."
     by_frames = Answer(answer, 'by_frames(picture_model, x, tokens)')
     g = torch.Generator().manual_seed(0)
-    for shape, tokens in (((4, 2, 5, 3, 2), (1, 3)), ((2, 3, 2, 1, 4), (4, 2)), ((3, 1, 3, 2, 2), (2, 2)),
+    for shape, tokens in (((4, 2, 5, 3, 2), (1, 3)), ((2, 3, 2, 1, 4), (4, 2)),
+                          ((3, 1, 3, 2, 2), (2, 2)),
                           ((1, 2, 4, 2, 3), (3, 1)), ((5, 1, 1, 2, 2), (1, 1))):
         x, told = torch.randn(shape, generator=g), torch.randn(shape[0], *tokens, generator=g)
         painter = _Painter()
         got = by_frames.floats(shape, painter, x, told)
-        require(painter.calls == 1, f'picture_model was called {painter.calls} times; once is enough')
+        require(painter.calls == 1, f'picture_model was called {painter.calls} times, not once')
         case = f'{shape[0]} clip{"s" * (shape[0] > 1)} of {shape[2]} frames'
-        compare(got, _paintings(x, told), 'each frame must get the tokens of its own clip and come back '
-                'to its own place', _mistakes_by_frames(x, told), 1e-5, case)
+        compare(got, _paintings(x, told), 'each frame must get the tokens of its own clip and come '
+                'back to its own place', _mistakes_by_frames(x, told), 1e-5, case)
     print('✓ each frame is told what its own clip is')
