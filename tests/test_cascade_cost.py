@@ -85,7 +85,7 @@ PUBLISHED = {
     | dict(
         block_out_channels=(320, 576, 1152, 1152),
         num_attention_heads=(-1, 9, 18, 18),
-        block_types_per_layer=levels(0, 1, 1, 1),
+        block_types_per_layer=levels(0, 0, 1, 1),
         down_num_layers_per_block=(2, 4, 14, 4),
         up_num_layers_per_block=(4, 14, 4, 2),
         up_blocks_repeat_mappers=(2, 2, 2, 2),
