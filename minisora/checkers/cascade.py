@@ -158,6 +158,17 @@ def _mistakes_along_time(x, places, layers, heads):
         'all places of all frames see each other; each must see only itself in time':
         x + rearrange(all_of(flat), 'b (t h w) c -> b t c h w', t=T, h=H)}
 
+# %% ../../nbs/checkers/cascade.ipynb #ckc11
+def _where_wrong(got, want):
+    "Where an answer of the right shape is wrong, in words."
+    wrong = ~torch.isclose(got, want.double(), atol=1e-4).all(2)            # (B, T, H, W)
+    if not wrong[0].any():
+        return 'the first clip is right and others are not: do clips and places change their order?'
+    if not wrong[:, :, 0, 0].any():
+        return 'the place (0, 0) is right and others are not: do they come back in the same order?'
+    return ('bring the frames of one place together, norm, add the places, attend in heads, '
+            'to_out, add x')
+
 # %% ../../nbs/checkers/cascade.ipynb #ckc10
 def _layers_along_time(C, g, silent=False):
     "norm, to_q, to_k, to_v, to_out with random weights; `silent`: the last one with zeros."
@@ -191,17 +202,6 @@ def cascade_along_time(answer):
     _check_gradients(along_time, lambda x, places, *rest: _by_place(x, places, rest[:5], rest[5]),
                      (x, places), ('x', 'places'), *fine, heads)
     print('✓ each place sees itself in all frames, and begins as it was')
-
-# %% ../../nbs/checkers/cascade.ipynb #ckc11
-def _where_wrong(got, want):
-    "Where an answer of the right shape is wrong, in words."
-    wrong = ~torch.isclose(got, want.double(), atol=1e-4).all(2)            # (B, T, H, W)
-    if not wrong[0].any():
-        return 'the first clip is right and others are not: do clips and places change their order?'
-    if not wrong[:, :, 0, 0].any():
-        return 'the place (0, 0) is right and others are not: do they come back in the same order?'
-    return ('bring the frames of one place together, norm, add the places, attend in heads, '
-            'to_out, add x')
 
 # %% ../../nbs/checkers/cascade.ipynb #ckc13
 class _Painter:
@@ -259,7 +259,7 @@ def _mistakes_by_frames(x, tokens):
         'all clips are told the mean of what they are': back(
             painter(clips, tokens.mean(0, keepdim=True).expand(B * T, -1, -1)), '(b t)')}
 
-
+# %% ../../nbs/checkers/cascade.ipynb #ckc15
 def cascade_by_frames(answer):
     "`by_frames(picture_model, x, tokens)`: a picture model on the frames of clips."
     by_frames = Answer(answer, 'by_frames(picture_model, x, tokens)')
