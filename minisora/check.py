@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/91_check.ipynb #check-imports
 from .checkers.autoencoder import *  # noqa: F403
+from .checkers.cascade import *  # noqa: F403
 from .checkers.clips import *  # noqa: F403
 from .checkers.diffusion import *  # noqa: F403
 from .checkers.dit import *  # noqa: F403
