@@ -73,7 +73,7 @@ picture, or from the frames of the clip before; and a second model that doubles 
 Attention in windows that take turns, AdaLN-LoRA, frame prediction and upsampling after W.A.L.T
 (Gupta et al. 2023); trained from zero by `python recipes/longer.py`, {video:.0f} CPU-minutes for
 the first model and {upsampler:.0f} for the second, on one core of {machine}. Data: procedural
-scenes that the library renders, nothing else. Half precision.
+scenes that the library renders{signs}. Half precision.
 The autoencoder is data/video-vae, its decoder tuned on what the upsampler makes. What it can and
 cannot do is measured in `benchmarks/longer.json`.
 
@@ -84,6 +84,11 @@ clip = pipe("a red ring orbits", size=256)                  # or frames=<a PIL i
 clip.save("ring.mp4")
 ```
 """
+
+# what the upsampler was trained on too with --signs
+SIGNS = """, and for the upsampler
+five sixths of 151 films of an animated avatar that signs words
+(jigargajjar55/Audio-Speech-To-Sign-Language-Converter, MIT)"""
 
 
 def vocabulary():
@@ -346,6 +351,8 @@ def ship(args):
     "Write data/longer, in half precision, with its card."
     made, minutes = pipeline(args)
     folder = SHIPPED / "longer"
+    for sums in folder.rglob("*.sha256"):  # of what shipped before
+        sums.unlink()
     made.save_pretrained(folder)
     halve(folder)
     for notes in folder.rglob("trained_with.json"):
@@ -354,7 +361,8 @@ def ship(args):
         (card / "README.md").unlink(missing_ok=True)
     for file in folder.rglob("*.safetensors"):
         file.with_name(f"{file.name}.sha256").write_text(f"{sha256_file(file)}  {file.name}\n")
-    text = CARD.format(**minutes, machine=machine()["cpu"].partition(" (")[0])
+    signs = SIGNS if args.signs else ""
+    text = CARD.format(**minutes, signs=signs, machine=machine()["cpu"].partition(" (")[0])
     (folder / "README.md").write_text(text)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.2f} MB")
@@ -397,7 +405,18 @@ def main():
         tune_decoder(args)
     elif args.part == "measure":
         made, minutes = pipeline(args)
-        record = dict(machine=machine(), train_cpu_minutes=minutes, **measure(args, made))
+        tiles = Tiles(args.scenes, args.data if args.signs else "")
+        trained_on = dict(
+            video_clips=args.clips,
+            upsampler_pairs=len(tiles),
+            signs=len({file for file, _ in tiles.signs}),
+        )
+        record = dict(
+            machine=machine(),
+            train_cpu_minutes=minutes,
+            trained_on=trained_on,
+            **measure(args, made),
+        )
         write_json(RECORDS / "longer.json", record)
         print(json.dumps(record, indent=1))
     else:
