@@ -22,7 +22,7 @@ def cascade_code_numbers(answer):
     code_numbers = Answer(answer, 'code_numbers(frames, height, width, channels, shrink)')
     for frames, height, width, channels, shrink in (
             (16, 128, 128, 12, .75), (1, 1024, 1024, 16, .75), (120, 480, 864, 16, .75),
-            (7, 64, 100, 3, 1), (5, 20, 300, 4, .5), (3, 100, 40, 8, .6)):
+            (7, 64, 130, 3, 1), (6, 20, 300, 4, .5), (3, 100, 40, 8, .6)):
         got = code_numbers.whole(frames, height, width, channels, shrink)
 
         def places(rounded, height=height, width=width, shrink=shrink, least=1):
@@ -34,6 +34,10 @@ def cascade_code_numbers(answer):
         compare(got, want, 'multiply frames, channels, rows and columns of places', {
             'each frame has a code of its own': channels * places(round),
             'those are places; each has `channels` numbers': frames * places(round),
+            'shrink is an argument, and not always .75': frames * channels * places(
+                round, shrink=.75),
+            'each side has at least one place, not only the picture': frames * channels * max(
+                1, places(round, least=0)),
             'a side has at least one place': frames * channels * places(round, least=0),
             'the nearest whole number of places, not the next lower': frames * channels * places(
                 math.floor),

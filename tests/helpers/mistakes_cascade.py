@@ -154,6 +154,11 @@ MISTAKES = {
         (numbers(sides=(1, 1)), "rows from the height"),
         (lambda f, h, w, c, s: f * c * max(1, round(s * s * h * w / 1024)), "not their product"),
         (lambda f, h, w, c, s: f * h * w * 3, "multiply frames"),
+        (lambda f, h, w, c, s: numbers()(f, h, w, c, 0.75), "not always .75"),
+        (
+            lambda f, h, w, c, s: f * c * max(1, numbers(least=0)(1, h, w, 1, s)),
+            "not only the picture",
+        ),
         (lambda f, h, w, c, s: f * c * s * h * w / 1024, "multiply frames"),
     ],
     "cascade_told_code": [
