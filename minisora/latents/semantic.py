@@ -153,7 +153,8 @@ def set_statistics(compressor, clips, generator, count=512):
 def train_compressor(compressor, decoder, clips, steps, batch=8, lr=2e-3, noise=.1, foreground=4.,
                      settle=.1, seed=0, progress=False, on_step=None):
     """Train both on frames of a dataset of `Clip` for `steps`; in the end the codes get mean 0
-    and deviation 1, which the decoder does not follow. Same seed, same weights. Returns the mean loss of the last tenth.
+    and deviation 1, which the decoder does not follow. Same seed, same weights.
+    Returns the mean loss of the last tenth.
 
     `settle`: the share of the steps after which the norm goes by what it remembers."""
     generator = torch.Generator().manual_seed(seed)
