@@ -15,11 +15,11 @@ from .core.checks import check_choice
 from .core.files import atomic_folder, read_json, write_json, write_tensors
 from .core.hub import as_dtype, load_strict
 from .core.sizes import state_size
-from .core.tensors import load_tensors, without_wrappers
+from .core.tensors import load_tensors, state_of, without_wrappers
 from .models.cascade_weights import (
     check_original, diffusers_cascade_config, diffusers_names, fields_from_diffusers_cascade,
     from_foreign, original_names, prior_names, to_foreign)
-from .models.weights import diffusers_folder, diffusers_weights, state_of
+from .models.weights import diffusers_folder, diffusers_weights
 from .models.wuerstchen import WuerstchenPrior
 
 # %% ../nbs/93_cascade_folders.ipynb #e7e15cb2

@@ -171,7 +171,7 @@ def loss(self: CascadeDiffusion, model, latents, condition, noise, t):
 # %% ../nbs/93_cascade_objective.ipynb #04505115
 class AdaptiveTraining:
     """A `CascadeDiffusion`, or a kind of one, in one run: its loss over the mean loss, so far, of
-    samples with about the same logSNR. What it has not itself is the objective's."""
+    samples with about the same logSNR."""
 
     def __init__(self, objective):
         self.objective = objective
@@ -245,12 +245,15 @@ def gather_code(spread, size):
     return spread[..., rows, :][..., columns]
 
 # %% ../nbs/93_cascade_objective.ipynb #1ae07e70
+@dataclass(frozen=True)
 class CodeConditioning:
     """What the objectives of a stage that is told a code share. Training samples are `PairedCodes`;
-    the model is called model(x (B, C, T, H, W), t (B,), condition, code=(B, c, T, h, w)).
-
-    A subclass has the fields `code_channels`, `code_height`, `code_width`; `max_level`, the largest
-    share of noise in a code; and `code_drop`, how often it is zeros."""
+    the model is called model(x (B, C, T, H, W), t (B,), condition, code=(B, c, T, h, w))."""
+    code_channels: int = 16
+    code_height: int = 3
+    code_width: int = 3
+    max_level: float = .3            # the largest share of noise in a code
+    code_drop: float = .1            # how often it is zeros
 
     def __post_init__(self):
         super().__post_init__()
@@ -285,22 +288,12 @@ class CodeConditioning:
 @dataclass(frozen=True)
 class CodeConditionedInterpolant(CodeConditioning, Interpolant):
     "An `Interpolant` whose model is told a code: stage B of a cascade, on a straight path."
-    code_channels: int = 16
-    code_height: int = 3
-    code_width: int = 3
-    max_level: float = .3
-    code_drop: float = .1
 
 # %% ../nbs/93_cascade_objective.ipynb #b6ab4617
 @OBJECTIVES.register('code-conditioned-diffusion')
 @dataclass(frozen=True)
 class CodeConditionedDiffusion(CodeConditioning, CascadeDiffusion):
     "A `CascadeDiffusion` whose model is told a code: stage B, as the original trains it."
-    code_channels: int = 16
-    code_height: int = 3
-    code_width: int = 3
-    max_level: float = .3
-    code_drop: float = .1
 
 # %% ../nbs/93_cascade_objective.ipynb #7423d219
 class PairedCodes(PairedLatents):

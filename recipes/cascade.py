@@ -13,13 +13,23 @@
 Everything is kept in --work; a part that is finished there is taken as it is, an unfinished one
 goes on. One thread is enough."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from cascade_measures import clips, large, pictures, reconstructions
-from common import DATASETS, RECORDS, SHIPPED, halve, machine, make_parser
+from cascade_measures import FRAMES, SIDE, clips, large, pictures, reconstructions
+from common import (
+    DATASETS,
+    RECORDS,
+    SHIPPED,
+    TRAINING,
+    fresh,
+    kept_cache,
+    machine,
+    make_parser,
+    scene_vocabulary,
+    ship_pipeline,
+)
 from longer_measures import scene_judge
 from single_gpu_training import DATA_PREDICTION
 
@@ -27,17 +37,14 @@ from minisora.autoencoder import load_autoencoder
 from minisora.cascade import CASCADE_PRESETS, CascadeUNet, add_time
 from minisora.cascade_objective import CodeConditionedInterpolant, PairedCodes
 from minisora.cascade_pipeline import CascadePipeline
-from minisora.clips import MOTIONS, SceneClips, scene_caption, scene_combinations
-from minisora.core.files import sha256_file, write_json
+from minisora.clips import MOTIONS, SceneClips
+from minisora.core.files import write_json
 from minisora.core.protocols import Clip
-from minisora.data.vocabulary import Vocabulary
 from minisora.interpolants import Interpolant
-from minisora.latent_cache import LatentCache, write_cache
 from minisora.latents.paella_training import train_paella
 from minisora.latents.paella_vq import PAELLA_PRESETS, PaellaVQ
 from minisora.latents.semantic import PlainDecoder, SemanticCompressor, train_compressor
 from minisora.models.prompts import PromptWords
-from minisora.recipe import DROPPED_WORDS
 from minisora.train import fit
 
 CARD = """---
@@ -61,18 +68,6 @@ clip.save("ring.mp4")
 ```
 """
 
-FRAMES = 16
-SIDE = 128  # pixels
-TRAINING = dict(
-    schedule="linear",
-    weight_decay=0.01,
-    betas=(0.9, 0.95),
-    log_every=100,
-    save_every=500,
-    valid_every=500,
-    progress=False,
-)
-
 
 class Pictures(torch.utils.data.Dataset):
     "Single frames of scenes: item i is a frame of clip i, and after the last clip they go round."
@@ -94,13 +89,6 @@ class Pictures(torch.utils.data.Dataset):
 def scenes(count, split="train", seed=0):
     "Clips of all nine motions."
     return SceneClips(count, split, seed=seed, motions=MOTIONS, frames=FRAMES, size=SIDE)
-
-
-def vocabulary():
-    "The words of all captions of scenes."
-    combinations = scene_combinations("all", motions=MOTIONS)
-    captions = [scene_caption(*combination) for combination in combinations]
-    return Vocabulary.from_captions(captions, drop=DROPPED_WORDS)
 
 
 def autoencoder(args):
@@ -128,10 +116,7 @@ def compressor(args):
 
 def cache(args, name, clips, encoder):
     "A cache of codes or latents, made where it is missing."
-    path = args.work / name
-    if not path.is_dir():
-        write_cache(path, clips, encoder(args), progress=False)
-    return LatentCache(path, vocabulary=vocabulary())
+    return kept_cache(args.work / name, clips, lambda: encoder(args), scene_vocabulary())
 
 
 def codes(args, pictures=True):
@@ -179,13 +164,15 @@ def pairs(args, pictures=True):
 
 
 def prompt(**options):
-    words = vocabulary()
+    words = scene_vocabulary()
     return PromptWords(vocab=len(words), slots=words.slots, **options)
 
 
-def fresh(average):
-    "A moving average as a model that can be trained on."
-    return copy.deepcopy(average).requires_grad_(True)
+def learn(args, name, model, caches, objective, **options):
+    "Train a stage on (caches to learn from, held-out ones); what lies in --work goes on."
+    data, held = caches
+    options = dict(valid=held, valid_every=500, **TRAINING) | options
+    return fit(model, data, objective, out=args.work / name, **options)
 
 
 def prior_objective(shift):
@@ -194,61 +181,26 @@ def prior_objective(shift):
 
 def train_pictures(args):
     "Stage C on pictures: what is there."
-    data, held = codes(args, pictures=True)
-    config = replace(CASCADE_PRESETS["c-tiny"], prompt=prompt())
-    return fit(
-        CascadeUNet(config),
-        data,
-        prior_objective(1.5),
-        steps=args.picture_steps,
-        batch_size=64,
-        lr=2e-3,
-        warmup=200,
-        ema=0.998,
-        valid=held,
-        out=args.work / "pictures",
-        **TRAINING,
-    )
+    model = CascadeUNet(replace(CASCADE_PRESETS["c-tiny"], prompt=prompt()))
+    options = dict(steps=args.picture_steps, batch_size=64, lr=2e-3, warmup=200, ema=0.998)
+    return learn(args, "pictures", model, codes(args), prior_objective(1.5), **options)
 
 
 def train_motion(args):
     "Stage C's layers along time; the picture model in it stays as it is."
-    pictures = train_pictures(args)
-    data, held = codes(args, pictures=False)
-    model = add_time(fresh(pictures.ema), FRAMES).freeze_pictures()
-    return fit(
-        model,
-        data,
-        prior_objective(args.motion_shift),
-        steps=args.motion_steps,
-        batch_size=8,
-        lr=3e-3,
-        warmup=100,
-        ema=0.998,
-        valid=held,
-        out=args.work / "motion",
-        **TRAINING,
-    )
+    model = add_time(fresh(train_pictures(args).ema), FRAMES).freeze_pictures()
+    options = dict(steps=args.motion_steps, batch_size=8, lr=3e-3, warmup=100, ema=0.998)
+    objective = prior_objective(args.motion_shift)
+    return learn(args, "motion", model, codes(args, pictures=False), objective, **options)
 
 
 def train_zero(args):
     "For comparison: stage C with its layers along time on clips, all of it from zero."
-    data, held = codes(args, pictures=False)
     config = replace(CASCADE_PRESETS["c-tiny"], prompt=prompt(), temporal="all")
     model = CascadeUNet(replace(config, size=(FRAMES, *config.size[1:])))
-    return fit(
-        model,
-        data,
-        prior_objective(args.motion_shift),
-        steps=args.zero_steps,
-        batch_size=8,
-        lr=2e-3,
-        warmup=100,
-        ema=0.998,
-        valid=held,
-        out=args.work / "zero",
-        **TRAINING,
-    )
+    options = dict(steps=args.zero_steps, batch_size=8, lr=2e-3, warmup=100, ema=0.998)
+    objective = prior_objective(args.motion_shift)
+    return learn(args, "zero", model, codes(args, pictures=False), objective, **options)
 
 
 def decoder_objective(shift):
@@ -258,41 +210,17 @@ def decoder_objective(shift):
 
 def train_decoder(args):
     "Stage B on pictures: how it looks."
-    data, held = pairs(args, pictures=True)
-    config = replace(CASCADE_PRESETS["b-tiny"], prompt=prompt(each=False))
-    return fit(
-        CascadeUNet(config),
-        data,
-        decoder_objective(3.0),
-        steps=args.decoder_steps,
-        batch_size=24,
-        lr=2e-3,
-        warmup=200,
-        ema=0.998,
-        valid=held,
-        out=args.work / "decoder",
-        **TRAINING,
-    )
+    model = CascadeUNet(replace(CASCADE_PRESETS["b-tiny"], prompt=prompt(each=False)))
+    options = dict(steps=args.decoder_steps, batch_size=24, lr=2e-3, warmup=200, ema=0.998)
+    return learn(args, "decoder", model, pairs(args), decoder_objective(3.0), **options)
 
 
 def train_steady(args):
     "Stage B's layers along time: against flicker."
-    pictures = train_decoder(args)
-    data, held = pairs(args, pictures=False)
-    model = add_time(fresh(pictures.ema), FRAMES, "up").freeze_pictures()
-    return fit(
-        model,
-        data,
-        replace(decoder_objective(3.0), temporal_diff_weight=2.0),
-        steps=args.steady_steps,
-        batch_size=2,
-        lr=2e-3,
-        warmup=100,
-        ema=0.995,
-        valid=held,
-        out=args.work / "steady",
-        **TRAINING,
-    )
+    model = add_time(fresh(train_decoder(args).ema), FRAMES, "up").freeze_pictures()
+    options = dict(steps=args.steady_steps, batch_size=2, lr=2e-3, warmup=100, ema=0.995)
+    objective = replace(decoder_objective(3.0), temporal_diff_weight=2.0)
+    return learn(args, "steady", model, pairs(args, pictures=False), objective, **options)
 
 
 def pipeline(args, prior=train_motion):
@@ -308,7 +236,7 @@ def pipeline(args, prior=train_motion):
         decoder.objective,
         autoencoder(args),
         compressor(args),
-        vocabulary(),
+        scene_vocabulary(),
         code_mean=told.mean,
         code_std=told.std,
         mean=data.mean,
@@ -361,19 +289,8 @@ def from_zero(args, judge):
 
 def ship(args):
     "Write data/cascade, in half precision, with its card."
-    made, minutes = pipeline(args)
-    folder = SHIPPED / "cascade"
-    made.save_pretrained(folder)
-    halve(folder)
-    for notes in folder.rglob("trained_with.json"):
-        notes.unlink()
-    for card in folder.rglob("README.md"):
-        card.unlink()
-    for file in folder.rglob("*.safetensors"):
-        file.with_name(f"{file.name}.sha256").write_text(f"{sha256_file(file)}  {file.name}\n")
-    (folder / "README.md").write_text(CARD)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{folder}: {size / 1e6:.2f} MB")
+    made, _ = pipeline(args)
+    ship_pipeline(made, SHIPPED / "cascade", CARD)
 
 
 PARTS = dict(

@@ -1,14 +1,16 @@
 """What cascade.py measures: reconstructions, pictures and clips from captions, flicker, memory."""
 
+import json
 import subprocess
 import sys
 import time
 
 import torch
+from common import RECORDS
+from longer_data import held_out_scenes
 
 from minisora.cascade import without_time
-from minisora.clips import MOTIONS, SceneClips
-from minisora.data.video import read_video, to_float
+from minisora.data.video import to_float
 from minisora.evaluation.judge import attribute_accuracy
 from minisora.metrics import area_flicker, foreground_psnr, jerk_px, psnr, shape_measures
 
@@ -16,11 +18,9 @@ FRAMES = 16
 SIDE = 128
 
 
-def held_out(n, seed=5):
+def held_out(n):
     "n scenes of combinations that were not trained on: uint8 (n, 3, T, H, W), and the items."
-    clips = SceneClips(n, "heldout", seed=seed, motions=MOTIONS, frames=FRAMES, size=SIDE)
-    items = [clips[i] for i in range(n)]
-    return torch.stack([item.frames for item in items]), items
+    return held_out_scenes(n, SIDE, frames=FRAMES)
 
 
 def overlap(made, real):
@@ -102,31 +102,11 @@ def clips(pipe, judge, n):
     )
 
 
-LARGE = """
-import resource, sys, torch
-sys.path[:0] = {path}
-from cascade_measures import large_clip
-torch.set_num_threads(1)
-print(large_clip({folder!r}, {film!r}))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def large_clip(folder, film):
-    "PSNR of a real clip of 480 rows by way of its code."
-    from minisora.cascade_pipeline import CascadePipeline
-
-    pipe = CascadePipeline.from_pretrained(folder)
-    clip = read_video(film, 17, (480, 832)).frames[None]
-    return float(psnr(pipe.reconstruct(clip), clip))
-
-
 def large(args, folder):
-    "A real clip of 480 rows in a process of its own: PSNR, and the most memory it took."
+    "A real clip of 480 rows by way of its code, in a process of its own: its error and memory."
     film = args.data / "film" / "big_buck_bunny_480p_30s.mp4"
     if not film.is_file():
         return dict(skipped=f"no {film.name}")
-    text = LARGE.format(path=sys.path, folder=str(folder), film=str(film))
-    out = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
-    found, memory = out.stdout.split()[-2:]
-    return dict(frames=17, rows=480, psnr=round(float(found), 2), peak_mb=int(memory) // 1024)
+    script = RECORDS / "cascade_film.py"
+    call = [sys.executable, script, film, "--pipeline", folder, "--start", "5"]
+    return json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)

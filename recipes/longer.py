@@ -9,30 +9,38 @@
 Everything is kept in --work; a part that is finished there is taken as it is, an unfinished one
 goes on. One thread is enough: about 30 CPU-minutes for each of the first two."""
 
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import DATASETS, RECORDS, SHIPPED, halve, machine, make_parser
+from common import (
+    DATASETS,
+    RECORDS,
+    SHIPPED,
+    TRAINING,
+    fresh,
+    kept_cache,
+    machine,
+    make_parser,
+    scene_vocabulary,
+    ship_pipeline,
+)
 from longer_data import FRAMES, Tiles
 from longer_measures import measure
 from single_gpu_training import DATA_PREDICTION, load_or_make
 
 from minisora.autoencoder import load_autoencoder
-from minisora.clips import MOTIONS, SceneClips, scene_caption, scene_combinations
-from minisora.core.files import read_json, sha256_file, write_json
+from minisora.clips import MOTIONS, SceneClips
+from minisora.core.files import read_json, write_json
 from minisora.core.optim import lr_factor, optimizer_step, set_lr, training_steps
 from minisora.data.video import to_float
-from minisora.data.vocabulary import Vocabulary
 from minisora.frames import FrameConditionedModel, FramePrediction
-from minisora.latent_cache import LatentCache, write_cache
 from minisora.models.conditions import WordCondition
 from minisora.models.modulation import AdaLNLoRA
 from minisora.models.windows import Windows
 from minisora.pipeline import VideoPipeline
-from minisora.recipe import DROPPED_WORDS, MODERN_BLOCK
+from minisora.recipe import MODERN_BLOCK
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.train import fit
 from minisora.upsampling import (
@@ -52,14 +60,6 @@ SMALL = dict(  # what both models are, beside their sizes and windows
     block=MODERN_BLOCK,
     modulation=AdaLNLoRA(16),
     relative_bias=True,
-)
-TRAINING = dict(
-    schedule="linear",
-    weight_decay=0.01,
-    betas=(0.9, 0.95),
-    log_every=100,
-    save_every=500,
-    progress=False,
 )
 
 CARD = """---
@@ -91,35 +91,19 @@ five sixths of 151 films of an animated avatar that signs words
 (jigargajjar55/Audio-Speech-To-Sign-Language-Converter, MIT)"""
 
 
-def vocabulary():
-    "The words of all captions of scenes."
-    captions = [
-        scene_caption(*combination) for combination in scene_combinations("all", motions=MOTIONS)
-    ]
-    return Vocabulary.from_captions(captions, drop=DROPPED_WORDS)
-
-
 def condition(words):
     return WordCondition(len(words), words.slots, in_context=True, init_std=0.5)
 
 
 def latents(args, name, clips, words):
     "A cache of latents of clips of 64×64 pixels, made where it is missing."
-    path = args.work / name
-    if not path.is_dir():
-        write_cache(path, clips, load_autoencoder(args.vae), progress=False)
-    return LatentCache(path, vocabulary=words)
-
-
-def fresh(average):
-    "A moving average as a model that can be trained on."
-    return copy.deepcopy(average).requires_grad_(True)
+    return kept_cache(args.work / name, clips, lambda: load_autoencoder(args.vae), words)
 
 
 def train_video(args):
     """The first model: what happens, at 64×64 pixels, from a caption, a picture, or two latent
     frames; half of its training clips begin with a picture."""
-    words = vocabulary()
+    words = scene_vocabulary()
     options = dict(motions=MOTIONS, frames=FRAMES)
     cache = latents(args, "latents64", SceneClips(args.clips, seed=0, **options), words)
     held = latents(args, "held64", SceneClips(256, "heldout", seed=1, **options), words)
@@ -184,7 +168,7 @@ def paired_latents(args, tiles, words):
 
 def train_upsampler(args):
     "The second model, for both doublings: what larger pictures have more of."
-    words = vocabulary()
+    words = scene_vocabulary()
     tiles = Tiles(args.scenes, args.data if args.signs else "")
     data = paired_latents(args, tiles, words)
     pairs = data["pairs"].float()
@@ -257,7 +241,7 @@ class DecoderBatches:
     as they are."""
 
     def __init__(self, args):
-        words = vocabulary()
+        words = scene_vocabulary()
         self.video, _ = train_video(args)
         self.upsampler, _, self.tiles, self.pairs = train_upsampler(args)
         self.statistics = read_json(args.work / "statistics.json")
@@ -318,7 +302,7 @@ def tune_decoder(args):
 
 def pipeline(args):
     "The whole, from what lies in --work."
-    words = vocabulary()
+    words = scene_vocabulary()
     ae = load_autoencoder(args.work / "autoencoder")
     video, minutes = train_video(args)
     result, upsampler_minutes, _, _ = train_upsampler(args)
@@ -350,22 +334,9 @@ def pipeline(args):
 def ship(args):
     "Write data/longer, in half precision, with its card."
     made, minutes = pipeline(args)
-    folder = SHIPPED / "longer"
-    for sums in folder.rglob("*.sha256"):  # of what shipped before
-        sums.unlink()
-    made.save_pretrained(folder)
-    halve(folder)
-    for notes in folder.rglob("trained_with.json"):
-        notes.unlink()
-    for card in (folder / "model", folder / "autoencoder", folder / "upsampler" / "model"):
-        (card / "README.md").unlink(missing_ok=True)
-    for file in folder.rglob("*.safetensors"):
-        file.with_name(f"{file.name}.sha256").write_text(f"{sha256_file(file)}  {file.name}\n")
     signs = SIGNS if args.signs else ""
     text = CARD.format(**minutes, signs=signs, machine=machine()["cpu"].partition(" (")[0])
-    (folder / "README.md").write_text(text)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{folder}: {size / 1e6:.2f} MB")
+    ship_pipeline(made, SHIPPED / "longer", text)
 
 
 def parse_arguments():

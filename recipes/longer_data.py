@@ -89,9 +89,9 @@ class Tiles(Dataset):
         return large, small[..., half[0], half[1]], caption
 
 
-def held_out_scenes(n, size=256, seed=5):
+def held_out_scenes(n, size=256, seed=5, frames=FRAMES):
     "n scenes of combinations that were not trained on: uint8 (n, 3, T, size, size), attributes."
-    clips = SceneClips(n, "heldout", seed=seed, motions=MOTIONS, frames=FRAMES, size=size)
+    clips = SceneClips(n, "heldout", seed=seed, motions=MOTIONS, frames=frames, size=size)
     items = [clips[i] for i in range(n)]
     return torch.stack([item.frames for item in items]), items
 

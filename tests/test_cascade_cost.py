@@ -198,3 +198,8 @@ def test_the_record_is_whole(script, record):
     assert len(record["training"]) == 12
     for row in record["training"]:
         assert script.training_row(row["name"], record["calls"][row["name"]]) == row
+
+
+def test_the_film_has_a_pipeline_whose_parts_belong_together():
+    pipe = benchmark("cascade_film").untrained(frames=2)
+    assert pipe.clip_shape == (3, 2, 128, 128)

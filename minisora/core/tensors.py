@@ -282,6 +282,17 @@ def load_tensors(file, device='cpu'):
         return read_safetensors(file, device)
     return plain_state(read_pickle(file, device), file)
 
+# %% ../../nbs/core/tensors.ipynb #94e1a757
+def state_of(weights):
+    """A .pt or .safetensors file, an index of shards, or a state dict -> (tensors by name, where
+    they are from).
+
+    Of a training checkpoint with averages these are taken; names lose what wrappers put before
+    them."""
+    if isinstance(weights, dict):
+        return without_wrappers(plain_state(weights)), 'state dict'
+    return without_wrappers(load_tensors(weights)), weights
+
 # %% ../../nbs/core/tensors.ipynb #435a5ecf
 def count_numbers(file):
     "How many tensors and numbers a .safetensors file or an index of shards holds, unread."

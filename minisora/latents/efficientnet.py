@@ -13,7 +13,7 @@ from torch import nn
 from ..core.checks import check_int, first_line
 from ..core.hub import load_strict
 from ..core.noise import fork_seed
-from ..core.tensors import load_tensors, plain_state, without_wrappers
+from ..core.tensors import state_of
 from ..data.video import to_clips, to_frames
 
 # %% ../../nbs/latents/efficientnet.ipynb #e5c2896c
@@ -60,11 +60,8 @@ class EfficientNetCompressor(nn.Module):
         """With the original's weights, a .safetensors or .pt file or a state dict; never unpickles.
 
         ValueError names a key that is missing, unexpected or of another shape."""
-        if isinstance(weights, dict):
-            state, where = plain_state(weights), 'state dict'
-        else:
-            state, where = load_tensors(weights), weights
-        return load_strict(cls(channels, chunk), without_wrappers(state), where)
+        state, where = state_of(weights)
+        return load_strict(cls(channels, chunk), state, where)
 
 # %% ../../nbs/latents/efficientnet.ipynb #e3382664
 @patch

@@ -11,7 +11,7 @@ import fnmatch
 from ..core.checks import check_choice
 from ..core.hub import load_except
 from ..core.sizes import state_size
-from ..core.tensors import load_tensors, plain_state, without_wrappers
+from ..core.tensors import state_of
 from .paella_vq import PaellaVQ
 
 # %% ../../nbs/latents/paella_weights.ipynb #ceeefc7e
@@ -39,13 +39,6 @@ def paella_fields(config, where='config.json'):
     return {ours: values[theirs] for theirs, ours in _DIFFUSERS_FIELDS.items()}
 
 # %% ../../nbs/latents/paella_weights.ipynb #33ca0f8e
-def _paella_state(weights):
-    "A file or a state dict -> (tensors by name, where they are from)."
-    if isinstance(weights, dict):
-        return without_wrappers(plain_state(weights)), 'state dict'
-    return without_wrappers(load_tensors(weights)), weights
-
-
 def _filled_paella(state, fields, where):
     "A `PaellaVQ` of these fields with the tensors of `state`, in eval mode."
     ae = PaellaVQ.from_config(fields, where, state_size(state))
@@ -59,7 +52,7 @@ def from_diffusers_paella(weights, config, **options):
     config (a dict).
 
     `options`: `quantize`, `temporal`, `causal`, `seed`. ValueError names the field or the key."""
-    state, where = _paella_state(weights)
+    state, where = state_of(weights)
     return _filled_paella(state, paella_fields(config) | options, where)
 
 
@@ -90,7 +83,7 @@ def from_original_paella(weights, scale=.43, **options):
     `PaellaVQ`; sizes are those of its tensors.
 
     `options` as in `from_diffusers_paella`. ValueError names the key."""
-    state, where = _paella_state(weights)
+    state, where = state_of(weights)
     if _ORIGINAL_CODES not in state:
         raise ValueError(f'{where}: missing key {_ORIGINAL_CODES!r}')
     state = {_CODES if k == _ORIGINAL_CODES else k: v for k, v in state.items()}

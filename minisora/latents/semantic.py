@@ -25,14 +25,12 @@ from .base import AutoencoderBase, foreground_weight
 # %% ../../nbs/latents/semantic.ipynb #fbc64a9f
 @dataclass(frozen=True)
 class SemanticSpec(AutoencoderSpec):
-    """Pictures of any size: they are made `shrink` as large, then a place covers `stride` pixels a
-    side."""
+    "Pictures of any size: they are made `shrink` as large, and `factors` count the pixels of that."
     shrink: float = .75
-    stride: int = 32
 
     def places(self, side):
         "How many places a side of so many pixels has."
-        return max(1, round(self.shrink * side / self.stride))
+        return max(1, round(self.shrink * side / self.factors[1]))
 
     def latent_shape(self, frames, height, width):
         if min(frames, height, width) < 1:
@@ -68,8 +66,7 @@ class SemanticCompressor(AutoencoderBase):
         super().__init__()
         check_sizes('SemanticCompressor', channels=channels, width=width, stages=stages)
         stride = 4 * 2 ** stages
-        self.spec = SemanticSpec((1, stride, stride), channels, True, 'SemanticCompressor',
-                                 stride=stride)
+        self.spec = SemanticSpec((1, stride, stride), channels, True, 'SemanticCompressor')
         w = width
         with fork_seed(seed):
             self.stem = nn.Sequential(nn.Conv2d(48 + 2, w, 1), nn.GELU(),    # (B, w, H/4, W/4)
@@ -81,7 +78,7 @@ class SemanticCompressor(AutoencoderBase):
                                         nn.BatchNorm2d(channels, affine=False))
 
     def _encode(self, x):
-        sides = tuple(self.spec.stride * self.spec.places(n) for n in x.shape[3:])
+        sides = tuple(self.spec.factors[1] * self.spec.places(n) for n in x.shape[3:])
         frames = F.interpolate(to_frames(x), sides, mode='bilinear', antialias=True)
         h = _coordinates(F.pixel_unshuffle(frames, 4))                      # (B · T, 50, H/4, W/4)
         code = self.mapper(self.stages(self.stem(h)))                       # (B · T, C, h, w)

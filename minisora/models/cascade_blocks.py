@@ -185,20 +185,18 @@ def frame_positions(frames, width, device):
 
 class TemporalConvolution(nn.Module):
     """Clips (B, T, C, H, W) plus what a 3×3×3 depthwise convolution and a perceptron see in
-    them; the last layer starts at zero. `causal`: a frame sees itself and those before it."""
-    def __init__(self, width, causal=False):
+    them; the last layer starts at zero."""
+    def __init__(self, width):
         super().__init__()
-        self.before = 2 if causal else 1
         self.norm = nn.LayerNorm(width)
-        self.depthwise = nn.Conv3d(width, width, 3, padding=(0, 1, 1), groups=width)
+        self.depthwise = nn.Conv3d(width, width, 3, padding=1, groups=width)
         self.up = nn.Linear(width, 3 * width // 2)
         self.down = zero_init(nn.Linear(3 * width // 2, width))
 
     def forward(self, x, scale=0., shift=0.):
         h = self.norm(x.movedim(2, -1)) * (1 + scale) + shift               # (B, T, H, W, C)
-        h = F.pad(rearrange(h, 'b t h w c -> b c t h w'),
-                  (0, 0, 0, 0, self.before, 2 - self.before))
-        h = rearrange(self.depthwise(h), 'b c t h w -> b t h w c')
+        h = self.depthwise(rearrange(h, 'b t h w c -> b c t h w'))
+        h = rearrange(h, 'b c t h w -> b t h w c')
         return x + self.down(F.gelu(self.up(h))).movedim(-1, 2)
 
 # %% ../../nbs/models/cascade_blocks.ipynb #1780b8de

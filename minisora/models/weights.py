@@ -21,19 +21,8 @@ from ..core.checks import did_you_mean
 from ..core.files import (
     atomic_file, atomic_folder, plain_tensors, read_json, write_json, write_tensors)
 from ..core.hub import load_except, load_strict, weight_names
-from ..core.tensors import load_tensors, named_like, plain_state, without_wrappers
+from ..core.tensors import load_tensors, named_like, state_of, without_wrappers
 from .positions import sincos_2d
-
-# %% ../../nbs/models/weights.ipynb #3df48958
-def state_of(weights):
-    """A .pt or .safetensors file, an index of shards, or a state dict -> (tensors by name, where
-    they are from).
-
-    Of a training checkpoint with averages these are taken; names lose what wrappers put before
-    them."""
-    if isinstance(weights, dict):
-        return without_wrappers(plain_state(weights)), 'state dict'
-    return without_wrappers(load_tensors(weights)), weights
 
 # %% ../../nbs/models/weights.ipynb #4f4a71e6
 def load_official_state(model, weights):
