@@ -44,9 +44,9 @@ def untrained(frames=16):
         prior=stages[0],
         objective=Interpolant(),
         decoder=stages[1],
-        decoder_objective=CodeConditionedInterpolant(code_height=6, code_width=6),
+        decoder_objective=CodeConditionedInterpolant(code_height=3, code_width=3),
         autoencoder=PaellaVQ(**PAELLA_PRESETS["tiny"]).eval(),
-        compressor=SemanticCompressor(stages=2).eval(),
+        compressor=SemanticCompressor().eval(),
         vocabulary=Vocabulary(words, prompt.slots),
     )
 

@@ -108,6 +108,8 @@ class PiecewiseDecoder(ModelWrapper):
         flat = rearrange(code, 'b c t h w -> (b t) c h w')
         flat = resize_to(flat, [n // config.patch for n in size])           # the network's places
         self.code = rearrange(flat, '(b t) c h w -> b c t h w', t=frames)
+        look = getattr(model, 'look', lambda code, places: None)
+        self.seen = [look(z, self.code.shape[3:]) for z in (code, torch.zeros_like(code))]
 
     def __call__(self, x, t, y=None):
         patch = self.model.config.patch
@@ -115,8 +117,9 @@ class PiecewiseDecoder(ModelWrapper):
         total = x.new_zeros(x.shape[2:])
         for frames, ahead, rows, down, columns, across in self.parts:
             places = [slice(s.start // patch, s.stop // patch) for s in (rows, columns)]
-            code = self.code[:, :, frames, places[0], places[1]]            # (B, c, t, h, w)
-            told = CodeConditionedModel(self.model, code, self.code_guidance)
+            here = (slice(None), slice(None), frames, *places)
+            seen = [z if z is None else z[here] for z in self.seen]         # (B, c, t, h, w)
+            told = CodeConditionedModel(self.model, self.code[here], self.code_guidance, *seen)
             place = (..., frames, rows, columns)
             weight = (ahead[:, None, None] * down[:, None] * across).to(x)  # (t, h, w)
             answer[place] += told(x[place], t, y) * weight

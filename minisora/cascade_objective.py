@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from einops import repeat
 from fastcore.basics import patch
 
 from .core.arguments import check_bool
@@ -337,18 +336,21 @@ class CodeConditionedModel(ModelWrapper):
     sample i row i of it; so no `batch_size` for `sample`.
 
     Guidance's doubled batch is understood; with `code_guidance` its second half, which has no
-    caption, sees zeros. ValueError: another number of samples."""
+    caption, sees zeros. `pixels`, `no_pixels` (B, …): what the model is to see in the code and in
+    zeros, where it is not to look itself. ValueError: another number of samples."""
 
-    def __init__(self, model, code, code_guidance=False):
+    def __init__(self, model, code, code_guidance=False, pixels=None, no_pixels=None):
         super().__init__(model)
-        self.code = code
+        self.told = dict(code=code) if pixels is None else dict(code=code, pixels=pixels)
+        self.untold = dict(code=torch.zeros_like(code), pixels=no_pixels)
         self.code_guidance = check_bool('code_guidance', code_guidance)
 
     def __call__(self, x, t, y=None):
-        n = len(self.code)
+        n = len(self.told['code'])
         if len(x) not in (n, 2 * n):
             raise ValueError(f'CodeConditionedModel: {n} codes for {len(x)} samples')
-        code = repeat(self.code.to(x), 'b ... -> (n b) ...', n=len(x) // n)
-        if self.code_guidance and len(x) == 2 * n:
-            code = torch.cat([code[:n], torch.zeros_like(code[n:])])
-        return self.model(x, t, y, code=code)
+        told = self.told
+        if len(x) == 2 * n:
+            other = self.untold if self.code_guidance else told
+            told = {k: torch.cat([v, other[k]]) for k, v in told.items()}
+        return self.model(x, t, y, **{k: v.to(x) for k, v in told.items()})

@@ -1,7 +1,7 @@
 """The pipeline data/cascade: StableCascade, small, with layers along time.
 
     python recipes/cascade.py --part autoencoder   # stage A: pictures <-> latents
-    python recipes/cascade.py --part compressor    # pictures -> codes of 6 × 6 places
+    python recipes/cascade.py --part compressor    # pictures -> codes of 3 × 3 places
     python recipes/cascade.py --part pictures      # stage C: captions -> codes of pictures
     python recipes/cascade.py --part motion        # its layers along time; all else stays frozen
     python recipes/cascade.py --part zero          # for comparison: all of it on clips, from zero
@@ -34,12 +34,13 @@ from longer_measures import scene_judge
 from single_gpu_training import DATA_PREDICTION
 
 from minisora.autoencoder import load_autoencoder
-from minisora.cascade import CASCADE_PRESETS, CascadeUNet, add_time
+from minisora.cascade import CASCADE_PRESETS, PREVIEW, CascadeUNet, add_time
 from minisora.cascade_objective import CodeConditionedInterpolant, PairedCodes
 from minisora.cascade_pipeline import CascadePipeline
 from minisora.clips import MOTIONS, SceneClips
-from minisora.core.files import write_json
+from minisora.core.files import write_json, write_tensors
 from minisora.core.protocols import Clip
+from minisora.core.tensors import load_tensors
 from minisora.interpolants import Interpolant
 from minisora.latents.paella_training import train_paella
 from minisora.latents.paella_vq import PAELLA_PRESETS, PaellaVQ
@@ -54,7 +55,7 @@ library_name: minisora
 # A small StableCascade that moves
 
 Captions of procedural scenes (six objects, six colors, nine motions) to clips of 16 frames of
-128×128 pixels, by way of a code of 6×6 places a frame: stage C makes the codes, stage B latents
+128×128 pixels, by way of a code of 3×3 places a frame: stage C makes the codes, stage B latents
 of them, stage A pictures. After StableCascade (Pernias et al. 2024), of its published blocks; C
 was trained on pictures, then only its layers along time on clips. Trained from zero by
 `python recipes/cascade.py` on one core; data: procedural scenes that the library renders, nothing
@@ -106,10 +107,12 @@ def compressor(args):
     "What makes codes of pictures."
     path = args.work / "compressor"
     if not path.is_dir():
-        made = SemanticCompressor(stages=2)
-        decoder = PlainDecoder(stages=2)
-        said = train_compressor(made, decoder, scenes(6200), args.compressor_steps, noise=0.2)
-        print(f"compressor: loss {said:.4f}", flush=True)
+        made = SemanticCompressor()
+        decoder = PlainDecoder()
+        for steps, straight in ((args.compressor_steps, 0.0), (args.straight_steps, 0.3)):
+            said = train_compressor(made, decoder, scenes(6200), steps, straight=straight)
+            print(f"compressor: loss {said:.4f}", flush=True)
+        write_tensors(args.work / "plain.safetensors", decoder.state_dict())
         made.save_pretrained(path)
     return load_autoencoder(path)
 
@@ -175,23 +178,28 @@ def learn(args, name, model, caches, objective, **options):
     return fit(model, data, objective, out=args.work / name, **options)
 
 
-def prior_objective(shift):
-    return Interpolant(**DATA_PREDICTION, shift=shift)
+def picture_objective():
+    return Interpolant(**DATA_PREDICTION, shift=1.5)
+
+
+def motion_objective():
+    "Sixteen frames say the same: what moves where is decided while there is little but noise."
+    return Interpolant(prediction="data", std=1.4, shift=16.0)
 
 
 def train_pictures(args):
     "Stage C on pictures: what is there."
     model = CascadeUNet(replace(CASCADE_PRESETS["c-tiny"], prompt=prompt()))
     options = dict(steps=args.picture_steps, batch_size=64, lr=2e-3, warmup=200, ema=0.998)
-    return learn(args, "pictures", model, codes(args), prior_objective(1.5), **options)
+    return learn(args, "pictures", model, codes(args), picture_objective(), **options)
 
 
 def train_motion(args):
     "Stage C's layers along time; the picture model in it stays as it is."
     model = add_time(fresh(train_pictures(args).ema), FRAMES).freeze_pictures()
     options = dict(steps=args.motion_steps, batch_size=8, lr=3e-3, warmup=100, ema=0.998)
-    objective = prior_objective(args.motion_shift)
-    return learn(args, "motion", model, codes(args, pictures=False), objective, **options)
+    data = codes(args, pictures=False)
+    return learn(args, "motion", model, data, motion_objective(), **options)
 
 
 def train_zero(args):
@@ -199,19 +207,24 @@ def train_zero(args):
     config = replace(CASCADE_PRESETS["c-tiny"], prompt=prompt(), temporal="all")
     model = CascadeUNet(replace(config, size=(FRAMES, *config.size[1:])))
     options = dict(steps=args.zero_steps, batch_size=8, lr=2e-3, warmup=100, ema=0.998)
-    objective = prior_objective(args.motion_shift)
-    return learn(args, "zero", model, codes(args, pictures=False), objective, **options)
+    data = codes(args, pictures=False)
+    return learn(args, "zero", model, data, motion_objective(), **options)
 
 
 def decoder_objective(shift):
-    told = dict(code_height=6, code_width=6, max_level=0.1)
+    told = dict(code_height=3, code_width=3, max_level=0.1)
     return CodeConditionedInterpolant(**DATA_PREDICTION, shift=shift, **told)
 
 
 def train_decoder(args):
-    "Stage B on pictures: how it looks."
-    model = CascadeUNet(replace(CASCADE_PRESETS["b-tiny"], prompt=prompt(each=False)))
-    options = dict(steps=args.decoder_steps, batch_size=24, lr=2e-3, warmup=200, ema=0.998)
+    "Stage B on pictures: how it looks. It hears half of the captions, and looks at the code."
+    seen = dict(preview=64, pixel_channels=3 * PREVIEW**2)
+    model = CascadeUNet(replace(CASCADE_PRESETS["b-tiny"], prompt=prompt(each=False), **seen))
+    told, _ = codes(args)
+    model.preview.load_state_dict(load_tensors(args.work / "plain.safetensors"))
+    model.preview.follow(told.mean, told.std)
+    options = dict(steps=args.decoder_steps, batch_size=24, lr=2e-3, warmup=100, ema=0.998)
+    options["condition_dropout"] = 0.5
     return learn(args, "decoder", model, pairs(args), decoder_objective(3.0), **options)
 
 
@@ -241,8 +254,15 @@ def pipeline(args, prior=train_motion):
         code_std=told.std,
         mean=data.mean,
         std=data.std,
-        sampling=dict(num_inference_steps=args.calls, guidance_scale=args.guidance, solver="ddim"),
-        decoder_sampling=dict(num_inference_steps=args.decoder_calls, solver="ddim"),
+        sampling=dict(
+            num_inference_steps=args.calls,
+            guidance_scale=args.guidance,
+            solver="ddim",
+            shift=made.objective.shift,
+        ),
+        decoder_sampling=dict(
+            num_inference_steps=args.decoder_calls, solver="ddim", shift=decoder.objective.shift
+        ),
     )
     return pipe, made.cpu_minutes
 
@@ -321,12 +341,12 @@ def parse_arguments():
     parser.add_argument("--pair-pictures", type=int, default=12400)
     parser.add_argument("--pair-clips", type=int, default=930)
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
-    parser.add_argument("--compressor-steps", type=int, default=2000)
+    parser.add_argument("--compressor-steps", type=int, default=5000)
+    parser.add_argument("--straight-steps", type=int, default=1500)
     parser.add_argument("--picture-steps", type=int, default=3000)
-    parser.add_argument("--motion-steps", type=int, default=2000)
-    parser.add_argument("--motion-shift", type=float, default=4.0)
+    parser.add_argument("--motion-steps", type=int, default=2700)
     parser.add_argument("--zero-steps", type=int, default=1500)
-    parser.add_argument("--decoder-steps", type=int, default=4000)
+    parser.add_argument("--decoder-steps", type=int, default=2000)
     parser.add_argument("--steady-steps", type=int, default=1500)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

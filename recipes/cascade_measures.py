@@ -6,9 +6,10 @@ import sys
 import time
 
 import torch
-from common import RECORDS
+from common import RECORDS, SHIPPED
 from longer_data import held_out_scenes
 
+from minisora.autoencoder import load_autoencoder
 from minisora.cascade import without_time
 from minisora.data.video import to_float
 from minisora.evaluation.judge import attribute_accuracy
@@ -46,8 +47,18 @@ def look(made, real, objects):
     )
 
 
+@torch.no_grad()
+def through(autoencoder, real):
+    "Real clips, uint8, encoded and decoded, in [-1, 1]; the last frame again where frames lack."
+    frames = real.shape[2]
+    lacking = -(frames - 1) % autoencoder.spec.factors[0]
+    whole = torch.cat([real, real[:, :, -1:].expand(-1, -1, lacking, -1, -1)], 2)
+    made = torch.cat([autoencoder(part) for part in to_float(whole).split(8)])
+    return made[:, :, :frames].clamp(-1, 1)
+
+
 def reconstructions(pipe, n=72):
-    "Code -> B -> A, with and without B's layers along time, and A alone."
+    "Code -> B -> A, with and without B's layers along time; A alone; the course's video VAE."
     real, items = held_out(n)
     objects = [item.attributes["object"] for item in items]
     cpu = time.process_time()
@@ -55,15 +66,15 @@ def reconstructions(pipe, n=72):
     cpu = time.process_time() - cpu
     with without_time(pipe.decoder):
         framewise = torch.cat([pipe.reconstruct(part) for part in real.split(8)])
-    with torch.no_grad():
-        parts = to_float(real).split(8)
-        alone = torch.cat([pipe.autoencoder(part) for part in parts]).clamp(-1, 1)
+    alone = through(pipe.autoencoder, real)
+    video_vae = through(load_autoencoder(SHIPPED / "video-vae"), real)
     return dict(
         n=n,
         cpu_seconds_a_clip=round(cpu / n, 2),
         whole=look(made, real, objects),
         frame_by_frame=look(framewise, real, objects),
         stage_a_alone=look(alone, real, objects),
+        video_vae_alone=look(video_vae, real, objects),
         real=dict(**shape_measures(real, objects), **motion_measures(real)),
     )
 

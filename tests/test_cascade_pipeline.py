@@ -22,6 +22,7 @@ from helpers.pipeline import never, picturing_pipeline
 from safetensors.torch import load_file, save_file
 
 from minisora.cache_run import sample_saved
+from minisora.cascade import CASCADE_PRESETS, add_time
 from minisora.models.prompts import NoPrompt
 from minisora.cascade_decoding import PiecewiseDecoder, Pieces, cut, decode_code, frame_noise
 from minisora.cascade_objective import CodeConditionedModel
@@ -532,3 +533,62 @@ def test_shaken_stages_answer():
     "What the tests rest on: a network that answers zero would hide any fault."
     whole, _ = asked(shake(stage_b()), Pieces())
     assert whole.std() > 0.1
+
+
+# ---------------------------------------------------------------- a preview of the code
+
+PREVIEWING = dict(preview=8, pixel_channels=108)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("options", [{}, dict(code_guidance=True)])
+def test_a_single_piece_sees_the_whole_preview(guided, options):
+    whole, pieced = asked(stage_b(**PREVIEWING), Pieces(), guided=guided, **options)
+    close(whole, pieced)
+    blind, _ = asked(stage_b(**PREVIEWING | dict(preview=0)), Pieces(), guided=guided, **options)
+    assert (whole - blind).abs().max() > 1e-3
+
+
+def test_a_tile_sees_its_part_of_the_preview():
+    model = stage_b(1, **PREVIEWING)
+    code = torch.randn(1, 4, 2, 3, 3, generator=generator(1))
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, args, told: seen.append(told["pixels"]), with_kwargs=True
+    )
+    pieces = Pieces(tile=8, overlap=4)
+    PiecewiseDecoder(model, code, (16, 16), pieces)(torch.zeros(1, 4, 2, 16, 16), torch.zeros(1))
+    whole = model.look(code, (8, 8))  # the network's places are 2 × 2 latents
+    assert whole.shape == (1, 108, 2, 8, 8) and len(seen) == 9
+    for part, (row, column) in zip(seen, [(r, c) for r in (0, 2, 4) for c in (0, 2, 4)]):
+        assert torch.equal(part, whole[..., row : row + 4, column : column + 4])
+
+
+def test_a_preview_is_what_the_plain_decoder_makes():
+    model = stage_b(1, **PREVIEWING)
+    code = torch.randn(2, 4, 3, 2, 3, generator=generator(1))
+    frames = model.preview(code.transpose(1, 2).flatten(0, 1)).clamp(-1, 1)
+    assert frames.shape == (6, 3, 64, 96)
+    frames = torch.nn.functional.interpolate(frames, (48, 72), mode="bilinear", antialias=True)
+    seen = torch.nn.functional.pixel_shuffle(model.look(code, (8, 12)).transpose(1, 2), 6)
+    close(seen.flatten(0, 1), frames)
+    assert stage_b(1).look(code, (8, 12)) is None
+
+
+def test_with_a_preview_saved_loaded_and_made_a_video_model(tmp_path):
+    picture = stage_b(1, **PREVIEWING)
+    moving = add_time(picture, 4).freeze_pictures()
+    for model in (picture, moving):
+        assert not any(p.requires_grad for p in model.preview.parameters())
+    assert torch.equal(moving.preview.state_dict()["0.weight"], picture.preview[0].weight)
+    pipe = cascade(decoder=shake(moving))
+    pipe.save_pretrained(tmp_path)
+    again = load_pipeline(tmp_path)
+    assert torch.equal(again(PROMPTS[:1]).frames, pipe(PROMPTS[:1]).frames)
+
+
+@pytest.mark.parametrize("wrong", [dict(pixel_channels=3), dict(code_channels=0), dict(preview=-1)])
+def test_a_preview_needs_a_code_and_its_pixels(wrong):
+    config = replace(CASCADE_PRESETS["b-tiny"], **PREVIEWING)
+    with pytest.raises(ValueError, match="CascadeUNetConfig.preview"):
+        replace(config, **wrong)
