@@ -399,8 +399,10 @@ def test_nothing_is_unpickled(tmp_path):
 
 def test_what_others_cannot_hold(tmp_path):
     _, ours = pair(C)
+    seeing = dict(code_channels=4, pixel_channels=108, preview=8)
     for model, said in (
         (add_time(ours, 2), "CascadeUNetConfig.temporal"),
+        (CascadeUNet(replace(ours.config, **seeing)), "CascadeUNetConfig.preview"),
         (CascadeUNet(CASCADE_PRESETS["c-tiny"]), "CascadeUNetConfig.prompt"),
     ):
         for save in (F.save_diffusers_cascade, F.save_original_cascade):

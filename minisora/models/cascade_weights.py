@@ -190,6 +190,8 @@ def cascade_problems(config):
     prompt = config.prompt
     if config.temporal != 'none':
         yield 'temporal', 'StableCascade has no layers along time; export the picture model'
+    if config.preview:
+        yield 'preview', 'StableCascade sees no preview inside stage B'
     if prompt.kind != 'embeddings':
         yield 'prompt', f"StableCascade has 'embeddings', not {prompt.kind!r}"
     elif bool(prompt.text) != bool(prompt.image):
