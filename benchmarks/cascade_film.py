@@ -44,7 +44,7 @@ def untrained(frames=16):
         prior=stages[0],
         objective=Interpolant(),
         decoder=stages[1],
-        decoder_objective=CodeConditionedInterpolant(code_height=3, code_width=3),
+        decoder_objective=CodeConditionedInterpolant(),
         autoencoder=PaellaVQ(**PAELLA_PRESETS["tiny"]).eval(),
         compressor=SemanticCompressor().eval(),
         vocabulary=Vocabulary(words, prompt.slots),

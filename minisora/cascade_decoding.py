@@ -109,7 +109,8 @@ class PiecewiseDecoder(ModelWrapper):
         flat = resize_to(flat, [n // config.patch for n in size])           # the network's places
         self.code = rearrange(flat, '(b t) c h w -> b c t h w', t=frames)
         look = getattr(model, 'look', lambda code, places: None)
-        self.seen = [look(z, self.code.shape[3:]) for z in (code, torch.zeros_like(code))]
+        asked = [code, torch.zeros_like(code)] if self.code_guidance else [code]
+        self.seen = [look(z, self.code.shape[3:]) for z in asked]
 
     def __call__(self, x, t, y=None):
         patch = self.model.config.patch

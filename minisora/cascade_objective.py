@@ -342,8 +342,9 @@ class CodeConditionedModel(ModelWrapper):
     def __init__(self, model, code, code_guidance=False, pixels=None, no_pixels=None):
         super().__init__(model)
         self.told = dict(code=code) if pixels is None else dict(code=code, pixels=pixels)
-        self.untold = dict(code=torch.zeros_like(code), pixels=no_pixels)
-        self.code_guidance = check_bool('code_guidance', code_guidance)
+        self.other = self.told                                              # of the second half
+        if check_bool('code_guidance', code_guidance):
+            self.other = dict(code=torch.zeros_like(code), pixels=no_pixels)
 
     def __call__(self, x, t, y=None):
         n = len(self.told['code'])
@@ -351,6 +352,5 @@ class CodeConditionedModel(ModelWrapper):
             raise ValueError(f'CodeConditionedModel: {n} codes for {len(x)} samples')
         told = self.told
         if len(x) == 2 * n:
-            other = self.untold if self.code_guidance else told
-            told = {k: torch.cat([v, other[k]]) for k, v in told.items()}
+            told = {k: torch.cat([v, self.other[k]]) for k, v in told.items()}
         return self.model(x, t, y, **{k: v.to(x) for k, v in told.items()})

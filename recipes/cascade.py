@@ -212,9 +212,8 @@ def train_zero(args):
     return learn(args, "zero", model, data, motion_objective(), **options)
 
 
-def decoder_objective(shift):
-    told = dict(code_height=3, code_width=3, max_level=0.1)
-    return CodeConditionedInterpolant(**DATA_PREDICTION, shift=shift, **told)
+def decoder_objective():
+    return CodeConditionedInterpolant(**DATA_PREDICTION, shift=3.0, max_level=0.1)
 
 
 def train_decoder(args):
@@ -226,14 +225,14 @@ def train_decoder(args):
     model.preview.follow(told.mean, told.std)
     options = dict(steps=args.decoder_steps, batch_size=24, lr=2e-3, warmup=100, ema=0.998)
     options["condition_dropout"] = 0.5
-    return learn(args, "decoder", model, pairs(args), decoder_objective(3.0), **options)
+    return learn(args, "decoder", model, pairs(args), decoder_objective(), **options)
 
 
 def train_steady(args):
     "Stage B's layers along time: against flicker."
     model = add_time(fresh(train_decoder(args).ema), FRAMES, "up").freeze_pictures()
     options = dict(steps=args.steady_steps, batch_size=2, lr=2e-3, warmup=100, ema=0.995)
-    objective = replace(decoder_objective(3.0), temporal_diff_weight=2.0)
+    objective = replace(decoder_objective(), temporal_diff_weight=2.0)
     return learn(args, "steady", model, pairs(args, pictures=False), objective, **options)
 
 
