@@ -107,8 +107,8 @@ def compressor(args):
     "What makes codes of pictures."
     path = args.work / "compressor"
     if not path.is_dir():
-        made = SemanticCompressor()
-        decoder = PlainDecoder()
+        made = SemanticCompressor(width=40)
+        decoder = PlainDecoder(width=32)
         for steps, straight in ((args.compressor_steps, 0.0), (args.straight_steps, 0.3)):
             said = train_compressor(made, decoder, scenes(6200), steps, straight=straight)
             print(f"compressor: loss {said:.4f}", flush=True)
@@ -218,7 +218,7 @@ def decoder_objective():
 
 def train_decoder(args):
     "Stage B on pictures: how it looks. It hears half of the captions, and looks at the code."
-    seen = dict(preview=64, pixel_channels=3 * PREVIEW**2)
+    seen = dict(preview=32, pixel_channels=3 * PREVIEW**2)
     model = CascadeUNet(replace(CASCADE_PRESETS["b-tiny"], prompt=prompt(each=False), **seen))
     told, _ = codes(args)
     model.preview.load_state_dict(load_tensors(args.work / "plain.safetensors"))
@@ -341,8 +341,8 @@ def parse_arguments():
     parser.add_argument("--pair-pictures", type=int, default=12400)
     parser.add_argument("--pair-clips", type=int, default=930)
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
-    parser.add_argument("--compressor-steps", type=int, default=5000)
-    parser.add_argument("--straight-steps", type=int, default=1500)
+    parser.add_argument("--compressor-steps", type=int, default=8000)
+    parser.add_argument("--straight-steps", type=int, default=2500)
     parser.add_argument("--picture-steps", type=int, default=3000)
     parser.add_argument("--motion-steps", type=int, default=2700)
     parser.add_argument("--zero-steps", type=int, default=1500)

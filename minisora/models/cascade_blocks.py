@@ -47,7 +47,8 @@ class GlobalResponseNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, width))
 
     def forward(self, x):
-        strength = x.norm(dim=(1, 2), keepdim=True)                         # (B, 1, 1, C)
+        square = x.square().sum((1, 2), keepdim=True)                       # (B, 1, 1, C)
+        strength = square.clamp_min(1e-30).sqrt()
         share = strength / (strength.mean(-1, keepdim=True) + 1e-6)
         return x + self.gamma * (x * share) + self.beta
 
