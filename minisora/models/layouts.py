@@ -74,7 +74,7 @@ class Joint:
 @patch
 def forward_blocks(self: Joint, model, h, c, grid, x):
     "All blocks of the model on h, as `arrange` made it, steered by c; x: the noisy latents."
-    return self.run_blocks(model, h, c, grid, 0, len(model.blocks))
+    return model.layout.run_blocks(model, h, c, grid, 0, len(model.blocks))
 
 
 @patch
@@ -97,21 +97,26 @@ def call_block(self: Joint, model, i, h, c, bias=None, rope=None):
     return model.blocks[i](h, c, bias, rope)
 
 # %% ../../nbs/models/layouts.ipynb #68345c04
-def attend_within(model, i, h, c, whole, grid, kept=None):
-    """Block i on the last axis but one of h (B, N, D) or (B, F, N, D), with the model's biases and
-    rotations.
+def attention_terms(model, i, device, whole, grid, kept=None, frames=1):
+    """The bias of block i and the rotations, each or None, of the words and tokens of a clip.
 
-    `whole`: the model's grid of tokens on that axis, `grid`: the clip's."""
+    `whole`: the model's grid of tokens, `grid`: the clip's; `kept` (B, n): of these tokens only,
+    in each of `frames`."""
     bias = model.block_bias(i)
     rope = getattr(model, 'rope', None)
-    at = grid_indices(whole, grid, h.device)
+    at = grid_indices(whole, grid, device)
     if isinstance(at, torch.Tensor):                                        # a smaller clip
         front = torch.arange(model.num_tokens, device=at.device)
         at = torch.cat([front, at + model.num_tokens])
         bias, rope = pick_tokens(at, bias, rope)
-    if kept is not None:
-        frames = h.shape[1] if h.ndim == 4 else 1
-        bias, rope = pick_kept(kept, frames, bias, rope)
+    return (bias, rope) if kept is None else pick_kept(kept, frames, bias, rope)
+
+
+def attend_within(model, i, h, c, whole, grid, kept=None):
+    """Block i on the last axis but one of h (B, N, D) or (B, F, N, D), with the model's biases and
+    rotations; the rest as in `attention_terms`."""
+    frames = h.shape[1] if h.ndim == 4 else 1
+    bias, rope = attention_terms(model, i, h.device, whole, grid, kept, frames)
     if h.ndim == 3:
         return model.layout.call_block(model, i, h, c, bias, rope)
     b, f = h.shape[:2]
@@ -171,14 +176,18 @@ def apply_block(self: Factorized, model, i, h, c, grid, kept=None):
     return attend_within(model, i, h, c, model.grid[1:], grid[1:], kept)
 
 # %% ../../nbs/models/layouts.ipynb #c88bf6d8
-def attend_along_time(model, i, h, c, frames):
-    "Block i along the `frames` at each place of h (B, F, S, D) -> as h; images pass by."
+def time_terms(model, i, frames):
+    "The bias (heads, T, T) of block i and the rotations (2, T, d/2), each or None, of T frames."
     bias = model.block_bias(i)
-    rope = getattr(model, 'time_rope', None)                                # (2, T, d/2)
+    rope = getattr(model, 'time_rope', None)
     if bias is not None:
         bias = bias[:, :frames, :frames]
-    if rope is not None:
-        rope = rope[:, :frames]
+    return bias, None if rope is None else rope[:, :frames]
+
+
+def attend_along_time(model, i, h, c, frames):
+    "Block i along the `frames` at each place of h (B, F, S, D) -> as h; images pass by."
+    bias, rope = time_terms(model, i, frames)
     if len(c) > len(h):
         c = rearrange(c, '(b f) d -> b f d', b=len(h))[:, 0]                # the clip's (B, D)
     clip = h[:, :frames]                                                    # (B, T, S, D)
@@ -340,11 +349,12 @@ def forward_blocks(self: Routed, model, h, c, grid, x):
         return self.inner.forward_blocks(model, h, c, grid, x)
     start, end = self.blocks
     front = model.num_tokens                                                # never skip
-    h = self.run_blocks(model, h, c, grid, 0, start)
+    h = model.layout.run_blocks(model, h, c, grid, 0, start)
     kept = kept_tokens(x, h.shape[-2] - front, self.fraction) + front       # (B, n)
     always = torch.arange(front, device=h.device).expand(len(h), -1)
     kept = torch.cat([always, kept], 1)
     index = gather_index(h, kept)
-    part = self.run_blocks(model, h.gather(-2, index), c, grid, start, end, kept)
+    part = h.gather(-2, index)
+    part = model.layout.run_blocks(model, part, c, grid, start, end, kept)
     h = h.scatter(-2, index, part)                                          # (B, …, N, D)
-    return self.run_blocks(model, h, c, grid, end, len(model.blocks))
+    return model.layout.run_blocks(model, h, c, grid, end, len(model.blocks))

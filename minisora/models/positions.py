@@ -212,8 +212,8 @@ class Positions:
         "Tokens (B, N, D) of a clip of `grid` tokens -> as h, with what holds from the start."
         return h
 
-    def add_time(self, model, i, frames):
-        "Tokens (B, T, S, D) on their way into temporal block i -> as they are."
+    def add_time(self, model, i, frames, first=0):
+        "Tokens (B, T, S, D) of the frames from `first` on, on their way into temporal block i."
         return frames
 
 # %% ../../nbs/models/positions.ipynb #f58da2da
@@ -331,10 +331,13 @@ class LattePositions(Positions):
         frame = model.pos_embed[:, at]                                      # (1, S, D)
         return h + repeat(frame, '1 s d -> 1 (f s) d', f=h.shape[1] // frame.shape[1])
 
-    def add_time(self, model, i, frames):
+    def add_time(self, model, i, frames, first=0):
         if i != 1:
             return frames
-        return frames + model.temp_embed[:, :frames.shape[1], None]         # (B, T, S, D)
+        count = frames.shape[1]
+        moments = model.temp_embed[:, first:first + count]
+        beyond = count - moments.shape[1]                                   # padding has no time
+        return frames + F.pad(moments, (0, 0, 0, beyond))[:, :, None]       # (B, T, S, D)
 
 # %% ../../nbs/models/positions.ipynb #b15b56ea
 @patch

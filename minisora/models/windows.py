@@ -201,29 +201,36 @@ def apply_block(self: Windows, model, i, h, c, grid, kept=None):
     clip = self.attend_in_windows(model, i, captions, clip, c, grid)
     return torch.cat([words, clip, stills], 1)
 
-# %% ../../nbs/models/windows.ipynb #a4376e7b
-@patch
-def attend_in_windows(self: Windows, model, i, captions, h, c, grid):
-    """Block i within its windows of all tokens h (B, N, D), each window with words in front:
-    `captions` (B, 1, slots, D), or (B, F, slots, D), one for each frame. c (B, D) or (B · F, D)."""
+# %% ../../nbs/models/windows.ipynb #5c1f0a77
+def attend_in_rows(model, i, captions, rows, c, bias, rope):
+    """Block i within each window of rows (B, F, n, D) -> as rows, with words in front:
+    `captions` (B, 1 or F, slots, D). bias (F, …) for each window or (heads, …), rope (2, F, …)."""
     front = captions.shape[2]
-    window = self.window(i, grid)
-    rows = partition(h, grid, window)                                       # (B, F, n, D)
     if front:
         each = rows.shape[1] // captions.shape[1]                           # windows in a frame
         captions = repeat(captions, 'b f s d -> b (f each) s d', each=each)
         rows = torch.cat([captions, rows], 2)
     batch = len(rows)
-    bias = model.layout.window_bias(model, i, grid, rows)
     if torch.is_tensor(bias) and bias.ndim == 4:           # one for each window
         bias = repeat(bias, 'f h q k -> (b f) h q k', b=batch)
-    rope = self.window_rope(model, i, grid)
     if rope is not None:
         rope = repeat(rope, 'two f n d -> two (b f) 1 n d', b=batch)
     rows = rearrange(rows, 'b (k f) n d -> (b k) f n d', k=len(c) // batch)
     rows = model.layout.call_block(model, i, rows, c, bias, rope)
     rows = rearrange(rows, '(b k) f n d -> b (k f) n d', b=batch)
-    return merge(rows[:, :, front:], grid, window)
+    return rows[:, :, front:]
+
+
+# %% ../../nbs/models/windows.ipynb #a4376e7b
+@patch
+def attend_in_windows(self: Windows, model, i, captions, h, c, grid):
+    """Block i within its windows of all tokens h (B, N, D), each window with words in front:
+    `captions` (B, 1, slots, D), or (B, F, slots, D), one for each frame. c (B, D) or (B · F, D)."""
+    window = self.window(i, grid)
+    rows = partition(h, grid, window)                                       # (B, F, n, D)
+    bias = model.layout.window_bias(model, i, grid, rows)
+    rope = self.window_rope(model, i, grid)
+    return merge(attend_in_rows(model, i, captions, rows, c, bias, rope), grid, window)
 
 # %% ../../nbs/models/windows.ipynb #b4d147a7
 @functools.cache
