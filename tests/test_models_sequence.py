@@ -1,0 +1,117 @@
+"""Sequence parallelism: several processes that share out a clip's tokens compute what one does."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.train import randomized, together
+
+from minisora.core.protocols import wrapped
+from minisora.models.conditions import WordCondition
+from minisora.models.layers import BlockConfig
+from minisora.models.layouts import Checkpointed, Factorized, Joint, Routed
+from minisora.models.modulation import AdaLNLoRA
+from minisora.models.sequence import SequenceParallel
+from minisora.models.windows import Windows
+from minisora.temporal import VideoDiT, VideoDiTConfig
+from minisora.training.distributed import join_processes
+
+BASE = VideoDiTConfig(
+    size=(5, 6, 6),
+    patch=(1, 2, 2),
+    channels=2,
+    width=24,
+    depth=4,
+    heads=3,
+    relative_bias=True,
+    condition=WordCondition(vocab=5, slots=2, in_context=True),
+)
+MODERN = BlockConfig(norm="rms", mlp="swiglu", qk_norm=True)
+PLAIN = dict(relative_bias=False, condition=WordCondition(vocab=5), positions="rope")
+CONFIGS = dict(
+    joint=BASE,
+    joint_plain=replace(BASE, **PLAIN, block=MODERN),
+    factorized=replace(BASE, layout=Factorized(), modulation=AdaLNLoRA(2)),
+    factorized_rope=replace(BASE, layout=Factorized(), positions="rope"),
+    latte=replace(BASE, layout=Factorized(), positions="latte", relative_bias=False),
+    windows=replace(BASE, layout=Windows(((1, 0, 0), (0, 2, 2)))),
+    windows_rope=replace(BASE, layout=Windows(((1, 2, 0), (0, 2, 3))), positions="rope"),
+    windows_short=replace(BASE, layout=Windows(((2, 2, 2), (1, 0, 0), (3, 0, 2)))),
+    windows_short_plain=replace(BASE, layout=Windows(((2, 2, 2), (0, 0, 2))), **PLAIN),
+)
+WRAPPERS = dict(none=(), routed=(Routed(0.5, (0, 2)),), checkpointed=(Checkpointed(),))
+METHODS = ("ulysses", "ring", "allgather", "dsp")
+
+
+def goes(name, method, around="none"):
+    "Are there such a layout, method and wrapper together?"
+    if name.startswith("joint") and method == "dsp":
+        return False
+    return around != "routed" or not name.startswith("windows")
+
+
+def batch(config, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, config.channels, *config.size, generator=g)
+    t = torch.rand(2, generator=g)
+    y = torch.randint(0, 6, (2, config.condition.slots), generator=g)
+    return x, t, y, torch.randn(x.shape, generator=g)
+
+
+def run(config, *wrappers, train=True):
+    "{name: tensor} of the answer and, with `train`, of all gradients, unaveraged."
+    model = randomized(VideoDiT(config)).train(train)
+    x, t, y, target = batch(config)
+    x.requires_grad_(True)
+    with wrapped(model, *wrappers), torch.set_grad_enabled(train):
+        out = model(x, t, y)
+        if train:
+            (out - target).square().mean().backward()
+    found = dict(out=out.detach())
+    if train:
+        found |= {"x": x.grad} | {k: p.grad for k, p in model.named_parameters()}
+    return found
+
+
+def compare(mine, alone, label, tolerance=1e-5):
+    assert mine.keys() == alone.keys()
+    for name, expected in alone.items():
+        got = mine[name]
+        if expected is None:
+            assert got is None, (label, name)
+            continue
+        error = (got - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
+        assert error <= tolerance, f"{label}: {name} differs by {error:.1e}"
+
+
+def mean_of(found, names):
+    "Gradients averaged over the processes, as a training does."
+    for name in names:
+        if name not in ("out", "x") and found[name] is not None:
+            dist.all_reduce(found[name])
+            found[name] /= dist.get_world_size()
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_as_one_process(name, world, tmp_path):
+    "Answers and all gradients, each method, with tokens and heads that do not divide."
+    config = CONFIGS[name]
+    cases = [(m, a) for m in METHODS for a in WRAPPERS if goes(name, m, a)]
+    cases = [(m, a) for m, a in cases if world == 2 or a == "none"]
+    alone = {a: run(config, *WRAPPERS[a]) for a in {a for _, a in cases}}
+    still = run(config, train=False)
+
+    def job(rank):
+        join_processes("cpu")
+        for method, around in cases:
+            parallel = SequenceParallel(method, dist.group.WORLD)
+            label = f"{name} {method} {around}"
+            for wrappers in ((*WRAPPERS[around], parallel), (parallel, *WRAPPERS[around])):
+                mine = run(config, *wrappers)
+                compare(mean_of(mine, mine), alone[around], label)
+            compare(run(config, parallel, train=False), still, label)
+
+    assert together(job, tmp_path, world) == [""] * world
