@@ -8,6 +8,7 @@ import torch.distributed as dist
 from helpers.train import randomized, together
 
 from minisora.core.protocols import wrapped
+from minisora.models.collectives import Traffic
 from minisora.models.conditions import WordCondition
 from minisora.models.layers import BlockConfig
 from minisora.models.layouts import Checkpointed, Factorized, Joint, Routed
@@ -16,6 +17,7 @@ from minisora.models.sequence import SequenceParallel
 from minisora.models.windows import Windows
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.training.distributed import join_processes
+from minisora.training.memory import SavedForBackward
 
 BASE = VideoDiTConfig(
     size=(5, 6, 6),
@@ -115,3 +117,113 @@ def test_as_one_process(name, world, tmp_path):
             compare(run(config, parallel, train=False), still, label)
 
     assert together(job, tmp_path, world) == [""] * world
+
+
+LONG = VideoDiTConfig(size=(8, 16, 16), patch=(1, 2, 2), channels=2, width=48, depth=8, heads=4)
+IMAGES = replace(CONFIGS["latte"], layout=Factorized(2), condition=WordCondition(5))
+LAYOUTS = dict(joint=Joint(), factorized=Factorized(), windows=Windows(((1, 0, 0), (0, 4, 4))))
+SHARE = 2 * 8 * 8 * 8 * 48 * 4  # bytes of all tokens of the batch
+
+
+def forward_bytes(method, layout, n):
+    "What one process sends in the blocks of LONG, by the formulas; and in its backward pass."
+    part = SHARE / n
+    crossing = LONG.depth if layout == "joint" else LONG.depth // 2
+    if method == "ulysses":
+        both = [4 * part * (n - 1) / n] * 2
+    elif method == "ring":
+        both = [2 * part * (n - 1), 2 * part * (2 * n - 1)]
+    elif method == "allgather":
+        both = [2 * part * (n - 1), 2 * part * (n - 1) + 2 * SHARE * (n - 1) / n]
+    else:  # to the places and back; the last way back is the join's
+        both = [(2 - 1 / crossing) * part * (n - 1) / n] * 2
+    return [each * crossing for each in both]
+
+
+def traffic(layout, method):
+    "Bytes that this process sends in the forward and in the backward pass of the blocks."
+    config = replace(LONG, layout=LAYOUTS[layout])
+    model = randomized(VideoDiT(config))
+    x, t, y, target = batch(replace(config, condition=WordCondition(5)))
+    with wrapped(model, SequenceParallel(method, dist.group.WORLD)):
+        with Traffic() as there:
+            out = model(x, t)
+        with Traffic() as back:
+            (out - target).square().mean().backward()
+    there.bytes_of["all_gather"] -= SHARE // dist.get_world_size() * (dist.get_world_size() - 1)
+    back.bytes_of["all_gather"] -= SHARE // dist.get_world_size() * (dist.get_world_size() - 1)
+    del back.bytes_of["all_reduce"]  # of the steering
+    return there, back
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_bytes_are_those_of_the_formulas(world, tmp_path):
+    "Tokens, heads, frames and windows divide; the way in and the way out are not counted."
+
+    def job(rank):
+        join_processes("cpu")
+        for layout in LAYOUTS:
+            sent = {}
+            for method in METHODS:
+                if goes(layout, method):
+                    there, back = traffic(layout, method)
+                    assert [there.bytes, back.bytes] == pytest.approx(
+                        forward_bytes(method, layout, world)
+                    ), (layout, method)
+                    sent[method] = there
+            if layout != "joint":
+                assert sent["dsp"].bytes <= sent["ulysses"].bytes / 2
+            crossing = LONG.depth // (1 if layout == "joint" else 2)
+            assert sent["allgather"].calls["all_gather"] == 2 * crossing + 1
+
+    assert together(job, tmp_path, world) == [""] * world
+
+
+def kept_bytes(layout, *wrappers):
+    "Bytes that the forward pass keeps for the backward pass."
+    config = replace(LONG, layout=LAYOUTS[layout])
+    model = randomized(VideoDiT(config))
+    x, t, y, target = batch(replace(config, condition=WordCondition(5)))
+    saved = SavedForBackward(model.parameters())
+    with wrapped(model, *wrappers), saved:
+        model(x, t)
+    return saved.bytes()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_activations_fall_with_the_processes(world, tmp_path):
+    "Each keeps at most 15 % more than its share."
+    whole = {layout: kept_bytes(layout) for layout in LAYOUTS}
+
+    def job(rank):
+        join_processes("cpu")
+        for layout in LAYOUTS:
+            for method in METHODS:
+                if goes(layout, method):
+                    parallel = SequenceParallel(method, dist.group.WORLD)
+                    ratio = kept_bytes(layout, parallel) * world / whole[layout]
+                    print(layout, method, round(ratio, 3), flush=True)
+                    assert ratio <= 1.15, (layout, method, ratio)
+
+    assert together(job, tmp_path, world) == [""] * world
+
+
+@pytest.mark.parametrize(
+    "config, method, message",
+    [
+        (BASE, "dsp", "layout='joint' every block sees all"),
+        (IMAGES, "ring", "images"),
+        (BASE, "star", "must be one of 'ulysses'"),
+    ],
+)
+def test_what_does_not_go_is_said(config, method, message):
+    with pytest.raises(ValueError, match=message):
+        with wrapped(VideoDiT(config), SequenceParallel(method)):
+            pass
+
+
+def test_a_layout_is_shared_out_once():
+    model = VideoDiT(BASE)
+    with pytest.raises(ValueError, match="does not go around"):
+        with wrapped(model, SequenceParallel("ring"), SequenceParallel("ring")):
+            pass
