@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 # %% ../../nbs/models/collectives.ipynb #2b859c07
 class Traffic:
-    """`with Traffic() as sent:` counts what this process sends inside: `sent.bytes` and `sent.calls`
-    {kind: number}; both by kind in `sent.bytes_of`."""
+    """`with Traffic() as sent:` counts what this process sends inside: `sent.bytes`, and by kind
+    `sent.bytes_of` and the number of `sent.calls`."""
     open = []
 
     def __init__(self):
@@ -67,7 +67,7 @@ def collect(piece, group):
     piece = piece.contiguous()
     n = size_of(group)
     got = piece.new_empty((n, *piece.shape))
-    dist.all_gather_into_tensor(got.flatten(0, 1) if piece.ndim else got, piece, group=group)
+    dist.all_gather(list(got), piece, group=group)
     note_traffic('all_gather', piece.nbytes * (n - 1))
     return got
 
@@ -76,7 +76,7 @@ def reduce_pieces(pieces, group):
     "Pieces (n, …), number j for process j -> the sum of those for this one."
     pieces = pieces.contiguous()
     got = torch.empty_like(pieces[0])
-    dist.reduce_scatter_tensor(got, pieces.flatten(0, 1), group=group)
+    dist.reduce_scatter(got, list(pieces), group=group)
     note_traffic('reduce_scatter', pieces.nbytes * (len(pieces) - 1) / len(pieces))
     return got
 
@@ -150,8 +150,8 @@ class _Cut(torch.autograd.Function):
 
 
 def cut(x, axis, group):
-    """This process's part of an axis of x, which is the same on all; all parts are equally long, the
-    last ones end in zeros."""
+    """This process's part of an axis of x, which is the same on all; all parts are equally long,
+    the last ones end in zeros."""
     n = size_of(group)
     axis = axis % x.ndim
     return _Cut.apply(pad_axis(x, axis, n * math.ceil(x.shape[axis] / n)), axis, group)

@@ -334,10 +334,8 @@ class LattePositions(Positions):
     def add_time(self, model, i, frames, first=0):
         if i != 1:
             return frames
-        count = frames.shape[1]
-        moments = model.temp_embed[:, first:first + count]
-        beyond = count - moments.shape[1]                                   # padding has no time
-        return frames + F.pad(moments, (0, 0, 0, beyond))[:, :, None]       # (B, T, S, D)
+        moments = F.pad(model.temp_embed, (0, 0, 0, frames.shape[1]))       # beyond: no time
+        return frames + moments[:, first:first + frames.shape[1], None]     # (B, T, S, D)
 
 # %% ../../nbs/models/positions.ipynb #b15b56ea
 @patch

@@ -29,8 +29,8 @@ class Span:
     """A sequence that the processes of `group` share out, `each` tokens or less in each."""
     group: object
     each: int                    # places of each process
-    order: torch.Tensor          # (L,) where token 0, 1, … is, in all processes' places end to end
-    mine: torch.Tensor           # (each,) the numbers of this process's tokens; any for an empty place
+    order: torch.Tensor          # (L,) where token 0, 1, … is, in the places of all, end to end
+    mine: torch.Tensor           # (each,) numbers of this process's tokens; any in an empty place
 
     @property
     def places(self):
@@ -70,7 +70,7 @@ def ulysses(q, k, v, bias, span):
     heads = q.shape[1]
     share = math.ceil(heads / n)
     qkv = pad_axis(torch.stack([q, k, v]), 2, n * share)
-    qkv = all_to_all(qkv, 2, 3, span.group)                                 # (3, B, share, places, d)
+    qkv = all_to_all(qkv, 2, 3, span.group)                    # (3, B, share, places, d)
     mine = rank_in(span.group) * share + torch.arange(share, device=q.device)
     if bias is not None and bias.ndim > 2 and bias.shape[-3] > 1:
         bias = bias.index_select(-3, mine.clamp(max=heads - 1))
@@ -150,7 +150,7 @@ class _Ring(torch.autograd.Function):
             _add_to_bias(to_bias, of_logits, number * k_.shape[2])
         return to_q, *came(), to_bias, None
 
-
+# %% ../../nbs/models/sequence.ipynb #d803198b
 def _add_to_bias(to_bias, of_logits, first):
     "Sum the gradient of logits into that of a bias that was broadcast, from column `first` on."
     if to_bias is not None:
