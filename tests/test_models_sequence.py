@@ -227,3 +227,29 @@ def test_a_layout_is_shared_out_once():
     with pytest.raises(ValueError, match="does not go around"):
         with wrapped(model, SequenceParallel("ring"), SequenceParallel("ring")):
             pass
+
+
+def run_in_bf16(config, *wrappers):
+    "As `run`, with autocast to bfloat16 around the model."
+    with torch.autocast("cpu", torch.bfloat16):
+        return run(config, *wrappers)
+
+
+def test_sixteen_bits_round_no_more_than_alone(tmp_path):
+    "Against float32: an error at most twice that of one process in bfloat16."
+    config = CONFIGS["joint"]
+    exact = run(config)
+
+    def largest(found):
+        return max(float((found[k] - v).abs().max() / v.abs().max()) for k, v in exact.items())
+
+    bound = 2 * largest(run_in_bf16(config))
+    assert 1e-4 < bound < 0.2
+
+    def job(rank):
+        join_processes("cpu")
+        for method in METHODS[:3]:
+            mine = run_in_bf16(config, SequenceParallel(method, dist.group.WORLD))
+            assert largest(mean_of(mine, mine)) < bound, method
+
+    assert together(job, tmp_path, 2) == [""] * 2
