@@ -9,6 +9,7 @@ __all__ = ['METHODS', 'Parallel']
 from dataclasses import dataclass
 
 from .core.checks import check_choice, check_int
+from .models.sequence import SequenceParallel
 
 # %% ../nbs/16_scaling.ipynb #fed7750e
 METHODS = ('ulysses', 'ring', 'allgather', 'dsp')
@@ -30,6 +31,8 @@ class Parallel:
             if name != 'replicate' or self.replicate is not None:
                 check_int(f'Parallel.{name}', getattr(self, name))
         check_choice('Parallel.method', self.method, METHODS)
+        if self.tensor > 1:
+            raise ValueError(f'Parallel.tensor: only 1 for now, not {self.tensor}')
 
     def sizes(self, world):
         "(replicate, shard, sequence, tensor) for `world` processes. ValueError where none fit."
@@ -39,3 +42,9 @@ class Parallel:
             raise ValueError(f'{self!r} is for {(self.replicate or 1) * rest} processes'
                              f'{"" if self.replicate else " or a multiple"}, not {world}')
         return replicate, self.shard, self.sequence, self.tensor
+
+    def wrappers(self, processes):
+        "What goes around a model's layout while it trains: the sharing out of tokens."
+        if self.sequence == 1:
+            return ()
+        return (SequenceParallel(self.method, processes.sequence_group),)

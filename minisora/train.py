@@ -90,7 +90,7 @@ def loop(self: _Trainer):
     args = self.args
     last = min(args.steps, args.stop_at or args.steps)
     loader = make_loader(self.data, range(self.step, last), self.batch_size, args.seed,
-                         args.workers, self.processes.rank, self.processes.world,
+                         args.workers, self.processes.data_rank, self.processes.data_world,
                          pin_memory=self.device.type == 'cuda')
     shown = args.progress and self.processes.is_main
     progress = tqdm(total=args.steps, initial=self.step, disable=not shown, unit='step')
@@ -119,7 +119,7 @@ def update(self: _Trainer, batch):
     self.lr = learning_rate(self.step, args.steps, args.lr, args.warmup, args.schedule,
                             args.decay_from)
     set_lr(self.optimizers, self.lr)
-    seed_torch(self.device, args.seed, self.step, self.processes.rank)
+    seed_torch(self.device, args.seed, self.step, self.processes.data_rank)
     terms = backward_with_oom_retry(self, *self.inputs(batch))
     norm = self.gradient_norm()
     values = self.processes.mean(torch.stack([*terms.values(), norm])).tolist()
@@ -145,8 +145,8 @@ def step_indices(self: _Trainer):
 @patch
 def inputs(self: _Trainer, batch):
     "A batch -> latents (B, C, T, H, W), condition with nulls (B, …), noise like latents, t (B,)."
-    rank = self.processes.rank
-    world = self.processes.world
+    rank = self.processes.data_rank
+    world = self.processes.data_world
     latents, condition = to_device(batch, self.device)
     noise, condition, u = draw_noise(
         self.args.seed, self.step, self.step_indices()[rank::world], latents, condition,
@@ -162,7 +162,7 @@ def backward(self: _Trainer, latents, condition, noise, t, sync=True):
     Unless `sync`, they are not averaged over the processes yet."""
     total = len(t)
     size = math.ceil(total / self.microbatches)
-    self.samples_seen += total * self.processes.world
+    self.samples_seen += total * self.processes.data_world
     self.seen = []
     means = {}
     for first in range(0, total, size):
@@ -253,7 +253,7 @@ def log_line(self: _Trainer):
     pace = self.stopwatch.samples_per_second(self.samples_seen)
     line = dict(step=self.step, **self.log_sums.means(), lr=self.lr)
     if self.validates_at(self.step):
-        batch_size = min(batch_sizes(self.args.batch_size)) // self.processes.world
+        batch_size = min(batch_sizes(self.args.batch_size)) // self.processes.data_world
         line['valid_loss'], line['valid_bins'] = validation_loss(
             self.ema_forward, self.valid, self.objective, self.args.valid_bins, batch_size,
             self.args.seed, processes=self.processes)
@@ -326,6 +326,7 @@ def fit(model, data, objective, *, steps,     # what is trained, on what, for wh
         sample_every=None, on_sample=None,   # on_sample(step, ema): at these steps, or at the end
         track=(),                      # 'tensorboard', 'trackio', 'wandb': get the log as well
         device=None, shard=False,      # default: CUDA if there is one; share the weights out
+        parallel=None,                 # or Parallel(shard=2, sequence=2): see lesson 16
         precision='fp32', compile=False,     # 'bf16', 'fp16': autocast; True or 'blocks'
         wrappers=(),                   # around the layout while training: Routed(), Checkpointed()
         on_oom='raise',                # 'accumulate': out of memory, continue in smaller parts
@@ -339,7 +340,7 @@ def fit(model, data, objective, *, steps,     # what is trained, on what, for wh
     does not fit; CheckpointError, NonFiniteLoss, BatchTooLarge; Interrupted once the step is saved.
     Under torchrun or `accelerate launch` rank 0 writes; with `shard` whole models come back."""
     args = SimpleNamespace(**locals())
-    processes = join_processes(device, shard)
+    processes = join_processes(device, shard, parallel)
     check_arguments(args, processes)
     with own_generator():
         return _Trainer(model, data, objective, args, processes).train()

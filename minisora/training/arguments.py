@@ -18,7 +18,7 @@ from ..core.optim import SCHEDULES
 from .trackers import tracker_names
 
 # %% ../../nbs/training/arguments.ipynb #7e8c6ce4
-NOT_PLAIN = ('model', 'data', 'valid', 'objective', 'on_sample')
+NOT_PLAIN = ('model', 'data', 'valid', 'objective', 'on_sample', 'parallel')
 
 
 def _as_tuple(value):
@@ -76,6 +76,10 @@ def _check_kinds(args):
         raise ValueError(f'out must be a folder, not {args.out!r}')
     if args.out is not None and os.path.isfile(os.path.expanduser(args.out)):
         raise ValueError(f'out must be a folder; {args.out} is a file')
+
+    if args.parallel is not None and args.shard:
+        raise ValueError('shard=True and parallel both say how weights are shared out: take '
+                         'parallel=Parallel(shard=…) alone')
     if args.on_sample is not None and not callable(args.on_sample):
         raise ValueError(f'on_sample must be a function of (step, model), not {args.on_sample!r}')
 
@@ -90,13 +94,13 @@ def _check_together(args, processes):
     for wrapper in args.wrappers:
         if isinstance(wrapper, type) or not hasattr(wrapper, 'around'):
             raise ValueError(f'wrappers must be objects such as Routed(0.5), not {wrapper!r}')
-    if args.on_oom == 'accumulate' and processes.sharded:
-        raise ValueError("on_oom='accumulate' does not go with shard=True, whose ranks wait for "
-                         'each other in each block')
+    if args.on_oom == 'accumulate' and processes.lockstep:
+        raise ValueError("on_oom='accumulate' does not go with shared weights or tokens, whose "
+                         'ranks wait for each other in each block')
     for size in batch_sizes(args.batch_size):
-        if size % processes.world:
-            raise ValueError(f'batch_size={size} cannot be split evenly over {processes.world} '
-                             'processes')
+        if size % processes.data_world:
+            raise ValueError(f'batch_size={size} cannot be split evenly over '
+                             f'{processes.data_world} processes')
 
 
 def batch_sizes(batch_size):

@@ -8,6 +8,8 @@ __all__ = []
 # %% ../../nbs/training/distributed.ipynb #538151ba
 import atexit
 import copy
+import functools
+import math
 import os
 from contextlib import nullcontext
 from datetime import timedelta
@@ -42,35 +44,82 @@ def _join_process_group(device):
 
 # %% ../../nbs/training/distributed.ipynb #b2e5f169
 class Distributed:
-    "The processes that train together. `sharded`: each keeps a part of the weights."
-    def __init__(self, device, rank=0, world=1, sharded=False):
+    """The processes that train together. `parallel`: how they share the work (`Parallel`), None:
+    each has samples of its own, and all weights, or with `sharded` a part of them."""
+    def __init__(self, device, rank=0, world=1, sharded=False, parallel=None):
         self.device = torch.device(device)
         self.rank = rank
         self.world = world
-        self.sharded = sharded
+        self.parallel = parallel
+        sizes = (1, world, 1, 1) if sharded else (world, 1, 1, 1)
+        self.sizes = parallel.sizes(world) if parallel else sizes
+        self.sharded = self.sizes[1] > 1
+        self.data_world = self.sizes[0] * self.sizes[1]
+        self.each = world // self.data_world                 # processes that share a sample
+        self.data_rank = rank // self.each
+        self.lockstep = self.sharded or self.each > 1        # must all run each block together?
+        self.sequence_group = self._sequence_group()
 
     @property
     def is_main(self):
         "Is this rank 0, which writes, draws samples and shows the bar?"
         return self.rank == 0
 
+    def wrappers(self):
+        "What goes around a model's layout while it trains."
+        return self.parallel.wrappers(self) if self.parallel else ()
 
-def join_processes(device=None, shard=False):
+# %% ../../nbs/training/distributed.ipynb #51b734f8
+def _grid(sizes):
+    "The ranks of all processes, (replicate, shard, sequence, tensor)."
+    return torch.arange(math.prod(sizes)).view(sizes)
+
+
+@patch
+def _sequence_group(self: Distributed):
+    "The processes that share out the tokens of the same clips, this one among them, or None."
+    replicate, shard, sequence, tensor = self.sizes
+    if sequence == 1:
+        return None
+    rows = rearrange(_grid(self.sizes), 'r s n t -> (r s t) n').tolist()
+    return _groups(tuple(map(tuple, rows)), torch.distributed.group.WORLD)
+
+
+@functools.cache
+def _groups(rows, world):
+    "Process groups of these ranks, made once in a `world`; returns that of this process."
+    group, _ = torch.distributed.new_subgroups_by_enumeration([list(row) for row in rows])
+    return group
+
+
+@patch
+def _weight_mesh(self: Distributed):
+    "The device mesh over which weights are shared out: of one axis, or (copies, parts)."
+    from torch.distributed.device_mesh import DeviceMesh
+    ranks = rearrange(_grid(self.sizes), 'r s n t -> (r n t) s')
+    names = ('copies', 'parts') if len(ranks) > 1 else ('parts',)
+    return DeviceMesh(self.device.type, ranks if len(ranks) > 1 else ranks[0], mesh_dim_names=names)
+
+# %% ../../nbs/training/distributed.ipynb #90d8402b
+def join_processes(device=None, shard=False, parallel=None):
     """The processes that accelerate or torchrun started, this one among them; alone: rank 0 of
-    world 1."""
+    world 1. ValueError where `parallel` is for another number of processes."""
+    if parallel is not None and not hasattr(parallel, 'sizes'):
+        raise ValueError('parallel must be a Parallel, such as Parallel(shard=2), '
+                         f'not {parallel!r}')
     device = as_device(device)
     dist = torch.distributed
     if not dist.is_available():
-        return Distributed(device)
+        return Distributed(device, parallel=parallel)
     if int(os.environ.get('WORLD_SIZE', 1)) > 1 and not dist.is_initialized():
         _join_process_group(device)
     if not dist.is_initialized():
-        return Distributed(device)
+        return Distributed(device, parallel=parallel)
     if device.type == 'cuda' and device.index is None:
         device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
         torch.cuda.set_device(device)
     world = dist.get_world_size()
-    return Distributed(device, dist.get_rank(), world, sharded=shard and world > 1)
+    return Distributed(device, dist.get_rank(), world, shard and world > 1, parallel)
 
 # %% ../../nbs/training/distributed.ipynb #e1390d9f
 @patch
@@ -94,12 +143,12 @@ def any(self: Distributed, true):
 
 @patch
 def gather_batch(self: Distributed, part):
-    "Every process's part (b,) of a batch -> the batch (B,), in its order."
+    "Every process's part (b,) of a batch -> the batch (B,), in its order, each sample once."
     if self.world == 1:
         return part
     parts = [torch.empty_like(part) for _ in range(self.world)]
     torch.distributed.all_gather(parts, part)
-    return rearrange(parts, 'world b -> (b world)')
+    return rearrange(parts[::self.each], 'world b -> (b world)')
 
 
 @patch
@@ -112,10 +161,10 @@ def wait(self: Distributed):
 def split_work(self: Distributed, pieces):
     """Of a list, this process's pieces as (piece, counts). Sharded, all processes get equally many;
     the last of some does not count."""
-    for piece in pieces[self.rank::self.world]:
+    for piece in pieces[self.data_rank::self.data_world]:
         yield piece, True
-    busy = len(pieces) % self.world or self.world            # processes with one piece more
-    if self.sharded and self.rank >= busy:
+    busy = len(pieces) % self.data_world or self.data_world  # processes with one piece more
+    if self.sharded and self.data_rank >= busy:
         yield pieces[0], False
 
 # %% ../../nbs/training/distributed.ipynb #25bf9d23
@@ -132,11 +181,11 @@ def replicate(self: Distributed, model, buffers=True):
 
 @patch
 def shard(self: Distributed, model):
-    "A copy of the model of which each process keeps a part (FSDP2), block by block."
-    from torch.distributed.device_mesh import init_device_mesh
+    """A copy of the model of which each process keeps a part (FSDP2), block by block; where there
+    are several groups that share it out, gradients are averaged over them too (HSDP)."""
     from torch.distributed.fsdp import fully_shard
     model = copy.deepcopy(model)
-    mesh = init_device_mesh(self.device.type, (self.world,))
+    mesh = self._weight_mesh()
     for t in (*model.parameters(), *model.buffers()):
         t.data = t.data.to(self.device)
         torch.distributed.broadcast(t.data, 0)

@@ -193,8 +193,8 @@ def estimate_from_trials(make_trainer, data, args, steps):
     "`CostEstimate` from trials of `make_trainer(data, args, processes)`."
     processes = join_processes(args.device)
     check_arguments(args, processes)
-    if args.shard and processes.world > 1:
-        raise ValueError('estimate_cost: ask without shard; it measures one process')
+    if (args.shard or args.parallel) and processes.world > 1:
+        raise ValueError('estimate_cost: ask without shard and parallel; it measures one process')
     data, batch_size = largest_bucket(as_dataset(data), args.batch_size)
 
     def trial(size):

@@ -44,7 +44,7 @@ def _split_further(trainer, size, failure):
 def first_fitting_batch(trainer):
     "The first of batch_size/2, /4, … with which forward and backward fit, or 0."
     processes = trainer.processes
-    if processes.sharded:                                    # all processes or none
+    if processes.lockstep:                                   # all processes or none
         return 0
     index = trainer.order.indices(trainer.step)
     size = len(index) // trainer.args.accumulate // processes.world
@@ -70,7 +70,7 @@ def batch_too_large(trainer):
     size = len(trainer.order.indices(trainer.step))
     asked = size // trainer.args.accumulate
     advice = 'even batch_size=1 does not fit'
-    if trainer.processes.sharded:
+    if trainer.processes.lockstep:
         advice = f'try {asked // 2} and accumulate={2 * trainer.args.accumulate}'
     elif fits:
         parts = math.ceil(size / fits)

@@ -80,7 +80,7 @@ def as_trained(self: TrainerState):
     """`with state.as_trained():` the wrappers are around the layout of the model that is trained,
     and norms, and what else must, compute in float32. ValueError where a wrapper does not fit."""
     averages = [average.model for average in self.averages.values()]
-    with wrapped(self.model, *self.args.wrappers):
+    with wrapped(self.model, *self.args.wrappers, *self.processes.wrappers()):
         with keep_fp32([self.model, *averages], self.args.precision):
             yield
 
