@@ -16,6 +16,7 @@ from .checkers.frames import *  # noqa: F403
 from .checkers.interpolants import *  # noqa: F403
 from .checkers.latent_cache import *  # noqa: F403
 from .checkers.metrics import *  # noqa: F403
+from .checkers.parallel import *  # noqa: F403
 from .checkers.sampling import *  # noqa: F403
 from .checkers.single_gpu import *  # noqa: F403
 from .checkers.temporal import *  # noqa: F403
