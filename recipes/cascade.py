@@ -345,7 +345,7 @@ def parse_arguments():
     parser.add_argument("--straight-steps", type=int, default=2500)
     parser.add_argument("--picture-steps", type=int, default=3000)
     parser.add_argument("--motion-steps", type=int, default=2700)
-    parser.add_argument("--zero-steps", type=int, default=1500)
+    parser.add_argument("--zero-steps", type=int, default=2130)
     parser.add_argument("--decoder-steps", type=int, default=2000)
     parser.add_argument("--steady-steps", type=int, default=1500)
     args = parser.parse_args()
