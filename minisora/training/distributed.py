@@ -11,6 +11,7 @@ import copy
 import functools
 import math
 import os
+import sys
 from contextlib import nullcontext
 from datetime import timedelta
 
@@ -19,13 +20,19 @@ from einops import rearrange
 from fastcore.basics import patch
 
 from ..core.devices import as_device
+from .heartbeat import Heartbeat, own_store, stop_here
 from .precision import repeated_blocks
 
 # %% ../../nbs/training/distributed.ipynb #600d0a04
-def shutdown_process_group():
-    "Leave the process group, all ranks together."
+def shutdown_process_group(heartbeat=None):
+    "Leave the process group, all ranks together; after an error at once, so that they learn of it."
     dist = torch.distributed
     if not dist.is_initialized():
+        return
+    error = getattr(sys, 'last_type', None)                  # of what ends this process
+    if heartbeat:
+        heartbeat.leave(error and f'with {error.__name__}')
+    if error:
         return
     try:
         if dist.get_backend() == 'gloo':
@@ -39,7 +46,10 @@ def _join_process_group(device):
     "Join the processes that accelerate or torchrun started: nccl on CUDA, else gloo."
     from accelerate import PartialState
     state = PartialState(cpu=device.type == 'cpu')
-    atexit.register(shutdown_process_group)
+    store = own_store()
+    rank = state.process_index
+    heartbeat = store and Heartbeat(store, rank, state.num_processes, stop_here(rank))
+    atexit.register(shutdown_process_group, heartbeat)
     state.wait_for_everyone()                                # none leaves before all are there
 
 # %% ../../nbs/training/distributed.ipynb #b2e5f169
