@@ -98,7 +98,8 @@ def run(args, out, kills):
     command += [f"--nproc-per-node={args.processes}", f"--max-restarts={2 * kills}"]
     command += [__file__, "--worker", str(out), "--kills", str(kills)]
     command += [f"--steps={args.steps}", f"--seed={args.seed}", f"--seconds={args.seconds}"]
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    # a store of its own for each start: in a shared one, addresses of the killed are found
+    environment = dict(os.environ, OMP_NUM_THREADS="1", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])

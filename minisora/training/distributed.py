@@ -46,11 +46,10 @@ def _join_process_group(device):
     "Join the processes that accelerate or torchrun started: nccl on CUDA, else gloo."
     from accelerate import PartialState
     state = PartialState(cpu=device.type == 'cpu')
-    store = own_store()
     rank = state.process_index
+    store = own_store(state.device)                          # once all are there
     heartbeat = store and Heartbeat(store, rank, state.num_processes, stop_here(rank))
     atexit.register(shutdown_process_group, heartbeat)
-    state.wait_for_everyone()                                # none leaves before all are there
 
 # %% ../../nbs/training/distributed.ipynb #b2e5f169
 class Distributed:

@@ -85,14 +85,16 @@ def stop_here(rank):
     return gone
 
 
-def own_store():
-    "A connection of its own to the store in which the processes met, or None where it has none."
+def own_store(device):
+    """A connection of its own to the store in which the processes met, or None where that is no
+    server; under a name that they agree on, so that nothing of an earlier start is read."""
     store = torch.distributed.distributed_c10d._get_default_store()
     while hasattr(store, 'underlying_store'):
         store = store.underlying_store
     if not isinstance(store, torch.distributed.TCPStore):
         return None
-    attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    name = torch.tensor(time.time_ns(), device=device)
+    torch.distributed.broadcast(name, 0)
     again = torch.distributed.TCPStore(store.host, store.port, is_master=False,
                                        wait_for_workers=False)
-    return torch.distributed.PrefixStore(f'minisora/{attempt}', again)
+    return torch.distributed.PrefixStore(f'minisora/{name.item()}', again)
