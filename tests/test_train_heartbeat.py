@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -16,8 +17,7 @@ def process(port, rank, act):
     if pid:
         return pid
     try:
-        said = os.open(os.environ["SAID"] + str(rank), os.O_CREAT | os.O_WRONLY)
-        os.dup2(said, 2)
+        sys.stderr = open(os.environ["SAID"] + str(rank), "w")
         store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
         heartbeat = Heartbeat(store, rank, 2, stop_here(rank), every=0.05, patience=1.5)
         time.sleep(0.5)
