@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Parallel', 'run_processes']
 
-# %% ../nbs/16_scaling.ipynb #298b54d8
+# %% ../nbs/16_scaling.ipynb #85929d92
 import multiprocessing
 import os
 import pickle
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from .core.checks import check_choice, check_int
 from .models.sequence import METHODS, SequenceParallel
 
-# %% ../nbs/16_scaling.ipynb #e7ae5a28
+# %% ../nbs/16_scaling.ipynb #21704b8b
 @dataclass(frozen=True)
 class Parallel:
     """How the processes of a run share its work; the product of the sizes is their number.
@@ -57,7 +57,7 @@ class Parallel:
             return ()
         return (SequenceParallel(self.method, processes.sequence_group),)
 
-# %% ../nbs/16_scaling.ipynb #001f2d51
+# %% ../nbs/16_scaling.ipynb #8e26b9e8
 def _in_process(job, rank, world, folder, seconds, answers):
     "One process: join the others, call the job, send back what it returns."
     torch.set_num_threads(1)
@@ -71,7 +71,7 @@ def _in_process(job, rank, world, folder, seconds, answers):
     answers.send_bytes(pickle.dumps(said))
     os._exit(0)
 
-# %% ../nbs/16_scaling.ipynb #5ba863dd
+# %% ../nbs/16_scaling.ipynb #30f1fc42
 def run_processes(job, world, seconds=120):
     """`job(rank)` in `world` processes on this machine's CPU, forked from this one and joined in a
     gloo group; returns the list of what they return, by rank.
@@ -98,7 +98,7 @@ def run_processes(job, world, seconds=120):
                 process.join()
     return [found[rank] for rank in range(world)]
 
-# %% ../nbs/16_scaling.ipynb #2b1564e3
+# %% ../nbs/16_scaling.ipynb #7de1c724
 def _collect(started, found, until):
     "Into `found` {rank: answer} what the processes `started` {connection: (rank, process)} say."
     left = dict(started)
