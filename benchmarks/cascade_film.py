@@ -12,6 +12,7 @@ import json
 import resource
 import sys
 import time
+from pathlib import Path
 from dataclasses import replace
 
 import torch
@@ -53,6 +54,10 @@ def untrained(frames=16):
 
 def peak_bytes():
     "The most bytes that this process had at once."
+    status = Path("/proc/self/status")
+    if status.is_file():  # the other one knows also what the process that started this one had
+        (line,) = [row for row in status.read_text().splitlines() if row.startswith("VmHWM")]
+        return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
