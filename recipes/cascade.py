@@ -59,8 +59,8 @@ Captions of procedural scenes (six objects, six colors, nine motions) to clips o
 of them, stage A pictures. After StableCascade (Pernias et al. 2024), of its published blocks; C
 was trained on pictures, then only its layers along time on clips. Trained from zero by
 `python recipes/cascade.py` on one core; data: procedural scenes that the library renders, nothing
-else. Half precision. Object and color are right nearly always; the motion is right in fewer than half
-of the clips, and objects jump (measured: `benchmarks/cascade.json`).
+else. Half precision. Object and color are right nearly always; the motion is right in fewer than
+half of the clips, and objects jump (measured: `benchmarks/cascade.json`).
 
 ```python
 from minisora.cascade_pipeline import CascadePipeline
