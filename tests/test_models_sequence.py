@@ -253,3 +253,30 @@ def test_sixteen_bits_round_no_more_than_alone(tmp_path):
             assert largest(mean_of(mine, mine)) < bound, method
 
     assert together(job, tmp_path, 2) == [""] * 2
+
+
+@pytest.mark.parametrize("name", ["joint", "factorized_rope", "latte", "windows_short"])
+def test_smaller_clips_on_three_processes(name, tmp_path):
+    "Of a model with variable_size, down to fewer frames than there are processes."
+    config = replace(CONFIGS[name], variable_size=True)
+    small = {shape: run_shape(config, shape) for shape in ((3, 4, 6), (1, 2, 2))}
+
+    def job(rank):
+        join_processes("cpu")
+        for method in METHODS:
+            if goes(name, method):
+                for shape, alone in small.items():
+                    mine = run_shape(config, shape, SequenceParallel(method, dist.group.WORLD))
+                    compare(mean_of(mine, mine), alone, f"{name} {method} {shape}")
+
+    assert together(job, tmp_path, 3) == [""] * 3
+
+
+def run_shape(config, shape, *wrappers):
+    "As `run`, on clips of another size."
+    model = randomized(VideoDiT(config)).train()
+    x, t, y, _ = batch(replace(config, size=shape))
+    with wrapped(model, *wrappers):
+        out = model(x, t, y)
+        out.square().mean().backward()
+    return dict(out=out.detach()) | {k: p.grad for k, p in model.named_parameters()}
