@@ -163,3 +163,17 @@ def _repair_arguments(p):
                    help='the folder of the latent cache (that of the run in --out)')
     _source_arguments(p, nargs='?')
     _axes_argument(p)
+
+# %% ../nbs/96_cli_arguments.ipynb #ae0170c4
+def _launch_arguments(p):
+    p.add_argument('script', help='the script that calls fit(…, parallel=Parallel(…))')
+    p.add_argument('--model', default='VideoDiT-XL/2', help='a preset (%(default)s)')
+    p.add_argument('--seconds', type=float, default=3., help='of a clip (%(default)s)')
+    p.add_argument('--size', type=_count, nargs=2, default=(480, 848),
+                   metavar=('HEIGHT', 'WIDTH'), help='of a clip, in pixels (480 848)')
+    p.add_argument('--fps', type=float, default=24., help='frames a second (%(default)s)')
+    p.add_argument('--device', default='H100', help='H100, A100 or "RTX 4090" (%(default)s)')
+    p.add_argument('--machines', type=_count, default=1, help='how many (%(default)s)')
+    p.add_argument('--devices', type=_count, default=8, help='of each machine (%(default)s)')
+    p.add_argument('--clips', type=_count, default=1,
+                   help='of each group of devices that shares a clip (%(default)s)')

@@ -70,6 +70,7 @@ TOP = [
     "run_budget",
     "experiment",
     "image_video",
+    "cluster",
     "cache_run",
     "check",
     "cli_arguments",
