@@ -250,7 +250,7 @@ def test_a_pipeline_is_shared_out(tmp_path):
             clips=clips,
             continued=pipe("hello", frames=picture, known_guidance=1.5, **few).frames,
             film=pipe.film(["hello", "you"], **few).frames,
-            larger=larger("hello", size=64, **few).frames,
+            larger=larger(["hello", "rest"], size=64, **few).frames,
         )
 
     rows, alone = made(speaking, larger)
