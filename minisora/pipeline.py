@@ -121,7 +121,7 @@ def decode(self: VideoPipeline, latents, batch_size=16):
     decode = self.autoencoder.decode
     if hasattr(self.autoencoder, 'decode_tiled'):                # for large clips, one by one
         decode = self.autoencoder.decode_tiled
-        batch_size = 1
+        batch_size = getattr(self.autoencoder, 'clips_at_once', 1)          # of all processes
     clips = [decode(part).clamp(-1, 1).cpu() for part in latents.split(batch_size)]
     return torch.cat(clips)
 

@@ -102,7 +102,8 @@ def double_piece(self: UpsamplingPipeline, clips, condition, level, overlap, ind
     told = (guide.encode(self.autoencoder, clips[:, :, there].to(mean.device)) - mean) / std
     z = upsample(self.model, self.objective, told, condition, level, overlap, index=index,
                  **options)
-    larger = [tiled_decode(self.autoencoder, part * std + mean) for part in z.split(1)]
+    each = getattr(self.autoencoder, 'clips_at_once', 1)                    # of all processes
+    larger = [tiled_decode(self.autoencoder, part * std + mean) for part in z.split(each)]
     return torch.cat(larger)[:, :, :clips.shape[2]].clamp(-1, 1).cpu()
 
 

@@ -63,6 +63,7 @@ TOP = [
     "cascade_decoding",
     "cascade_parts",
     "cascade_pipeline",
+    "parallel_sampling",
     "export",
     "single_gpu",
     "run_state",

@@ -20,7 +20,7 @@ from ..core.protocols import AutoencoderSpec, DiagonalGaussian, device_of
 from ..core.renames import renamed_attributes
 from .base import AutoencoderBase
 from .crops import weighted_crop_origin
-from .tiling import tiled_decode
+from .tiling import TileParallel, tiled_decode
 from .video_vae import (CausalConv3d, CausalResBlock, CausalVideoVAE,
                                         ChannelRMSNorm)
 
@@ -152,11 +152,12 @@ def _decode(self: PCACompressedVAE, z):
 
 
 @patch
-def decode_tiled(self: PCACompressedVAE, z, tile=64, overlap=10, margin=4):
+def decode_tiled(self: PCACompressedVAE, z, tile=64, overlap=10, margin=4, group=None):
     """As `decode`, in tiles of the *inner* latents (see `tiled_decode`): a large clip in little
-    memory."""
+    memory. `group`: the processes that share tiles out (`TileParallel`)."""
     latents = self.decompress(z.to(self.basis.dtype))
-    return tiled_decode(self.inner, latents, tile, overlap, margin).to(z.dtype)
+    ae = TileParallel(self.inner, group)
+    return tiled_decode(ae, latents, tile, overlap, margin).to(z.dtype)
 
 # %% ../../nbs/latents/compression.ipynb #e79a768d
 @torch.no_grad()
