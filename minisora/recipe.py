@@ -12,7 +12,6 @@ import math
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from fastcore.basics import patch
@@ -33,6 +32,7 @@ from .models.layers import BlockConfig
 from .temporal import VideoDiTConfig
 from .train import fit
 from .training.arguments import check_arguments
+from .training.distributed import Distributed
 from .training.estimate import trial_arguments
 from .training.memory import device_memory
 
@@ -275,7 +275,7 @@ def check_training(self: Recipe):
     steps = options.pop('steps')
     arguments = trial_arguments(fit, steps, options)
     arguments.steps = steps
-    check_arguments(arguments, SimpleNamespace(world=1, sharded=False))
+    check_arguments(arguments, Distributed('cpu'))
 
 
 @patch

@@ -1,4 +1,4 @@
-"""What a run on many devices needs: formulas that agree with what is counted, and lines that run."""
+"""What a run on many devices needs: formulas that agree with what is counted, lines that run."""
 
 import re
 import shlex
