@@ -64,11 +64,11 @@ def _in_process(job, rank, world, folder, seconds, answers):
     try:
         dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank,
                                 world_size=world, timeout=timedelta(seconds=seconds))
-        said = ('returned', job(rank))
+        said = pickle.dumps(('returned', job(rank)))
         dist.barrier()                                       # none leaves before all are done
     except BaseException as e:
-        said = ('raised', f'{type(e).__name__}: {e}'.strip().partition('\n')[0])
-    answers.send_bytes(pickle.dumps(said))
+        said = pickle.dumps(('raised', f'{type(e).__name__}: {e}'.strip().partition('\n')[0]))
+    answers.send_bytes(said)
     os._exit(0)
 
 # %% ../nbs/16_scaling.ipynb #30f1fc42

@@ -15,13 +15,15 @@ from minisora.cluster import (
     cluster_cost,
     crossing_layers,
     fitting_parallel,
+    forward_flops,
     sequence_traffic,
     slurm_script,
     torchrun_line,
 )
+from minisora.models.cost import training_flops
 from minisora.models.windows import Windows
 from minisora.parallel import Parallel
-from minisora.temporal import VIDEO_PRESETS
+from minisora.temporal import VIDEO_PRESETS, VideoDiT
 
 SMALL = replace(VIDEO_PRESETS["VideoDiT-S/2"], size=(8, 16, 16))
 
@@ -59,6 +61,13 @@ def test_methods_rank_as_counted():
     forward = {m: sequence_traffic(m, 1 << 20, 8)[0] for m in ("ulysses", "ring", "dsp")}
     assert forward["dsp"] * 2 == forward["ulysses"] < forward["ring"]
     assert sequence_traffic("ring", 1 << 20, 1)[0] == 0
+
+
+@pytest.mark.parametrize("layout", ["joint", "factorized", Windows(((1, 0, 0), (0, 4, 4)))])
+def test_operations_are_those_that_are_counted(layout):
+    config = replace(SMALL, layout=layout)
+    counted = training_flops(VideoDiT(config), backward=False)
+    assert forward_flops(config) == pytest.approx(counted, rel=0.05)
 
 
 def test_blocks_that_cross():
