@@ -39,11 +39,20 @@ class Heartbeat:
         "Leave a word for the others."
         self.store.set(f'heartbeat/{self.rank}', what)
 
-    def leave(self, error=None):
-        "The end: without an error the others go on, else they are told of it."
-        self.ended.set()
-        self.thread.join()
+# %% ../../nbs/training/heartbeat.ipynb #beefbea8
+@patch
+def leave(self: Heartbeat, error=None, patience=10.):
+    """The end: without an error the others go on, else they are told of it. Waits a moment for
+    them to leave as well, since the store may go with this process."""
+    self.ended.set()
+    self.thread.join()
+    try:
         self.say(f'failed {error}' if error else 'left')
+        until = time.monotonic() + (0 if error else patience)
+        while time.monotonic() < until and not all(map(self._has_left, self.others)):
+            time.sleep(self.every / 20)
+    except RuntimeError:                                 # the store has gone before
+        pass
 
 # %% ../../nbs/training/heartbeat.ipynb #d8651b84
 @patch
@@ -56,10 +65,25 @@ def _run(self: Heartbeat):
             self.say(str(beats))
             sentence = self._listen(heard)
         except RuntimeError:                                 # DistNetworkError and its kin
+            if any(word == 'left' for word, _ in heard.values()):
+                return                                       # with the process that held it
             sentence = 'the store in which the processes meet cannot be reached'
         if sentence and not self.ended.is_set():
             self.gone(sentence)
             return
+
+# %% ../../nbs/training/heartbeat.ipynb #beefbea9
+@patch
+def _word(self: Heartbeat, other):
+    "What another process said last, or None."
+    key = f'heartbeat/{other}'
+    return self.store.get(key).decode() if self.store.check([key]) else None
+
+
+@patch
+def _has_left(self: Heartbeat, other):
+    "Has it ended, in one way or the other?"
+    return (self._word(other) or '').startswith(('left', 'failed'))
 
 
 @patch
@@ -67,8 +91,7 @@ def _listen(self: Heartbeat, heard):
     "What has happened to one of the others, or None."
     now = time.monotonic()
     for other, (last, when) in heard.items():
-        key = f'heartbeat/{other}'
-        word = self.store.get(key).decode() if self.store.check([key]) else None
+        word = self._word(other)
         if word != last:
             heard[other] = word, now
         elif word != 'left' and now - when > self.patience:
