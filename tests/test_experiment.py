@@ -203,7 +203,8 @@ def test_every_command_explains_itself(capsys):
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit) as e:
             cli.main([name, "--help"])
-        shown = dict.fromkeys(("convert", "verify", "encode"), "cache") | dict(export="OUT")
+        shown = dict.fromkeys(("convert", "verify", "encode"), "cache")
+        shown |= dict(export="OUT", launch="script")
         assert e.value.code == 0 and shown.get(name, "--out") in capsys.readouterr().out
 
 
