@@ -123,24 +123,27 @@ def cluster_cost(config, parallel, devices, device='H100', clips=1, checkpointed
     replicate, shard, sequence, tensor = parallel.sizes(devices)
     weights = _weights(config)
     tokens = math.prod(config.grid) + config.condition.num_tokens
-    per_token = config.width * 2 * clips / sequence                         # bytes, one number each
-    kept = config.depth + 20 if checkpointed else 20 * config.depth
+    kept = 4 * config.depth + 49 if checkpointed else 49 * config.depth     # bytes
     flops = (4 if checkpointed else 3) * clips * forward_flops(config) / sequence
-    size = tokens * config.width * 2 * clips
-    attention = sum(sequence_traffic(parallel.method, size, sequence)) * crossing_layers(config)
-    attention += (3 if checkpointed else 2) * size / sequence * (sequence - 1)      # cut and join
+    size = tokens * config.width * 4 * clips                                # float32
+    moves = parallel.method == 'dsp'                                        # else q, k, v: 16 bits
+    there, back = sequence_traffic(parallel.method, size if moves else size / 2, sequence)
+    again = there if checkpointed and not moves else 0
+    attention = (there + again + back) * crossing_layers(config)
+    attention += 2 * size / sequence * (sequence - 1)                       # cut and join
     gradients = _weight_traffic(weights, replicate * sequence, shard)
     sent = (attention if sequence > 1 else 0) + gradients
     kind = DEVICES[device]
     return ClusterCost(parallel, devices, device, clips * replicate * shard, tokens, weights,
-                       20 * weights / shard, kept * per_token * tokens, sent,
+                       20 * weights / shard,
+                       kept * tokens * config.width * clips / sequence, sent,
                        flops / (ASSUMED['flops'] * kind.flops),
                        sent / (ASSUMED['link'] * kind.link))
 
 # %% ../nbs/95_cluster.ipynb #9bad878c
 def _weight_traffic(weights, copies, shard):
-    "Bytes a process sends for weights and gradients: FSDP's all-gathers in 16 bits, sums in 32."
-    gathered = 2 * weights * 2 / shard * (shard - 1)         # forward and backward, 2 bytes each
+    "Bytes a process sends for weights and gradients, all of them float32."
+    gathered = 2 * 4 * weights / shard * (shard - 1)         # forward and backward
     reduced = 4 * weights / shard * (shard - 1)
     summed = 2 * 4 * weights / shard * (copies - 1) / copies
     return gathered + reduced + summed

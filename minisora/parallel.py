@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Parallel', 'run_processes']
 
-# %% ../nbs/16_scaling.ipynb #85929d92
+# %% ../nbs/16_scaling.ipynb #5c1594a9
 import multiprocessing
 import os
 import pickle
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from .core.checks import check_choice, check_int
 from .models.sequence import METHODS, SequenceParallel
 
-# %% ../nbs/16_scaling.ipynb #21704b8b
+# %% ../nbs/16_scaling.ipynb #871d92cc
 @dataclass(frozen=True)
 class Parallel:
     """How the processes of a run share its work; the product of the sizes is their number.
@@ -57,7 +57,7 @@ class Parallel:
             return ()
         return (SequenceParallel(self.method, processes.sequence_group),)
 
-# %% ../nbs/16_scaling.ipynb #8e26b9e8
+# %% ../nbs/16_scaling.ipynb #70c50e18
 def _in_process(job, rank, world, folder, seconds, answers):
     "One process: join the others, call the job, send back what it returns."
     torch.set_num_threads(1)
@@ -71,7 +71,7 @@ def _in_process(job, rank, world, folder, seconds, answers):
     answers.send_bytes(said)
     os._exit(0)
 
-# %% ../nbs/16_scaling.ipynb #30f1fc42
+# %% ../nbs/16_scaling.ipynb #22667eae
 def run_processes(job, world, seconds=120):
     """`job(rank)` in `world` processes on this machine's CPU, forked from this one and joined in a
     gloo group; returns the list of what they return, by rank.
@@ -98,7 +98,7 @@ def run_processes(job, world, seconds=120):
                 process.join()
     return [found[rank] for rank in range(world)]
 
-# %% ../nbs/16_scaling.ipynb #7de1c724
+# %% ../nbs/16_scaling.ipynb #7a8faf03
 def _collect(started, found, until):
     "Into `found` {rank: answer} what the processes `started` {connection: (rank, process)} say."
     left = dict(started)
@@ -107,12 +107,27 @@ def _collect(started, found, until):
         if not ready:
             ranks = ', '.join(str(rank) for rank, _ in left.values())
             raise RuntimeError(f'rank {ranks} did not answer in time')
-        for connection in ready:
-            rank, _ = left.pop(connection)
-            try:
-                kind, value = pickle.loads(connection.recv_bytes())
-            except EOFError:
-                raise RuntimeError(f'rank {rank} died') from None
-            if kind == 'raised':
-                raise RuntimeError(f'rank {rank}: {value}')
-            found[rank] = value
+        said = [_said(connection, *left.pop(connection)) for connection in ready]
+        failed = [words for words in said if words[0] != 'returned']
+        if failed:
+            late = wait_for_any(list(left), .5) if left else []
+            failed += [_said(connection, *left.pop(connection)) for connection in late]
+            kind, rank, value = min(failed, key=_cause)      # the cause, not who saw it
+            raise RuntimeError(f'rank {rank} died' if kind == 'died' else f'rank {rank}: {value}')
+        found.update({rank: value for _, rank, value in said})
+
+
+def _cause(words):
+    "Sorts what processes said: one that died, one that raised, those who lost the connection."
+    kind, rank, value = words
+    lost = kind == 'raised' and 'gloo' in value.lower()
+    return kind == 'returned', lost, kind == 'raised', rank
+
+
+def _said(connection, rank, process):
+    "What a process said: ('returned', 'raised' or 'died', its rank, the value or the error)."
+    try:
+        kind, value = pickle.loads(connection.recv_bytes())
+    except EOFError:
+        return 'died', rank, ''
+    return kind, rank, value

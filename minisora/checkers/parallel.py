@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['parallel_sent_bytes', 'parallel_merge', 'parallel_move_cut', 'parallel_clip_loss', 'parallel_choose']
 
-# %% ../../nbs/checkers/parallel.ipynb #a6e91836
+# %% ../../nbs/checkers/parallel.ipynb #a707a3b6
 import math
 
 import torch
 
 from .base import Answer, as_floats, as_number, compare, near, require
 
-# %% ../../nbs/checkers/parallel.ipynb #ba623abe
+# %% ../../nbs/checkers/parallel.ipynb #eac8101a
 def parallel_sent_bytes(answer):
     "`sent_bytes(method, tokens, width, bits, n)`: what one process sends in one layer."
     sent_bytes = Answer(answer, 'sent_bytes(method, tokens, width, bits, n)')
@@ -33,7 +33,7 @@ def parallel_sent_bytes(answer):
                     case)
     print('✓ bytes of one process, those that stay not counted')
 
-# %% ../../nbs/checkers/parallel.ipynb #698d232f
+# %% ../../nbs/checkers/parallel.ipynb #171d4197
 def _byte_mistakes(method, whole, bits, n):
     "{hint: what it gives} for answers to `sent_bytes`."
     mine = whole / n
@@ -54,14 +54,14 @@ def _byte_mistakes(method, whole, bits, n):
         'this process is not among the n − 1 others': copies * mine * n,
     }
 
-# %% ../../nbs/checkers/parallel.ipynb #103fb966
+# %% ../../nbs/checkers/parallel.ipynb #7500d6c7
 def _seen(logits, values):
     "What queries see: (heads, N, d) and (heads, N), of no keys too."
     if not logits.shape[-1]:
         return torch.zeros(*logits.shape[:-1], values.shape[-1]), logits.logsumexp(-1)
     return logits.softmax(-1) @ values, logits.logsumexp(-1)
 
-# %% ../../nbs/checkers/parallel.ipynb #3c98d622
+# %% ../../nbs/checkers/parallel.ipynb #55fd4d57
 def parallel_merge(answer):
     "`merge(o1, l1, o2, l2)`: two parts of an attention as one."
     merge = Answer(answer, 'merge(o1, l1, o2, l2)')
@@ -70,6 +70,8 @@ def parallel_merge(answer):
                                               (3, 3, 3, 5, 2, 300), (2, 4, 4, 2, 3, -300),
                                               (2, 3, 5, 0, 4, 0), (2, 3, 5, 4, 0, 0)):
         logits = 3 * torch.randn(heads, N, first + second, generator=g) + shift
+        each = torch.randn(heads, N, 1, generator=g)                    # of each query its own
+        logits = logits + (60 * each if shift else 0)
         values = torch.randn(heads, first + second, d, generator=g)
         parts = [*_seen(logits[..., :first], values[:, :first]),
                  *_seen(logits[..., first:], values[:, first:])]
@@ -81,7 +83,7 @@ def parallel_merge(answer):
         _check_merged(out, weight, parts, _seen(logits, values), shift)
     print('✓ merged, whatever the size of the logits')
 
-# %% ../../nbs/checkers/parallel.ipynb #e906f660
+# %% ../../nbs/checkers/parallel.ipynb #05b82194
 def _check_merged(out, weight, parts, wanted, shift):
     "Hint unless a merged answer is that of all keys."
     o1, l1, o2, l2 = parts
@@ -105,7 +107,7 @@ def _check_merged(out, weight, parts, wanted, shift):
         / (l1 + l2)[..., None],
     }, 1e-4)
 
-# %% ../../nbs/checkers/parallel.ipynb #d51bb65f
+# %% ../../nbs/checkers/parallel.ipynb #92ab578b
 def parallel_move_cut(answer):
     "`move_cut(parts)`: frames cut -> places cut."
     move_cut = Answer(answer, 'move_cut(parts)')
@@ -133,7 +135,7 @@ def parallel_move_cut(answer):
                     }, 1e-6)
     print('✓ all frames, some places')
 
-# %% ../../nbs/checkers/parallel.ipynb #c6bd61f0
+# %% ../../nbs/checkers/parallel.ipynb #9520824a
 def parallel_clip_loss(answer):
     "`clip_loss(losses)`: the mean over all tokens of all processes."
     clip_loss = Answer(answer, 'clip_loss(losses)')
@@ -158,18 +160,18 @@ def parallel_clip_loss(answer):
         }, 1e-5, case)
     print('✓ the same on any number of processes')
 
-# %% ../../nbs/checkers/parallel.ipynb #6c06dfb5
+# %% ../../nbs/checkers/parallel.ipynb #b376325f
 def _pairs(state, activations, memory, n):
     "All (shard, sequence) of n devices that fit, the smallest sequence first."
     pairs = [(n // s, s) for s in range(1, n + 1) if n % s == 0]
     return [(a, b) for a, b in pairs if state / a + activations / b <= memory]
 
-# %% ../../nbs/checkers/parallel.ipynb #ceb11730
+# %% ../../nbs/checkers/parallel.ipynb #01c68b2f
 def parallel_choose(answer):
     "`choose(state, activations, memory, n)`: shard and sequence that fit."
     choose = Answer(answer, 'choose(state, activations, memory, n)')
     for case in ((12.5, 60, 24, 8), (12.5, 10, 24, 8), (12.5, 117, 24, 8),
-                 (10, 70, 20, 8), (200, 60, 80, 8),
+                 (10, 70, 20, 8), (5, 60, 24, 6), (200, 60, 80, 8),
                  (100, 100, 24, 4), (12.5, 30, 24, 6), (30, 30, 15, 12), (20, 4, 24, 1),
                  (24, 24, 24, 4), (90, 9, 20, 9), (12, 24, 16, 4)):
         fits = _pairs(*case)
@@ -186,7 +188,7 @@ def parallel_choose(answer):
         _check_pair(got, fits, case, said)
     print('✓ as little sharing of tokens as fits')
 
-# %% ../../nbs/checkers/parallel.ipynb #d8afbcfd
+# %% ../../nbs/checkers/parallel.ipynb #a68ed177
 def _check_pair(got, fits, case, said):
     "Hint unless these sizes are the ones asked for."
     state, activations, memory, n = case
