@@ -36,6 +36,21 @@ def plain(o1, l1, o2, l2):
     return (a * o1 + b * o2) / (a + b), (l1.exp() + l2.exp()).log()
 
 
+def of_largest(o1, l1, o2, l2):
+    top = torch.maximum(l1, l2).amax()
+    a, b = (l1 - top).exp()[..., None], (l2 - top).exp()[..., None]
+    return (a * o1 + b * o2) / (a + b), top + (a + b)[..., 0].log()
+
+
+def by_doubling(state, activations, memory, n):
+    sequence = 1
+    while sequence <= n:
+        fits = state / (n // sequence) + activations / sequence <= memory
+        if n % sequence == 0 and fits:
+            return n // sequence, sequence
+        sequence *= 2
+
+
 def by_lambda(o1, l1, o2, l2):
     a, b = l1[..., None], l2[..., None]
     return (a * o1 + b * o2) / (a + b), torch.logaddexp(l1, l2)
@@ -102,6 +117,7 @@ MISTAKES = {
         (merged(level=lambda a, b: a.exp() + b.exp()), "logarithm is asked for"),
         (plain, "NaN or infinity"),
         (by_lambda, "not of λ"),
+        (of_largest, "NaN or infinity"),
         (lambda o1, l1, o2, l2: merged()(o1, l1, o2, l2)[0], "returns two things"),
     ],
     "parallel_move_cut": [
@@ -128,6 +144,7 @@ MISTAKES = {
         (chosen(compare=lambda need, memory: True), "needs"),
         (chosen(both=False), "fits"),
         (any_split, "must be"),
+        (by_doubling, "fits"),
         (lambda state, activations, memory, n: (1, n), "a smaller sequence does too"),
         (chosen(compare=lambda need, memory: need < memory - 2), "fits"),
     ],
