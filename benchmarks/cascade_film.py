@@ -9,13 +9,11 @@ the seconds, and the error, PSNR in dB, beside that of the clip's own mean color
 
 import argparse
 import json
-import resource
-import sys
 import time
-from pathlib import Path
 from dataclasses import replace
 
 import torch
+from machine import peak_resident
 
 from minisora.cascade import CASCADE_PRESETS, CascadeUNet
 from minisora.cascade_objective import CodeConditionedInterpolant
@@ -52,16 +50,6 @@ def untrained(frames=16):
     )
 
 
-def peak_bytes():
-    "The most bytes that this process had at once."
-    status = Path("/proc/self/status")
-    if status.is_file():  # the other one knows also what the process that started this one had
-        (line,) = [row for row in status.read_text().splitlines() if row.startswith("VmHWM")]
-        return 1024 * int(line.split()[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
 def psnr(made, clip):
     "dB, of clips in [-1, 1]."
     return float(10 * torch.log10(4 / (made - clip).square().mean()))
@@ -70,7 +58,7 @@ def psnr(made, clip):
 def measure(film, pipe, frames, size, start=0.0, **options):
     "The record of one clip."
     clip = to_float(read_video(film, frames, tuple(size), fps=24.0, start=start).frames)[None]
-    before = peak_bytes()
+    before = peak_resident()
     began = time.perf_counter()
     made = pipe.reconstruct(clip, **options)
     seconds = time.perf_counter() - began
@@ -79,7 +67,7 @@ def measure(film, pipe, frames, size, start=0.0, **options):
         frames=frames,
         size=list(size),
         code=list(pipe.compressor.spec.latent_shape(*clip.shape[2:])),
-        peak_gb=round(peak_bytes() / 1e9, 2),
+        peak_gb=round(peak_resident() / 1e9, 2),
         before_gb=round(before / 1e9, 2),
         seconds=round(seconds, 1),
         psnr=round(psnr(made, clip), 2),

@@ -11,14 +11,13 @@ none, and nothing is gained (`one_shard`); with shards of 16 clips the work is s
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from machine import machine
+from machine import machine, spread
 
 from minisora.clips import MOTIONS, SceneClips
 from minisora.core.files import write_json
@@ -62,14 +61,6 @@ def seconds(args, folder, processes, shard=16):
         return time.monotonic() - began
 
 
-def summary(values):
-    return dict(
-        median=round(statistics.median(values), 2),
-        low=round(min(values), 2),
-        high=round(max(values), 2),
-    )
-
-
 def measure(args):
     with tempfile.TemporaryDirectory() as work:
         few, many = Path(work, "few"), Path(work, "many")
@@ -90,11 +81,11 @@ def measure(args):
         frames=args.frames,
         side=args.side,
         repeats=args.repeats,
-        start_seconds=summary(start),
-        one_process_seconds=summary(one),
-        two_processes_seconds=summary(two),
-        times_faster_without_the_start=summary(times_faster),
-        one_shard_times_faster=summary(one_shard),
+        start_seconds=spread(start),
+        one_process_seconds=spread(one),
+        two_processes_seconds=spread(two),
+        times_faster_without_the_start=spread(times_faster),
+        one_shard_times_faster=spread(one_shard),
     )
 
 

@@ -3,7 +3,10 @@
 import argparse
 import os
 import platform
+import resource
+import statistics
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -42,6 +45,23 @@ def memory_gib():
     if not hasattr(os, "sysconf"):
         return None
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+
+
+def spread(values, digits=2):
+    "Median and range."
+    found = dict(median=statistics.median(values), low=min(values), high=max(values))
+    return {name: round(value, digits) for name, value in found.items()}
+
+
+def peak_resident():
+    """The most bytes that this process had at once. From /proc where there is one: getrusage would
+    count what the process had that started this one, too."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        (line,) = [row for row in status.read_text().splitlines() if row.startswith("VmHWM")]
+        return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _commit():

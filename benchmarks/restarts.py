@@ -93,7 +93,7 @@ def worker(args):
 
 
 def run(args, out, kills):
-    "One run under torchrun; returns how often it was started."
+    "One run under torchrun, in which that many are killed."
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={args.processes}", f"--max-restarts={2 * kills}"]
     command += [__file__, "--worker", str(out), "--kills", str(kills)]

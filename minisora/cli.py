@@ -16,13 +16,12 @@ import torch
 
 from . import __version__
 from .autoencoder import load_autoencoder
-from .cluster import clip_config, fitting_parallel, slurm_script, torchrun_line
 from .cache_run import is_saved_pipeline, note_autoencoder, sample_saved, train_on_cache
 from .cli_arguments import (
     DEFAULT_OUT, _axes_argument, _cache_argument, _clips_arguments, _convert_arguments,
     _encode_arguments, _evaluate_arguments, _launch_arguments, _repair_arguments, _run_arguments,
-    _sample_arguments,
-    _train_arguments, _video_arguments)
+    _sample_arguments, _train_arguments, _video_arguments)
+from .cluster import clip_config, fitting_parallel, slurm_script, torchrun_line
 from .core.boundary import guarded
 from .core.checks import did_you_mean
 from .core.errors import printable

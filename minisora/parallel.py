@@ -80,7 +80,6 @@ def run_processes(job, world, seconds=120):
     stopped. Not on Windows, which cannot fork."""
     check_int('world', world)
     context = multiprocessing.get_context('fork')
-    found = {}
     with tempfile.TemporaryDirectory() as folder:
         started = {}
         for rank in range(world):
@@ -91,7 +90,7 @@ def run_processes(job, world, seconds=120):
             there.close()
             started[here] = rank, process
         try:
-            _collect(started, found, time.monotonic() + seconds + 10)
+            found = _collect(started, time.monotonic() + seconds + 10)
         finally:
             for _, process in started.values():
                 process.kill()
@@ -99,8 +98,9 @@ def run_processes(job, world, seconds=120):
     return [found[rank] for rank in range(world)]
 
 # %% ../nbs/16_scaling.ipynb #7a8faf03
-def _collect(started, found, until):
-    "Into `found` {rank: answer} what the processes `started` {connection: (rank, process)} say."
+def _collect(started, until):
+    "What the processes `started` {connection: (rank, process)} say, {rank: answer}."
+    found = {}
     left = dict(started)
     while left:
         ready = wait_for_any(list(left), max(0, until - time.monotonic()))
@@ -115,6 +115,7 @@ def _collect(started, found, until):
             kind, rank, value = min(failed, key=_cause)      # the cause, not who saw it
             raise RuntimeError(f'rank {rank} died' if kind == 'died' else f'rank {rank}: {value}')
         found.update({rank: value for _, rank, value in said})
+    return found
 
 
 def _cause(words):

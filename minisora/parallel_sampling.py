@@ -19,7 +19,7 @@ from .latents.tiling import TileParallel
 from .models.collectives import collect, pad_axis, rank_in, size_of
 from .parallel import Parallel
 from .pipeline import VideoPipeline
-from .training.distributed import _grid, _groups, join_processes
+from .training.distributed import join_processes
 
 # %% ../nbs/95_parallel_sampling.ipynb #54697777
 def row_counts(rows, n):
@@ -74,8 +74,7 @@ def answer(self: BatchParallel, x, t, y, told):
 # %% ../nbs/95_parallel_sampling.ipynb #f7c25750
 def batch_group(processes):
     "Of `Distributed` processes: those that share out rows with this one, and have the same tokens."
-    ranks = rearrange(_grid(processes.sizes), 'r s n t -> (n t) (r s)').tolist()
-    return _groups(tuple(map(tuple, ranks)), torch.distributed.group.WORLD)
+    return processes.group_of('r s n t -> (n t) (r s)')
 
 # %% ../nbs/95_parallel_sampling.ipynb #fbb3f17f
 def parallel_pipeline(pipe, parallel=None, device=None):

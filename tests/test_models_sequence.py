@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from helpers.train import randomized, together
 
+from minisora.cluster import sequence_traffic
 from minisora.core.protocols import wrapped
 from minisora.models.collectives import Traffic
 from minisora.models.conditions import WordCondition
@@ -138,6 +139,16 @@ def forward_bytes(method, layout, n):
     else:  # to the places and back; the last way back is the join's
         both = [(2 - 1 / crossing) * part * (n - 1) / n] * 2
     return [each * crossing for each in both]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_formulas_are_those_of_the_predictions(n):
+    crossing = LONG.depth // 2
+    for method in METHODS:
+        both = [each * crossing for each in sequence_traffic(method, SHARE, n)]
+        if method == "dsp":
+            both = [each * (1 - 1 / (2 * crossing)) for each in both]
+        assert both == pytest.approx(forward_bytes(method, "factorized", n)), method
 
 
 def traffic(layout, method):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import accelerate  # noqa: F401 - before the forks, as below: FSDP imports the next ones
 import pytest
 from helpers.train import (  # noqa: F401
+    DIT_OPTIONS,
     TINY,
     awake,
     clips,
@@ -22,18 +23,7 @@ from minisora.parallel import Parallel
 from minisora.train import _Trainer
 from minisora.training.distributed import Distributed
 
-OPTIONS = dict(
-    steps=20,
-    batch_size=8,
-    clip=0.05,
-    weight_decay=0.1,
-    accumulate=2,
-    more_ema=(0.2,),
-    log_every=2,
-    valid_every=10,
-    schedule="linear",
-    lr=2e-3,
-)
+OPTIONS = DIT_OPTIONS | dict(steps=20, valid_every=10)
 LAYOUTS = dict(joint=TINY.layout, factorized=Factorized(), windows=Windows(((1, 0, 0), (0, 1, 2))))
 
 

@@ -10,6 +10,7 @@ import torch._dynamo
 import torch.distributed.fsdp
 import torch.distributed.tensor
 from helpers.train import (  # noqa: F401
+    DIT_OPTIONS,
     SIZES,
     TINY,
     AnySize,
@@ -30,17 +31,7 @@ from minisora.train import NonFiniteLoss, _Trainer, fit
 from minisora.training.batches import BucketDataset
 from minisora.training.checkpoint import load_checkpoint
 
-FULL = dict(
-    batch_size=8,
-    clip=0.05,
-    weight_decay=0.1,
-    accumulate=2,
-    more_ema=(0.2,),
-    log_every=2,
-    valid_every=6,
-    schedule="linear",
-    lr=2e-3,
-)
+FULL = DIT_OPTIONS | dict(valid_every=6)
 
 
 def run(out, model=None, **change):

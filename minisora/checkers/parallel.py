@@ -29,16 +29,14 @@ def parallel_sent_bytes(answer):
                 'ring': 'keys and values of this process go on n − 1 times, whatever they are by '
                         'then',
                 'allgather': 'keys and values of this process go to n − 1 others'}[method]
-            compare(got, copies * away, otherwise, _byte_mistakes(method, whole, bits, n), 1e-6,
-                    case)
+            mistakes = _byte_mistakes(method, mine, copies, away, bits, n)
+            compare(got, copies * away, otherwise, mistakes, 1e-6, case)
     print('✓ bytes of one process, those that stay not counted')
 
 # %% ../../nbs/checkers/parallel.ipynb #171d4197
-def _byte_mistakes(method, whole, bits, n):
-    "{hint: what it gives} for answers to `sent_bytes`."
-    mine = whole / n
-    copies = 4 if method == 'ulysses' else 2
-    away = mine * (n - 1) / n if method == 'ulysses' else mine * (n - 1)
+def _byte_mistakes(method, mine, copies, away, bits, n):
+    """{hint: what it gives} for answers to `sent_bytes`: a tensor has `mine` bytes here, of
+    which `away` leave, and `copies` tensors travel."""
     together = ('an all-to-all sends each other process one piece of n of what is here; n times '
                 'that is what all processes send together')
     if method != 'ulysses':

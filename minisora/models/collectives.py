@@ -108,14 +108,18 @@ def pad_axis(x, axis, length):
     return x if not missing else F.pad(x, (0, 0) * (x.ndim - 1 - axis) + (0, missing))
 
 
+def lay_end_to_end(pieces, axis):
+    "Pieces (n, …) -> one tensor, in which they follow each other on an axis."
+    return pieces.movedim(0, axis).flatten(axis, axis + 1)
+
+
 def all_to_all(x, share, join, group):
     """x, whole on axis `share` and cut on axis `join` -> the other way round. Axis `share` must be
     a multiple of the processes, each of which has as much of axis `join`."""
     share = share % x.ndim
     join = join % x.ndim
     pieces = x.unflatten(share, (size_of(group), -1)).movedim(share, 0)     # (n, …)
-    got = _Exchange.apply(pieces, group)
-    return got.movedim(0, join).flatten(join, join + 1)
+    return lay_end_to_end(_Exchange.apply(pieces, group), join)
 
 # %% ../../nbs/models/collectives.ipynb #92ee1aaa
 class _Gather(torch.autograd.Function):
@@ -123,7 +127,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx, x, axis, group):
         ctx.group = group
         ctx.axis = axis
-        return collect(x, group).movedim(0, axis).flatten(axis, axis + 1)
+        return lay_end_to_end(collect(x, group), axis)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -145,7 +149,7 @@ class _Cut(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        whole = collect(gradient, ctx.group).movedim(0, ctx.axis).flatten(ctx.axis, ctx.axis + 1)
+        whole = lay_end_to_end(collect(gradient, ctx.group), ctx.axis)
         return whole / size_of(ctx.group), None, None
 
 
@@ -162,7 +166,7 @@ class _Join(torch.autograd.Function):
     def forward(ctx, x, axis, group):
         ctx.group = group
         ctx.axis = axis
-        return collect(x, group).movedim(0, axis).flatten(axis, axis + 1)
+        return lay_end_to_end(collect(x, group), axis)
 
     @staticmethod
     def backward(ctx, gradient):

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
+
 from einops import rearrange
 from fastcore.basics import patch
 from torch.utils.checkpoint import checkpoint
@@ -136,9 +136,10 @@ class _Ring(torch.autograd.Function):
         to_bias = None if bias is None else torch.zeros_like(bias)
         mean = (gradient * out).sum(-1, keepdim=True).float()               # (B, heads, n, 1)
         to_q = torch.zeros_like(q)
-        to_kv = torch.zeros_like(torch.stack([k, v]))
+        kv = torch.stack([k, v])
+        to_kv = torch.zeros_like(kv)
         came = None
-        for number, (k_, v_) in _pieces(torch.stack([k, v]), ctx.group):
+        for number, (k_, v_) in _pieces(kv, ctx.group):
             weights = (_logits(q, k_, bias, number, k_.shape[2]) - lse).exp()
             of_logits = weights * ((gradient @ v_.mT).float() - mean)
             if came is not None:
@@ -164,7 +165,8 @@ def ring(q, k, v, bias, span):
 
 # %% ../../nbs/models/sequence.ipynb #f517b90c
 METHODS = dict(ulysses=ulysses, ring=ring, allgather=attend_to_all)
-PLANS = Registry('plan', 'minisora.models.sequence', 'minisora.models.sequence_windows')
+PLANS = Registry('layout with a plan for sequence parallelism', 'minisora.models.sequence',
+                 'minisora.models.sequence_windows')
 
 
 def kind_of_layout(layout):
@@ -191,22 +193,20 @@ class SequenceParallel(Wrapper):
         if not hasattr(getattr(model, 'config', model), 'layout'):
             raise ValueError('SequenceParallel is for models whose layout runs the blocks, '
                              f'and a {type(model).__name__} runs them itself')
+        plan = PLANS[kind_of_layout(layout)]
         self._check(layout)
         wrapped = super().around(layout, model)
-        object.__setattr__(wrapped, 'plan', PLANS[kind_of_layout(layout)](wrapped))
+        object.__setattr__(wrapped, 'plan', plan(wrapped))
         return wrapped
 
 # %% ../../nbs/models/sequence.ipynb #5e4bbd0d
 @patch
 def _check(self: SequenceParallel, layout):
     "ValueError where the tokens of this layout cannot be shared out like that."
-    kind = kind_of_layout(layout)
-    if kind not in ('joint', 'factorized', 'windows'):
-        raise ValueError(f'SequenceParallel: there is no plan for the layout {kind!r}')
     if layout.num_joint_images:
         raise ValueError('SequenceParallel: num_joint_images, single images behind a clip, are not '
                          'shared out; train them in a run of their own')
-    if self.method == 'dsp' and kind == 'joint':
+    if self.method == 'dsp' and kind_of_layout(layout) == 'joint':
         raise ValueError("SequenceParallel: method='dsp' moves the cut between blocks that see "
                          "different axes, and in layout='joint' every block sees all; take "
                          "'ulysses', 'ring' or 'allgather'")

@@ -85,13 +85,16 @@ def _grid(sizes):
 
 
 @patch
+def group_of(self: Distributed, pattern):
+    "The process group of this one, a row of the table that `pattern` makes of the ranks."
+    rows = rearrange(_grid(self.sizes), pattern).tolist()
+    return _groups(tuple(map(tuple, rows)), torch.distributed.group.WORLD)
+
+
+@patch
 def _sequence_group(self: Distributed):
     "The processes that share out the tokens of the same clips, this one among them, or None."
-    replicate, shard, sequence, tensor = self.sizes
-    if sequence == 1:
-        return None
-    rows = rearrange(_grid(self.sizes), 'r s n t -> (r s t) n').tolist()
-    return _groups(tuple(map(tuple, rows)), torch.distributed.group.WORLD)
+    return None if self.sizes[2] == 1 else self.group_of('r s n t -> (r s t) n')
 
 
 @functools.cache

@@ -302,6 +302,19 @@ def parts(numbers=(30, 21, 50), **bad):
 FULL = dict(accumulate=2, clip=0.5, schedule="linear", weight_decay=0.1)
 
 
+# a run of `train_dit` in which everything acts
+DIT_OPTIONS = dict(
+    batch_size=8,
+    clip=0.05,
+    weight_decay=0.1,
+    accumulate=2,
+    more_ema=(0.2,),
+    log_every=2,
+    schedule="linear",
+    lr=2e-3,
+)
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
