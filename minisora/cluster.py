@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'ASSUMED', 'Device', 'sequence_traffic', 'crossing_layers', 'keys_seen', 'forward_flops', 'ClusterCost',
-           'cluster_cost', 'fitting_parallel', 'clip_config', 'torchrun_line', 'slurm_script']
+           'links', 'cluster_cost', 'fitting_parallel', 'clip_config', 'torchrun_line', 'slurm_script']
 
 # %% ../nbs/95_cluster.ipynb #00d751e5
 import math
@@ -24,11 +24,13 @@ class Device:
     "A kind of device: bytes of memory, operations and bytes a second."
     memory: float
     flops: float
-    link: float
+    link: float              # to others of its machine
+    network: float           # to other machines
 
 
-DEVICES = {'H100': Device(80e9, 989.4e12, 450e9), 'A100': Device(80e9, 312e12, 300e9),
-           'RTX 4090': Device(24e9, 165.2e12, 32e9)}
+DEVICES = {'H100': Device(80e9, 989.4e12, 450e9, 50e9),
+           'A100': Device(80e9, 312e12, 300e9, 25e9),
+           'RTX 4090': Device(24e9, 165.2e12, 32e9, 1.56e9)}
 ASSUMED = dict(flops=.4, link=.7, memory=.9)     # shares that are reached, of the figures above
 
 # %% ../nbs/95_cluster.ipynb #763a21fc
@@ -69,10 +71,12 @@ def forward_flops(config):
 
 
 def _weights(config):
-    "Weights of a model, counted on a small grid without memory."
+    "Weights of a model, and those of attention and MLPs, counted on a small grid without memory."
     with torch.device('meta'):
         small = VideoDiT(replace(config, size=tuple(2 * p for p in config.patch)))
-    return sum(p.numel() for p in small.parameters())
+    sizes = {name: p.numel() for name, p in small.named_parameters()}
+    cut = (n for name, n in sizes.items() if '.attn.' in name or '.mlp.fc' in name)
+    return sum(sizes.values()), sum(cut)
 
 # %% ../nbs/95_cluster.ipynb #ad392d3d
 @dataclass(frozen=True)
@@ -101,52 +105,78 @@ class ClusterCost:
         return self.peak <= ASSUMED['memory'] * DEVICES[self.device].memory
 
     def __str__(self):
-        replicate, shard, sequence, _ = self.parallel.sizes(self.devices)
+        replicate, shard, sequence, tensor = self.parallel.sizes(self.devices)
         memory = DEVICES[self.device].memory
         fits = 'fits' if self.fits else 'does not fit'
         return (f'{self.weights / 1e6:,.0f} M weights, {self.tokens:,} tokens a clip, '
                 f'{self.batch} clips a step\n'
                 f'{self.devices} × {self.device}: replicate {replicate}, shard {shard}, '
-                f'sequence {sequence} ({self.parallel.method})\n'
+                f'sequence {sequence} ({self.parallel.method}), tensor {tensor}\n'
                 f'a device holds {self.state / 1e9:.1f} GB of state and '
                 f'{self.activations / 1e9:.1f} GB of activations of {memory / 1e9:.0f} GB: {fits}\n'
                 f'and sends {self.sent / 1e9:.2f} GB a step; predicted {self.compute:.2f} s of '
                 f'computing, {self.link:.2f} s of sending')
 
+# %% ../nbs/95_cluster.ipynb #8e720319
+def links(parallel, devices, device='H100', per_machine=8):
+    """Bytes a second between devices that share out (replicate, shard, sequence, tensor): those of
+    the network where such a group is on several machines of `per_machine` devices."""
+    kind = DEVICES[device]
+    sizes = parallel.sizes(devices)
+    return tuple(kind.link if math.prod(sizes[i:]) <= per_machine else kind.network
+                 for i in range(4))
+
 # %% ../nbs/95_cluster.ipynb #faa3c120
-def cluster_cost(config, parallel, devices, device='H100', clips=1, checkpointed=True):
+def cluster_cost(config, parallel, devices, device='H100', clips=1, checkpointed=True,
+                 per_machine=8):
     """`ClusterCost` of a training step of a `VideoDiTConfig`: `clips` for each group of devices
-    that shares a clip, in 16 bits, each block checkpointed or not.
-    ValueError: an unknown device, sizes that are not `devices` in all."""
+    that shares a clip, in 16 bits, each block checkpointed or not; `per_machine` devices in each
+    machine. ValueError: an unknown device, sizes that are not `devices` in all."""
     check_choice('device', device, tuple(DEVICES))
     check_int('clips', clips)
     replicate, shard, sequence, tensor = parallel.sizes(devices)
-    weights = _weights(config)
+    weights, cut = _weights(config)
+    own = weights - cut + cut / tensor
     tokens = math.prod(config.grid) + config.condition.num_tokens
-    kept = 4 * config.depth + 49 if checkpointed else 49 * config.depth     # bytes
-    flops = (4 if checkpointed else 3) * clips * forward_flops(config) / sequence
-    size = tokens * config.width * 4 * clips                                # float32
-    moves = parallel.method == 'dsp'                                        # else q, k, v: 16 bits
-    there, back = sequence_traffic(parallel.method, size if moves else size / 2, sequence)
-    again = there if checkpointed and not moves else 0
-    attention = (there + again + back) * crossing_layers(config)
-    attention += 2 * size / sequence * (sequence - 1)                       # cut and join
-    gradients = _weight_traffic(weights, replicate * sequence, shard)
-    sent = (attention if sequence > 1 else 0) + gradients
+    kept = 24 + 25 / tensor                                  # of a block, bytes
+    kept = 4 * config.depth + kept if checkpointed else kept * config.depth
     kind = DEVICES[device]
+    flops = (4 if checkpointed else 3) * clips * forward_flops(config) / sequence / tensor
+    sent = (*_weight_traffic(own, replicate * sequence, shard),
+            _attention_traffic(config, parallel, tokens * clips, checkpointed),
+            _sums_traffic(config, tensor, tokens * clips / sequence, checkpointed))
+    rates = links(parallel, devices, device, per_machine)
+    seconds = sum(bytes_ / rate for bytes_, rate in zip(sent, rates)) / ASSUMED['link']
     return ClusterCost(parallel, devices, device, clips * replicate * shard, tokens, weights,
-                       20 * weights / shard,
-                       kept * tokens * config.width * clips / sequence, sent,
-                       flops / (ASSUMED['flops'] * kind.flops),
-                       sent / (ASSUMED['link'] * kind.link))
+                       20 * own / shard,
+                       kept * tokens * config.width * clips / sequence, sum(sent),
+                       flops / (ASSUMED['flops'] * kind.flops), seconds)
 
 # %% ../nbs/95_cluster.ipynb #9bad878c
 def _weight_traffic(weights, copies, shard):
-    "Bytes a process sends for weights and gradients, all of them float32."
+    "Bytes a process sends for gradients of copies, and for parts; all of them float32."
     gathered = 2 * 4 * weights / shard * (shard - 1)         # forward and backward
     reduced = 4 * weights / shard * (shard - 1)
-    summed = 2 * 4 * weights / shard * (copies - 1) / copies
-    return gathered + reduced + summed
+    return 2 * 4 * weights / shard * (copies - 1) / copies, gathered + reduced
+
+
+def _attention_traffic(config, parallel, tokens, checkpointed):
+    "Bytes a process sends where attention crosses, and where tokens are cut and joined."
+    n = parallel.sequence
+    if n == 1:
+        return 0
+    size = tokens * config.width * 4                         # float32
+    moves = parallel.method == 'dsp'                         # else q, k, v: 16 bits
+    there, back = sequence_traffic(parallel.method, size if moves else size / 2, n)
+    again = there if checkpointed and not moves else 0
+    return (there + again + back) * crossing_layers(config) + 2 * size / n * (n - 1)
+
+
+def _sums_traffic(config, n, tokens, checkpointed):
+    "Bytes a process sends for the sums of tensor parallelism: two a block, back in float32."
+    there = 2 * tokens * config.width * 2
+    there = 2 * there if checkpointed else there
+    return config.depth * (there + 2 * tokens * config.width * 4) * 2 * (n - 1) / n
 
 # %% ../nbs/95_cluster.ipynb #14104327
 def fitting_parallel(config, devices, device='H100', clips=1, per_machine=8):
@@ -159,7 +189,7 @@ def fitting_parallel(config, devices, device='H100', clips=1, per_machine=8):
             method = 'ulysses' if config.heads % sequence == 0 else 'ring'
         shard = math.gcd(devices // sequence, max(1, per_machine // sequence))
         parallel = Parallel(shard=shard, sequence=sequence, method=method)
-        cost = cluster_cost(config, parallel, devices, device, clips)
+        cost = cluster_cost(config, parallel, devices, device, clips, per_machine=per_machine)
         if cost.fits:
             return parallel, cost
     return None, cost

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from .core.checks import check_choice, check_int
 from .models.sequence import METHODS, SequenceParallel
+from .models.tensor_parallel import tensor_parallel
 
 # %% ../nbs/16_scaling.ipynb #871d92cc
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Parallel:
     replicate: int | None = None     # groups with all the weights, each its own clips; None: rest
     shard: int = 1                   # processes that share weights out, each its own clips
     sequence: int = 1                # processes that share the tokens of the same clips out
-    tensor: int = 1                  # not built: only 1
+    tensor: int = 1                  # processes that share heads and channels of the same clips
     method: str = 'ulysses'
 
     def __post_init__(self):
@@ -39,8 +40,6 @@ class Parallel:
             if name != 'replicate' or self.replicate is not None:
                 check_int(f'Parallel.{name}', getattr(self, name))
         check_choice('Parallel.method', self.method, (*METHODS, 'dsp'))
-        if self.tensor > 1:
-            raise ValueError(f'Parallel.tensor: only 1 for now, not {self.tensor}')
 
     def sizes(self, world):
         "(replicate, shard, sequence, tensor) for `world` processes. ValueError where none fit."
@@ -56,6 +55,10 @@ class Parallel:
         if self.sequence == 1:
             return ()
         return (SequenceParallel(self.method, processes.sequence_group),)
+
+    def cut_weights(self, model, processes):
+        "Cut a model's weights by heads and channels, in place; {name of a parameter: `Part`}."
+        return tensor_parallel(model, processes.tensor_group)
 
 # %% ../nbs/16_scaling.ipynb #70c50e18
 def _in_process(job, rank, world, folder, seconds, answers):

@@ -78,21 +78,24 @@ def batch_group(processes):
 
 # %% ../nbs/95_parallel_sampling.ipynb #fbb3f17f
 def parallel_pipeline(pipe, parallel=None, device=None):
-    """A `VideoPipeline` whose work the processes that torchrun started share out, each with all the
-    weights, on its own device: call it in the same way on all of them, and all get the same clips.
+    """A `VideoPipeline` whose work the processes that torchrun started share out, on a device each:
+    call it in the same way on all of them, and all get the same clips.
 
-    `parallel`: `Parallel(sequence=n)`, n processes that share the tokens of a clip; the others
-    share rows of a batch. Decoding is shared out over all. Alone: the pipeline itself. ValueError:
-    `shard` or `tensor`, which are not for sampling, another number of processes or pipeline."""
+    `parallel`: `Parallel(sequence=n)`, n processes that share the tokens of a clip, or `tensor=n`,
+    the weights of its blocks (of a copy); the others share rows of a batch. Decoding is shared out
+    over all. Alone: the pipeline itself. ValueError: `shard`, which is not for sampling, another
+    number of processes or pipeline, fewer heads than `tensor`."""
     if not isinstance(pipe, VideoPipeline):
         raise ValueError(f'parallel_pipeline: a VideoPipeline is asked for, not {pipe!r}')
     parallel = Parallel() if parallel is None else parallel
-    for name in ('shard', 'tensor'):
-        if getattr(parallel, name) > 1:
-            raise ValueError('parallel_pipeline: sampling does not share weights out; '
-                             f'{name} must be 1, not {getattr(parallel, name)}')
+    if parallel.shard > 1:
+        raise ValueError('parallel_pipeline: shard is for training and must be 1 here, not '
+                         f'{parallel.shard}; tensor shares weights out')
     device = pipe.device if device is None else device
     processes = join_processes(device, parallel=parallel)
+    if parallel.tensor > 1:                                  # before the whole is on a device
+        pipe = replace(pipe, model=copy.deepcopy(pipe.model))
+        parallel.cut_weights(pipe.model, processes)
     pipe.to(processes.device)
     if processes.world == 1:
         return pipe

@@ -188,7 +188,8 @@ def clear_gradients(self: _Trainer):
 
 @patch
 def gradients(self: _Trainer):
-    return [p.grad for p in self.parameters.values() if p.grad is not None]
+    "{name: gradient} of the weights that have one."
+    return {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
 
 
 @patch
@@ -196,8 +197,7 @@ def gradient_norm(self: _Trainer):
     "The norm of the whole gradient, a tensor."
     for optimizer in self.optimizers:
         self.scaler.unscale_(optimizer)
-    norm = torch.nn.utils.get_total_norm(self.gradients())
-    return norm.full_tensor() if self.processes.sharded else norm
+    return self.processes.norm_of(self.gradients())
 
 
 @patch

@@ -208,6 +208,12 @@ def result_first(lesson):
     yield lesson.say(None, "shows no figure, clip or table at all")
 
 
+def imports_check(lesson):
+    "What the exercises are checked with is at hand."
+    if not any(re.search(r"^from minisora import .*\bcheck\b", c.src, re.M) for c in lesson.code):
+        yield lesson.say(None, "imports no check, which its exercises call")
+
+
 def failure(lesson):
     "A failure made on purpose, with its picture."
     sec = lesson.section("What goes wrong")
@@ -520,6 +526,7 @@ TEMPLATE = [
     hosted,
     whole_thing,
     result_first,
+    imports_check,
     failure,
     exercises,
     recap,

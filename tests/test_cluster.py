@@ -16,6 +16,7 @@ from minisora.cluster import (
     crossing_layers,
     fitting_parallel,
     forward_flops,
+    links,
     sequence_traffic,
     slurm_script,
     torchrun_line,
@@ -35,6 +36,30 @@ def test_state_falls_by_shard_and_activations_by_sequence():
     assert four.compute * 2 == pytest.approx(alone.compute)
     assert alone.sent == 0 < four.sent and four.batch == 2
     assert alone.state == 20 * alone.weights
+
+
+def test_tensor_cuts_attention_and_mlps():
+    "As counted and measured on two and four processes; the modulation stays whole."
+    alone = cluster_cost(SMALL, Parallel(), 1, checkpointed=False)
+    for n, kept in ((2, 39.41), (4, 32.60)):  # of 53.04 bytes per token and channel, on width 64
+        cost = cluster_cost(SMALL, Parallel(tensor=n), n, checkpointed=False)
+        assert cost.activations / alone.activations == pytest.approx(kept / 53.04, rel=0.02)
+        assert cost.state / alone.state == pytest.approx((6 + 12 / n) / 18, rel=0.02)
+        assert cost.compute == alone.compute / n and cost.batch == 1
+    size = 8 * 8 * 8 * SMALL.width
+    two = cluster_cost(SMALL, Parallel(tensor=2), 2, checkpointed=False)
+    assert two.sent == SMALL.depth * (2 * 2 + 2 * 4) * size
+
+
+def test_between_machines_the_network_counts():
+    kind = DEVICES["H100"]
+    near, far = kind.link, kind.network
+    assert links(Parallel(shard=8), 16) == (far, near, near, near)
+    assert links(Parallel(shard=16), 16) == (far, far, near, near)
+    assert links(Parallel(sequence=4, tensor=4), 16) == (far, far, far, near)
+    one = cluster_cost(SMALL, Parallel(sequence=8), 8)
+    apart = cluster_cost(SMALL, Parallel(sequence=8), 8, per_machine=4)
+    assert apart.link > 5 * one.link and apart.sent == one.sent
 
 
 def test_what_fits_is_taken_with_as_little_sharing_of_tokens_as_it_can(monkeypatch):

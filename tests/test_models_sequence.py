@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.train import randomized, together
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minisora.cluster import sequence_traffic
 from minisora.core.protocols import wrapped
@@ -14,7 +15,8 @@ from minisora.models.conditions import WordCondition
 from minisora.models.layers import BlockConfig
 from minisora.models.layouts import Checkpointed, Factorized, Joint, Routed
 from minisora.models.modulation import AdaLNLoRA
-from minisora.models.sequence import SequenceParallel
+from minisora.models.sequence import METHODS as METHODS_OF
+from minisora.models.sequence import SequenceParallel, even_span
 from minisora.models.windows import Windows
 from minisora.temporal import VideoDiT, VideoDiTConfig
 from minisora.training.distributed import join_processes
@@ -291,3 +293,35 @@ def run_shape(config, shape, *wrappers):
         out = model(x, t, y)
         out.square().mean().backward()
     return dict(out=out.detach()) | {k: p.grad for k, p in model.named_parameters()}
+
+
+def test_the_ring_of_torch(tmp_path):
+    "PyTorch's `context_parallel`, a prototype, computes what `ring` does, and its gradients."
+    engine = pytest.importorskip("torch.distributed.tensor.experimental._attention")
+    options = getattr(engine, "_cp_options", None)
+    if options is None or not hasattr(engine, "context_parallel"):
+        pytest.skip("this version of PyTorch has another interface")
+    q, k, v, weight = torch.randn(4, 2, 3, 16, 8, generator=torch.Generator().manual_seed(0))
+
+    def job(rank):
+        join_processes("cpu")
+        n = dist.get_world_size()
+        options.enable_load_balance = False  # head and tail together: for causal attention
+        theirs = [x.clone() for x in (q, k, v)]
+        split = dict(buffers=theirs, buffer_seq_dims=[2] * 3, no_restore_buffers=set(theirs))
+        mesh = dist.init_device_mesh("cpu", (n,))
+        mine = weight.chunk(n, 2)[rank]
+        with sdpa_kernel(SDPBackend.MATH), engine.context_parallel(mesh, **split):
+            for x in theirs:
+                x.requires_grad_()
+            expected = torch.nn.functional.scaled_dot_product_attention(*theirs)
+            (expected * mine).sum().backward()
+        ours = [x.chunk(n, 2)[rank].clone().requires_grad_() for x in (q, k, v)]
+        seen = METHODS_OF["ring"](*ours, None, even_span(16, dist.group.WORLD))
+        (seen * mine).sum().backward()
+        torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
+        for x, y in zip(ours, theirs):
+            torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-5)
+
+    for world in (2, 4):
+        assert together(job, tmp_path, world) == [""] * world

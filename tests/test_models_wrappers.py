@@ -22,11 +22,13 @@ from helpers.models import (
 )
 
 from minisora.dit import DiT
+from minisora.models import layouts
 from minisora.models.layouts import (
     WRAPPERS,
     Checkpointed,
     Factorized,
     Joint,
+    Offloaded,
     Routed,
     Wrapper,
     as_part,
@@ -153,7 +155,9 @@ def test_wrappers_have_kinds():
     assert as_part(WRAPPERS, dict(kind="routed", fraction=0.25, blocks=[1, 3])) == Routed(
         0.25, (1, 3)
     )
-    with pytest.raises(ValueError, match="be one of 'checkpointed', 'flex-windows', 'routed'"):
+    with pytest.raises(
+        ValueError, match="be one of 'checkpointed', 'flex-windows', 'offloaded', 'routed'"
+    ):
         as_part(WRAPPERS, "sharded")
 
 
@@ -161,6 +165,7 @@ def test_wrappers_have_kinds():
     "make, message",
     [
         (lambda: Checkpointed(0), r"Checkpointed\.every must be a whole number from 1, not 0"),
+        (lambda: Offloaded(0), r"Offloaded\.every must be a whole number from 1, not 0"),
         (lambda: Checkpointed(True), r"Checkpointed\.every must be a whole number from 1"),
         (lambda: Checkpointed(1.5), r"Checkpointed\.every must be a whole number from 1, not 1\.5"),
         (
@@ -254,6 +259,39 @@ def test_checkpointing_an_image_model_keeps_gradients_and_drops_activations():
     assert little < much / 3
     with torch.no_grad():
         assert not model(*batch(c)).requires_grad
+
+
+@pytest.mark.parametrize("layout", [Joint(), Factorized()], ids=lambda p: p.kind)
+def test_offloading_moves_what_blocks_keep_and_no_weight(layout, monkeypatch):
+    moved = []
+    real = layouts.to_cpu
+
+    def watched(x):
+        moved.append(x)
+        return real(x)
+
+    monkeypatch.setattr(layouts, "to_cpu", watched)
+
+    def train(*wrappers):
+        moved.clear()
+        options = dict(depth=6, layout=layout, positions="rope", relative_bias=True)
+        model = video(FRAMES, *wrappers, **options).train()
+        model(*video_batch(FRAMES)).square().mean().backward()
+        weights = {p.data_ptr() for p in model.parameters()}
+        assert not any(x.data_ptr() in weights for x in moved)
+        return sum(x.nbytes for x in moved), [p.grad for p in model.parameters()]
+
+    none, want = train()
+    much, grads = train(Offloaded())
+    some, also = train(Offloaded(every=2))
+    little, too = train(Checkpointed(), Offloaded())
+    assert none == 0 < little < much / 4 and much / 3 < some < much * 2 / 3
+    assert equal(want, grads) and equal(want, also) and equal(want, too)
+    with torch.no_grad():
+        model = video(FRAMES, Offloaded(), depth=2, layout=layout)
+        moved.clear()
+        model(*video_batch(FRAMES))
+    assert not moved
 
 
 @pytest.mark.parametrize("every", [1, 2])

@@ -75,8 +75,3 @@ def test_sizes_fill_the_world(sizes, world, found):
 def test_sizes_that_do_not_fill_it(sizes, world):
     with pytest.raises(ValueError, match=f"not {world}"):
         Parallel(**sizes).sizes(world)
-
-
-def test_tensor_parallelism_is_said_to_be_missing():
-    with pytest.raises(ValueError, match="Parallel.tensor: only 1 for now"):
-        Parallel(tensor=2)

@@ -253,6 +253,7 @@ def test_a_pipeline_is_shared_out(tmp_path):
             larger=larger(["hello", "rest"], size=64, **few).frames,
         )
 
+    heads = speaking.model.config.heads
     rows, alone = made(speaking, larger)
     assert rows == (2 * 6, 3)  # two steps of a doubled batch
 
@@ -261,9 +262,11 @@ def test_a_pipeline_is_shared_out(tmp_path):
             (None, 2 * row_counts(6, 4)[rank]),
             (Parallel(sequence=2), 2 * 3),
             (Parallel(sequence=4, method="ring"), 2 * 6),
+            (Parallel(tensor=2), 2 * 3),
         ):
             shared = [parallel_pipeline(pipe, parallel) for pipe in (speaking, larger)]
             assert not hasattr(speaking.model.layout, "inner")
+            assert speaking.model.blocks[0].attn.heads == heads
             rows, frames = made(*shared)
             assert rows == (share, rank < 3), (rows, parallel)
             for name, clips in frames.items():
@@ -315,7 +318,7 @@ def test_alone_nothing_changes():
         parallel_pipeline(pipe, Parallel(sequence=2))
     with pytest.raises(ValueError, match="a VideoPipeline is asked for, not UpsamplingPipeline"):
         parallel_pipeline(with_upsampler().upsampler)
-    with pytest.raises(ValueError, match="parallel_pipeline: .* shard must be 1, not 2"):
+    with pytest.raises(ValueError, match="parallel_pipeline: shard is .* must be 1 here, not 2"):
         parallel_pipeline(pipe, Parallel(shard=2))
 
 

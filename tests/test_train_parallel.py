@@ -51,6 +51,8 @@ TWO = [
     ("joint", Parallel(sequence=2, method="ring")),
     ("factorized", Parallel(sequence=2, method="dsp")),
     ("windows", Parallel(sequence=2, method="allgather")),
+    ("joint", Parallel(tensor=2)),
+    ("windows", Parallel(tensor=2)),
 ]
 FOUR = [
     ("joint", Parallel(shard=2)),
@@ -58,6 +60,9 @@ FOUR = [
     ("joint", Parallel(sequence=2, method="allgather")),
     ("factorized", Parallel(shard=2, sequence=2, method="ulysses")),
     ("windows", Parallel(shard=2, sequence=2, method="dsp")),
+    ("factorized", Parallel(shard=2, tensor=2)),
+    ("joint", Parallel(replicate=2, tensor=2)),
+    ("windows", Parallel(sequence=2, tensor=2, method="dsp")),
 ]
 ROUTES = dict(wrappers=(Routed(0.5, (0, 2)), Checkpointed()))
 
@@ -69,6 +74,7 @@ def test_the_numbers_of_one_process(alone, world, cases, tmp_path):
     def job(rank):
         for k, (layout, parallel) in enumerate(cases):
             trained = run(tmp_path / str(k), layout, parallel=parallel)
+            assert trained.ema.blocks[0].attn.heads == TINY.heads
             assert trained.ema.blocks[0].attn.qkv.weight.shape[0] == 3 * TINY.width
 
     assert together(job, tmp_path, world) == [""] * world
@@ -96,17 +102,21 @@ def test_routing_and_checkpointing_go_along(tmp_path):
 
 
 def test_resumes_under_any_other_mesh(alone, tmp_path):
-    "Written by two that share weights, gone on with by four that share tokens, ended by one."
+    "By two that share weights, then four that share tokens, four with cut weights, and one."
     out = tmp_path / "out"
 
     def first(rank):
         run(out, parallel=Parallel(shard=2), stop_at=6)
 
     def then(rank):
-        run(out, parallel=Parallel(sequence=2, shard=2), stop_at=14)
+        run(out, parallel=Parallel(sequence=2, shard=2), stop_at=11)
+
+    def further(rank):
+        run(out, parallel=Parallel(tensor=2, shard=2), stop_at=16)
 
     assert together(first, tmp_path) == [""] * 2
     assert together(then, tmp_path, 4) == [""] * 4
+    assert together(further, tmp_path, 4) == [""] * 4
     run(out)
     equal(alone["joint"], out)
 

@@ -76,7 +76,6 @@ def _check_kinds(args):
         raise ValueError(f'out must be a folder, not {args.out!r}')
     if args.out is not None and os.path.isfile(os.path.expanduser(args.out)):
         raise ValueError(f'out must be a folder; {args.out} is a file')
-
     if args.parallel is not None and args.shard:
         raise ValueError('shard=True and parallel both say how weights are shared out: take '
                          'parallel=Parallel(shard=…) alone')
@@ -97,6 +96,9 @@ def _check_together(args, processes):
     if args.on_oom == 'accumulate' and processes.lockstep:
         raise ValueError("on_oom='accumulate' does not go with shared weights or tokens, whose "
                          'ranks wait for each other in each block')
+    if args.optimizer == 'muon' and processes.tensor_group is not None:
+        raise ValueError("optimizer='muon' needs whole matrices, and Parallel.tensor cuts them: "
+                         'take shard, or adamw')
     for size in batch_sizes(args.batch_size):
         if size % processes.data_world:
             raise ValueError(f'batch_size={size} cannot be split evenly over '

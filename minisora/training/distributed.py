@@ -62,12 +62,14 @@ class Distributed:
         self.parallel = parallel
         sizes = (1, world, 1, 1) if sharded else (world, 1, 1, 1)
         self.sizes = parallel.sizes(world) if parallel else sizes
-        self.sharded = self.sizes[1] > 1
+        self.sharded = self.sizes[1] > 1 or self.sizes[3] > 1    # has each a part of the weights?
         self.data_world = self.sizes[0] * self.sizes[1]
         self.each = world // self.data_world                 # processes that share a sample
         self.data_rank = rank // self.each
         self.lockstep = self.sharded or self.each > 1        # must all run each block together?
-        self.sequence_group = self._sequence_group()
+        self.sequence_group = self._shared_group(2, 'r s n t -> (r s t) n')
+        self.tensor_group = self._shared_group(3, 'r s n t -> (r s n) t')
+        self.parts = {}                                      # of weights cut over tensor_group
 
     @property
     def is_main(self):
@@ -92,9 +94,9 @@ def group_of(self: Distributed, pattern):
 
 
 @patch
-def _sequence_group(self: Distributed):
-    "The processes that share out the tokens of the same clips, this one among them, or None."
-    return None if self.sizes[2] == 1 else self.group_of('r s n t -> (r s t) n')
+def _shared_group(self: Distributed, axis, pattern):
+    "The processes that share something out, along an axis of the sizes, this one among them."
+    return None if self.sizes[axis] == 1 else self.group_of(pattern)
 
 
 @functools.cache
@@ -108,9 +110,10 @@ def _groups(rows, world):
 def _weight_mesh(self: Distributed):
     "The device mesh over which weights are shared out: of one axis, or (copies, parts)."
     from torch.distributed.device_mesh import DeviceMesh
-    ranks = rearrange(_grid(self.sizes), 'r s n t -> (r n t) s')
+    ranks = rearrange(_grid(self.sizes), 'r s n t -> (r n) s t')
     names = ('copies', 'parts') if len(ranks) > 1 else ('parts',)
-    return DeviceMesh(self.device.type, ranks if len(ranks) > 1 else ranks[0], mesh_dim_names=names)
+    whole = DeviceMesh(self.device.type, ranks, mesh_dim_names=('copies', 'parts', 'tensor'))
+    return whole[names]
 
 # %% ../../nbs/training/distributed.ipynb #90d8402b
 def join_processes(device=None, shard=False, parallel=None):
@@ -194,7 +197,8 @@ def replicate(self: Distributed, model, buffers=True):
 @patch
 def shard(self: Distributed, model):
     """A copy of the model of which each process keeps a part (FSDP2), block by block; where there
-    are several groups that share it out, gradients are averaged over them too (HSDP)."""
+    are several groups that share it out, gradients are averaged over them too (HSDP). What
+    `tensor_group` shares out is cut before."""
     from torch.distributed.fsdp import fully_shard
     model = copy.deepcopy(model)
     mesh = self._weight_mesh()
@@ -203,6 +207,8 @@ def shard(self: Distributed, model):
         torch.distributed.broadcast(t.data, 0)
         if isinstance(t, torch.nn.Parameter):
             t.data = t.data.cpu()
+    if self.tensor_group is not None:
+        self.parts = self.parallel.cut_weights(model, self)
     for part in (*repeated_blocks(model), model):
         fully_shard(part, mesh=mesh)
     return model
@@ -227,6 +233,40 @@ def gather_full(self: Distributed, tensors, everywhere=False):
             full[key] = t
             continue
         t = t.full_tensor()
+        part = self._part(key)
+        t = t if part is None else part.whole(t)
         if everywhere or self.is_main:
             full[key] = t.cpu()
     return full
+
+
+@patch
+def _part(self: Distributed, key):
+    "What this process has of a parameter, or of 'parameter/moment'; None: it is not cut."
+    return self.parts.get(key.partition('/')[0])
+
+
+@patch
+def own_part(self: Distributed, tensors):
+    "Whole tensors {key: tensor} of a checkpoint -> of those that are cut this process's parts."
+    parts = {key: self._part(key) for key in tensors}
+    return {key: part.of(tensors[key]) if part else tensors[key] for key, part in parts.items()}
+
+# %% ../../nbs/training/distributed.ipynb #8c546abb
+@patch
+def norm_of(self: Distributed, gradients):
+    "The norm of the whole gradient {name: tensor}, a tensor, the same on all processes."
+    same = [g for name, g in gradients.items() if name not in self.parts]
+    norm = _whole_norm(same)
+    if self.tensor_group is None:
+        return norm
+    own = _whole_norm([g for name, g in gradients.items() if name in self.parts])
+    norms = [torch.empty_like(own) for _ in range(self.sizes[3])]
+    torch.distributed.all_gather(norms, own, group=self.tensor_group)
+    return torch.linalg.vector_norm(torch.stack([norm.to(own), *norms]))
+
+
+def _whole_norm(tensors):
+    "The norm of tensors, sharded or not."
+    norm = torch.nn.utils.get_total_norm(tensors)
+    return norm.full_tensor() if hasattr(norm, 'full_tensor') else norm

@@ -27,7 +27,7 @@ def backward_with_oom_retry(trainer, *inputs):
     while processes.any(failure is not None):
         _split_further(trainer, len(inputs[-1]), failure)
         means, failure = with_memory_error(trainer.backward, *inputs, sync=alone)
-    for gradient in [] if alone else trainer.gradients():
+    for gradient in [] if alone else trainer.gradients().values():
         processes.mean(gradient)
     return means
 

@@ -198,6 +198,7 @@ def restore(self: TrainerState, checkpoint):
     check_same_data(self.note, checkpoint.state.get('trained_with'), checkpoint.path)
     if checkpoint.step > self.args.steps:
         raise ValueError(f'{checkpoint.path} is past steps={self.args.steps}')
+    self.take_own_parts(checkpoint)
     checkpoint.load_into(self.model, 'model')
     for decay, average in self.averages.items():
         checkpoint.load_into(average.model, 'ema' if decay == self.args.ema else decay)
@@ -211,6 +212,14 @@ def restore(self: TrainerState, checkpoint):
     for part in (self.log_sums, self.spikes, self.stopwatch):
         part.load_state(checkpoint.state)
     self.step = checkpoint.step
+
+# %% ../../nbs/training/state.ipynb #de62e24c
+@patch
+def take_own_parts(self: TrainerState, checkpoint):
+    "Of weights that are cut over processes, only this one's parts are kept, in place."
+    c = checkpoint
+    for whole in (c.model, c.ema, c.optimizer, *c.emas.values()):
+        whole.update(self.processes.own_part(whole))
 
 # %% ../../nbs/training/state.ipynb #67d3498c
 @patch
