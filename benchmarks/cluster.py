@@ -18,7 +18,8 @@ more devices can save, and the difference is what it leaves out.
 `fastseq`: OpenDiT says that its FastSeq, two collectives a layer, saves up to 48 % of the traffic
 of sequence parallelism within a machine. Counted here for the forward pass of a layer: keys and
 values gathered, against Megatron-LM's sequence parallelism (Korthikanti et al. 2022), which gathers
-tokens before attention and MLP and scatters sums behind both, and against Ulysses, on eight devices.
+tokens before attention and MLP and scatters sums behind both, and against Ulysses, on eight
+devices.
 
 `opendit`: the setting that OpenDiT gives to reproduce its ImageNet run, DiT-XL/2 at 256 pixels,
 a batch of 180 in 16 bits without checkpointing, on eight devices. It publishes no seconds for it,
