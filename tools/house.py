@@ -26,6 +26,7 @@ FOLDERS = {
     "processes": {"core"},
     "training": {"core"},
     "evaluation": {"core", "data", "latents"},
+    "film": {"core", "data"},
 }
 FOLDERS["checkers"] = set(FOLDERS)
 LESSONS = [
@@ -71,6 +72,7 @@ TOP = [
     "run_budget",
     "experiment",
     "image_video",
+    "story_run",
     "cluster",
     "cache_run",
     "check",
