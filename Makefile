@@ -6,7 +6,7 @@ SHELL  := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help video test lint lab docs site-check readme export clean distclean
+.PHONY: help video story test lint lab docs site-check readme export clean distclean
 
 # The words a user gives reach the commands through the environment, untouched: spaces, quotes and $ are safe.
 PROMPT ?=
@@ -18,6 +18,7 @@ STEPS  ?=
 SIZE   ?=
 FPS    ?=
 MINUTES ?=
+SCRIPT ?=
 override PROMPT := $(value PROMPT)
 override IMAGE  := $(value IMAGE)
 override DATA   := $(value DATA)
@@ -26,7 +27,8 @@ override STEPS  := $(value STEPS)
 override SIZE   := $(value SIZE)
 override FPS    := $(value FPS)
 override MINUTES := $(value MINUTES)
-export PROMPT IMAGE DATA OUT STEPS SIZE FPS MINUTES
+override SCRIPT := $(value SCRIPT)
+export PROMPT IMAGE DATA OUT STEPS SIZE FPS MINUTES SCRIPT
 
 help:  ## list the commands
 	@echo "MiniSora: text to video on your own computer. Commands:"; echo
@@ -47,6 +49,10 @@ video: .venv/.ready  ## train a small model from zero and make a video (PROMPT="
 	elif [ -n "$$SIZE" ]; then more+=(--set "size=$$SIZE"); fi; \
 	[ -z "$$FPS" ] || more+=(--set "fps=$$FPS"); \
 	exec $(BIN)/minisora video --prompt="$$PROMPT" --data="$$DATA" --out="$$out" "$${more[@]}"
+
+story: .venv/.story  ## make a narrated film of a text (SCRIPT=file.md or SCRIPT="a text", OUT=film.mp4, ARGS="--help")
+	@[ -n "$$SCRIPT" ] || { echo 'Which text? make story SCRIPT=file.md, or SCRIPT="a text"'; exit 1; }; \
+	exec $(BIN)/minisora story --out="$${OUT:-film.mp4}" $(ARGS) -- "$$SCRIPT"
 
 test: .venv/.ready  ## run every notebook, the checks, the linter and the tests (under 25 minutes on 2 cores)
 	@export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1; failed=; \
@@ -79,6 +85,13 @@ clean:  ## remove build outputs and caches (keeps .venv, data/ and runs/)
 
 distclean: clean  ## clean, and remove .venv and node_modules too
 	@rm -rf .venv node_modules
+
+# Voices for `make story`; without them it would speak by a synthesizer of the machine, or not at all.
+.venv/.story: .venv/.ready
+	@echo "Installing voices (once; 120 MB) ..."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[story]' || \
+	  { echo "Could not install the voices (see above). Run make again."; exit 1; }
+	@touch $@
 
 # One environment for everything. The stamp is written last, so an interrupted installation starts again.
 .venv/.ready: constraints.txt settings.ini

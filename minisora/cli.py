@@ -10,27 +10,31 @@ import argparse
 import os
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from . import __version__
 from .autoencoder import load_autoencoder
 from .cache_run import is_saved_pipeline, note_autoencoder, sample_saved, train_on_cache
-from .cli_arguments import (
-    DEFAULT_OUT, _axes_argument, _cache_argument, _clips_arguments, _convert_arguments,
-    _encode_arguments, _evaluate_arguments, _launch_arguments, _repair_arguments, _run_arguments,
-    _sample_arguments, _train_arguments, _video_arguments)
+from minisora.cli_arguments import (
+    DEFAULT_OUT, STORY_FIELDS, _axes_argument, _cache_argument, _clips_arguments,
+    _convert_arguments, _encode_arguments, _evaluate_arguments, _launch_arguments,
+    _repair_arguments, _run_arguments, _sample_arguments, _story_arguments, _train_arguments,
+    _video_arguments)
 from .cluster import clip_config, fitting_parallel, slurm_script, torchrun_line
 from .core.boundary import guarded
 from .core.checks import did_you_mean
 from .core.errors import printable
 from .core.renames import old_names
-from .data.folders import FolderClips
 from .data import opening
+from .data.folders import FolderClips
 from .data.unreadable import ReadableSubset
 from .data.video import stack_clips
 from .experiment import Experiment, make_video
+from .film.script import open_script
 from .export import export_onnx
 from .image_video import enlarge_scene, picture_video, upsampler_for
 from .latent_cache import import_npy_folder, repair_cache, verify_cache, write_cache
@@ -42,6 +46,7 @@ from .metrics import format_report
 from .pipeline import VideoPipeline
 from .pipeline_output import save_sheet
 from .run_budget import budget_changes
+from .story_run import make_film, plan_film, save_storyboard, shows_for
 
 # %% ../nbs/96_cli.ipynb #1fd588b9
 def _open_run(args):
@@ -305,6 +310,44 @@ def _launch_command(args):
         print('\non this machine:\n' + torchrun_line(args.script, 1, args.devices, 'localhost'))
     print('\nfor sbatch:\n' + slurm_script(args.script, args.machines, args.devices))
 
+# %% ../nbs/96_cli.ipynb #7221c29f
+def _story_command(args):
+    "a narrated film of a text, a .txt or .md file, or a storyboard (.json)"
+    given = {name: getattr(args, name) for name in STORY_FIELDS}
+    options = {name: value for name, value in given.items() if value is not None}
+    if 'size' in options:
+        options['size'] = tuple(options['size'])
+    if options.get('music') == 'none':
+        options['music'] = None
+    board = open_script(args.source, shows_for(args.stock, not args.no_models))
+    board = replace(board, **options, captions=board.captions and not args.no_captions)
+    board.check()
+    for line in str(plan_film(board)).split('\n'):
+        print(printable(line))
+    if args.dry_run:
+        return
+    out = Path(args.out)
+    if Path(args.source).suffix != '.json' or Path(args.source) != out.with_suffix('.json'):
+        save_storyboard(board, out)
+    with tqdm(disable=None, unit='frame') as bar:
+        made = make_film(board, out, args.strict, lambda what, done, of: _tell(bar, what, done, of))
+    for problem in made.problems:
+        print(printable(f'note: {problem}'), file=sys.stderr)
+    print(printable(f'watch {made.path}  ({made.seconds:.1f} s, spoken by '
+                    f'{" and ".join(made.speakers) or "nobody"}; edit {out.with_suffix(".json")} '
+                    'and tell that one again)'))
+
+
+def _tell(bar, what, done, of):
+    "Move the bar of a film on."
+    if bar.disable:
+        return
+    if bar.desc != f'{what}: ':
+        bar.set_description(what)
+    bar.total = of
+    bar.n = done
+    bar.update(0)
+
 # %% ../nbs/96_cli.ipynb #b4daf893
 def _export_command(args):
     "write a pipeline, or a finished run, as ONNX files, which browsers and phones can run"
@@ -324,7 +367,8 @@ COMMANDS = dict(
     sample=(_sample_command, _sample_arguments), evaluate=(_evaluate_command, _evaluate_arguments),
     encode=(_encode_command, _encode_arguments), convert=(_convert_command, _convert_arguments),
     verify=(_verify_command, _cache_argument), repair=(_repair_command, _repair_arguments),
-    export=(_export_command, _export_arguments), launch=(_launch_command, _launch_arguments))
+    export=(_export_command, _export_arguments), launch=(_launch_command, _launch_arguments),
+    story=(_story_command, _story_arguments))
 ALIASES = dict(evaluate=['metrics', 'measure'])
 
 

@@ -177,3 +177,27 @@ def _launch_arguments(p):
     p.add_argument('--devices', type=_count, default=8, help='of each machine (%(default)s)')
     p.add_argument('--clips', type=_count, default=1,
                    help='of each group of devices that shares a clip (%(default)s)')
+
+# %% ../nbs/96_cli_arguments.ipynb #7b196694
+STORY_FIELDS = ('size', 'fps', 'language', 'speaker', 'voice', 'rate', 'music', 'crossfade')
+
+
+def _story_arguments(p):
+    p.add_argument('source', help='a text, a .txt or .md file, or a storyboard (.json)')
+    p.add_argument('--out', default='film.mp4', help='the film (%(default)s); beside it subtitles, '
+                   'a poster, the storyboard, and a folder of what it is made of')
+    p.add_argument('--dry-run', action='store_true', help='only say what it will take')
+    p.add_argument('--strict', action='store_true',
+                   help='an error where an item fails; else a card takes its place')
+    p.add_argument('--size', type=_count, nargs=2, metavar=('WIDTH', 'HEIGHT'),
+                   help='in pixels, even (854 480; 480 854 is upright)')
+    p.add_argument('--fps', type=float, help='frames a second (25)')
+    p.add_argument('--speaker', help='piper, espeak or silent (piper for English, else espeak)')
+    p.add_argument('--voice', help='of the speaker: a .onnx file, or a language of espeak')
+    p.add_argument('--rate', type=float, help='of speech, 0.5 to 2 (1)')
+    p.add_argument('--language', help='of the text (as its letters say)')
+    p.add_argument('--music', help='a file, "bed" (a quiet one, made here) or "none"')
+    p.add_argument('--crossfade', type=float, help='seconds from shot to shot (0.4)')
+    p.add_argument('--no-captions', action='store_true', help='no subtitles in the picture')
+    p.add_argument('--stock', metavar='FOLDER', help='pictures and clips, found by their names')
+    p.add_argument('--no-models', action='store_true', help='no clips of the models of the course')

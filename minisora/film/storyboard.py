@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_LETTERS', 'MOST_SCENES', 'Scene', 'scene_of', 'Storyboard', 'check_size', 'load_storyboard']
 
-# %% ../../nbs/film/storyboard.ipynb #cc218ccb
+# %% ../../nbs/film/storyboard.ipynb #c836410d
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..core.checks import check_int, check_number, did_you_mean
 from ..core.files import read_json, write_json
 from .shots import check_file, check_text, shot_of
 
-# %% ../../nbs/film/storyboard.ipynb #02ea96c3
+# %% ../../nbs/film/storyboard.ipynb #bfc7e288
 MOST_LETTERS = 2000                  # of a scene
 MOST_SCENES = 1000
 
@@ -55,7 +55,7 @@ def _check_names(values, cls, where):
         if name not in known:
             raise ValueError(f'{where}: there is no field {name!r}{did_you_mean(name, known)}')
 
-# %% ../../nbs/film/storyboard.ipynb #037a4bc9
+# %% ../../nbs/film/storyboard.ipynb #e55b6fd0
 @dataclass(frozen=True)
 class Storyboard:
     "All that a film is made from."
@@ -64,7 +64,7 @@ class Storyboard:
     size: tuple = (854, 480)         # width and height in pixels, even
     fps: float = 25
     language: str = 'en'
-    speaker: str = 'piper'           # who speaks: see `film.speech`
+    speaker: str = 'piper'           # who speaks: see `film.speech`, `film.speech_endpoints`
     voice: str | None = None         # None: the speaker's own
     rate: float = 1.                 # 2: twice as fast
     music: str | None = 'bed'        # a file, 'bed': a quiet one made here; None
@@ -77,7 +77,7 @@ class Storyboard:
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         return found | dict(size=list(self.size), scenes=[s.to_dict() for s in self.scenes])
 
-# %% ../../nbs/film/storyboard.ipynb #f976ce66
+# %% ../../nbs/film/storyboard.ipynb #944ebf09
 @patch
 def check(self: Storyboard):
     "ValueError or FileNotFoundError names the field that cannot be."
@@ -108,7 +108,7 @@ def check_size(size):
         raise ValueError('size may be at most 1920 × 1080, either way up, not '
                          f'{size[0]} × {size[1]}')
 
-# %% ../../nbs/film/storyboard.ipynb #7bf74571
+# %% ../../nbs/film/storyboard.ipynb #5b11afcb
 @patch(cls_method=True)
 def from_dict(cls: Storyboard, values, folder='.'):
     """A storyboard from JSON's values; files are looked for in `folder`. ValueError or
