@@ -29,7 +29,7 @@ from minisora.core.files import write_json
 from minisora.film.script import open_script
 from minisora.film.sound import loudness, read_sound, resample
 from minisora.film.subtitles import read_subtitles
-from minisora.story_run import spoken_scene, timed_scenes
+from minisora.story import spoken_scene, timed_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "data" / "stories" / "rain.md"

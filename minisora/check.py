@@ -19,6 +19,7 @@ from .checkers.metrics import *  # noqa: F403
 from .checkers.parallel import *  # noqa: F403
 from .checkers.sampling import *  # noqa: F403
 from .checkers.single_gpu import *  # noqa: F403
+from .checkers.story import *  # noqa: F403
 from .checkers.temporal import *  # noqa: F403
 from .checkers.train import *  # noqa: F403
 from .checkers.upsampling import *  # noqa: F403

@@ -34,7 +34,6 @@ from .data.folders import FolderClips
 from .data.unreadable import ReadableSubset
 from .data.video import stack_clips
 from .experiment import Experiment, make_video
-from .film.script import open_script
 from .export import export_onnx
 from .image_video import enlarge_scene, picture_video, upsampler_for
 from .latent_cache import import_npy_folder, repair_cache, verify_cache, write_cache
@@ -46,7 +45,11 @@ from .metrics import format_report
 from .pipeline import VideoPipeline
 from .pipeline_output import save_sheet
 from .run_budget import budget_changes
-from .story_run import make_film, plan_film, save_storyboard, shows_for
+
+# %% ../nbs/96_cli.ipynb #cfb16b91
+from .film.script import open_script
+from .story import make_film, plan_film, save_storyboard
+from .story_shots import shows_for
 
 # %% ../nbs/96_cli.ipynb #1fd588b9
 def _open_run(args):

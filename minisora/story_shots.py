@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'PICTURES', 'CLIPS', 'Frames', 'keep_frames', 'open_model', 'weights_of', 'SceneModel', 'Avatar',
-           'content_words', 'ScenesShow', 'AvatarShow', 'StockShow']
+           'content_words', 'ScenesShow', 'AvatarShow', 'StockShow', 'shows_for']
 
-# %% ../nbs/95_story_shots.ipynb #17c44ced
+# %% ../nbs/95_story_shots.ipynb #ffee655b
 import functools
 import hashlib
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from .film.script import STOP
 from .film.shots import SHOTS, Clip, Picture, Shot, check_text, shown_in_turn
 from .pipeline import VideoPipeline
 
-# %% ../nbs/95_story_shots.ipynb #cd910d0f
+# %% ../nbs/95_story_shots.ipynb #912aaae9
 @SHOTS.register('frames')
 @dataclass(frozen=True)
 class Frames(Shot):
@@ -55,7 +55,7 @@ def keep_frames(path, frames, fps):
     with atomic_file(path) as part, open(part, 'wb') as file:
         np.savez(file, frames=frames, fps=fps)
 
-# %% ../nbs/95_story_shots.ipynb #21af1fdb
+# %% ../nbs/95_story_shots.ipynb #0fb6e248
 MODELS = {'scenes': 'first-video', 'avatar': 'avatar'}
 
 
@@ -74,7 +74,7 @@ def weights_of(name):
         digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()
 
-
+# %% ../nbs/95_story_shots.ipynb #69a8e624
 @dataclass(frozen=True)
 class _FromModel(Shot):
     "A clip that a model makes from a prompt."
@@ -105,7 +105,7 @@ class _FromModel(Shot):
             keep_frames(file, frames, pipe.fps)
         return Frames(str(file), self.prompt)
 
-# %% ../nbs/95_story_shots.ipynb #2476f891
+# %% ../nbs/95_story_shots.ipynb #48e984f3
 @SHOTS.register('model')
 @dataclass(frozen=True)
 class SceneModel(_FromModel):
@@ -118,7 +118,7 @@ class Avatar(_FromModel):
     "A clip of the signing avatar, such as 'thank you'."
     model = 'avatar'
 
-# %% ../nbs/95_story_shots.ipynb #bebd13db
+# %% ../nbs/95_story_shots.ipynb #d7848d5c
 def content_words(text):
     "The words of a text that carry meaning, in order."
     return [word for word in tokenize(text) if word not in STOP and any(map(str.isalnum, word))]
@@ -156,7 +156,7 @@ class AvatarShow:
             return None
         return 1., Avatar(words)
 
-# %% ../nbs/95_story_shots.ipynb #4e228de7
+# %% ../nbs/95_story_shots.ipynb #445e20c6
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif')
 CLIPS = ('.mp4', '.mov', '.mkv', '.webm', '.avi', '.m4v')
 
@@ -190,3 +190,13 @@ class StockShow:
 def _stem(word):
     "A word without the ending of a plural."
     return word.removesuffix('s') if len(word) > 3 else word
+
+# %% ../nbs/95_story_shots.ipynb #0ebab081
+def shows_for(stock=None, models=True):
+    "Who may offer shots: our models, where the course is at hand, and a folder of material."
+    found = [StockShow(stock)] if stock else []
+    try:
+        found += [ScenesShow(), AvatarShow()] if models else []
+    except FileNotFoundError:
+        pass
+    return found

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minisora import cli, story_run
+from minisora import cli, story
 from minisora.film.script import open_script
 from minisora.film.shots import Card
 from minisora.film.speech import SPEAKERS, SpeechError
 from minisora.film.storyboard import Scene, Storyboard
 from minisora.film.subtitles import read_subtitles
-from minisora.story_run import make_film, plan_film, save_storyboard, shows_for
-from minisora.story_shots import Avatar, AvatarShow, SceneModel, ScenesShow, StockShow
+from minisora.story import make_film, plan_film, save_storyboard
+from minisora.story_shots import Avatar, AvatarShow, SceneModel, ScenesShow, StockShow, shows_for
 
 SMALL = dict(size=(128, 72), fps=8, speaker="silent", music=None)
 TEXT = "# Rain\n\nRain falls on the hills of the land. A red ring moves left.\n\nIt is wet.\n"
@@ -50,8 +50,8 @@ def test_a_film(tmp_path):
 
 def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
     asked = []
-    real = story_run.speak
-    monkeypatch.setattr(story_run, "speak", lambda text, *a: asked.append(text) or real(text, *a))
+    real = story.speak
+    monkeypatch.setattr(story, "speak", lambda text, *a: asked.append(text) or real(text, *a))
     board = open_script("One sentence stands here alone, as it is long enough.\n\nTwo.", **SMALL)
     first = make_film(board, tmp_path / "a.mp4")
     assert len(asked) == 2
@@ -215,7 +215,7 @@ def test_two_at_a_time_are_refused(tmp_path):
 KILLED = """
 import sys
 from minisora.film.script import open_script
-from minisora.story_run import make_film
+from minisora.story import make_film
 board = open_script(sys.argv[1], size=(320, 180), fps=25, speaker="silent", music="bed")
 make_film(board, sys.argv[2])
 """

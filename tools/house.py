@@ -72,7 +72,7 @@ TOP = [
     "run_budget",
     "experiment",
     "image_video",
-    "story_run",
+    "story_shots",
     "cluster",
     "cache_run",
     "check",

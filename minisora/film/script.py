@@ -8,7 +8,7 @@ __all__ = ['ENDS', 'WIDE_ENDS', 'CLOSERS', 'ABBREVIATIONS', 'MAY_END', 'PICTURE'
            'plain_of_markdown', 'parts_of_markdown', 'parts_of_text', 'read_script', 'name_of', 'decode_text_file',
            'key_phrase', 'scene_texts', 'steps_in', 'shot_for', 'storyboard_of', 'open_script']
 
-# %% ../../nbs/film/script.ipynb #22bcee78
+# %% ../../nbs/film/script.ipynb #37ea7920
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from .drawing import is_wide
 from .shots import Card, Diagram, Picture
 from .storyboard import MOST_LETTERS, Scene, Storyboard, load_storyboard
 
-# %% ../../nbs/film/script.ipynb #6ae1b37d
+# %% ../../nbs/film/script.ipynb #829a337b
 ENDS = '.!?…'
 WIDE_ENDS = '。！？'
 CLOSERS = '"\'”’»)]）】」』》'
@@ -60,7 +60,7 @@ def _ends_here(text, start, i):
     number = word.isdigit() and text[start:i].strip() == word     # "1. First"
     return not (word in ABBREVIATIONS or initial or number)
 
-# %% ../../nbs/film/script.ipynb #bcc01668
+# %% ../../nbs/film/script.ipynb #564d06d0
 def split_long(sentence, most=200):
     "A sentence in pieces of at most `most` letters, cut behind clauses or words where it can be."
     pieces = []
@@ -83,7 +83,7 @@ def language_of(text):
     latin = sum(c < '\u0250' for c in letters)
     return 'en' if 2 * latin >= len(letters) else 'other'
 
-# %% ../../nbs/film/script.ipynb #6563c2ef
+# %% ../../nbs/film/script.ipynb #41569594
 @dataclass(frozen=True)
 class Part:
     "A 'heading', a 'text' or a 'picture' (with its alternative text) of a script."
@@ -112,7 +112,7 @@ def count_words(text):
     narrow = ''.join(' ' if is_wide(c) else c for c in text)
     return len([w for w in narrow.split() if any(c.isalnum() for c in w)]) + (wide + 1) // 2
 
-# %% ../../nbs/film/script.ipynb #e8b33042
+# %% ../../nbs/film/script.ipynb #a6608275
 PICTURE = re.compile(r'!\[([^\]]*)\]\(<?([^)>\s]+)>?(?:\s+"[^"]*")?\)')
 LINK = re.compile(r'\[([^\]]+)\]\([^)]*\)')
 FENCE = re.compile(r'^(```|~~~).*?^\1[^\n]*$', re.M | re.S)
@@ -151,13 +151,13 @@ def parts_of_markdown(text):
         parts += [Part('text', joined)] if joined else []
     return [part for part in parts if part.text or part.file]
 
-# %% ../../nbs/film/script.ipynb #de232040
+# %% ../../nbs/film/script.ipynb #0bb4cba8
 def parts_of_text(text):
     "The `Part`s of a plain text: its paragraphs."
     return [Part('text', ' '.join(block.split())) for block in re.split(r'\n\s*\n', text)
             if block.strip()]
 
-# %% ../../nbs/film/script.ipynb #87c5c27e
+# %% ../../nbs/film/script.ipynb #2ab86eb6
 MOST_WORDS = 5000                    # about half an hour
 
 
@@ -186,7 +186,7 @@ def read_script(source):
                          'half an hour: make one of each chapter')
     return script
 
-# %% ../../nbs/film/script.ipynb #c907ab5c
+# %% ../../nbs/film/script.ipynb #94546cfa
 def name_of(path):
     "A title from a file's name."
     return ' '.join(re.sub(r'[_\-]+', ' ', path.stem).split()).capitalize()
@@ -226,7 +226,7 @@ def _is_file(path):
     except OSError:
         return False
 
-# %% ../../nbs/film/script.ipynb #4351505f
+# %% ../../nbs/film/script.ipynb #bce83f34
 STOP = set('''a about after again all also am an and any are as at be because been before being
 below between both but by can could did do does doing down during each few for from further had has
 have having he her here hers him his how i if in into is it its itself just me more most my no nor
@@ -248,7 +248,7 @@ def key_phrase(text, most=4):
     phrase = ' '.join(word for word, _ in best[:most]).removesuffix(' of')
     return phrase[:1].upper() + phrase[1:] or text[:40]
 
-# %% ../../nbs/film/script.ipynb #608a1861
+# %% ../../nbs/film/script.ipynb #199e53f9
 def _runs_of(sentence):
     "Words that mean something, in a row, with an 'of' between them: [[(word, is it a name)]]."
     runs = [[]]
@@ -270,7 +270,7 @@ def _weight(run):
     words = [word for word, _ in run if word != 'of']
     return len(words) + sum(named for _, named in run), sum(map(len, words))
 
-# %% ../../nbs/film/script.ipynb #3e4b4b91
+# %% ../../nbs/film/script.ipynb #0c9ef09f
 def scene_texts(text, least=70):
     "The sentences of a paragraph, as they are spoken together: from `least` letters if it can be."
     found = []
@@ -308,7 +308,7 @@ def shot_for(text, shows=()):
         return Diagram(steps), 'steps in order: a diagram'
     return Card(key_phrase(text)), 'no model shows this: a card'
 
-# %% ../../nbs/film/script.ipynb #28a240ca
+# %% ../../nbs/film/script.ipynb #6caa509a
 def storyboard_of(script, shows=(), **options):
     """A `Storyboard` of a `Script` by rules; `shows`: objects with `kind` and `match(text)`, which
     returns (score, shot) or None. `options`: fields of the storyboard.
