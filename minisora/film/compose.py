@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['spans_of', 'mixed', 'pictures', 'with_captions', 'Format', 'write_film']
 
-# %% ../../nbs/film/compose.ipynb #1d849667
+# %% ../../nbs/film/compose.ipynb #1b4e561c
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,7 +16,7 @@ from ..core.files import atomic_file
 from .drawing import caption_layer
 from .sound import RATE
 
-# %% ../../nbs/film/compose.ipynb #42e7688a
+# %% ../../nbs/film/compose.ipynb #796f997b
 def spans_of(seconds, fps):
     "(first frame, frame after the last) of scenes that last so many `seconds` each."
     edges = np.round(np.cumsum([0., *seconds]) * fps).astype(int)
@@ -55,7 +55,7 @@ def _checked(frame, shot, size):
         raise ValueError(f'{shot!r} gives frames {shape}, not ({size[1]}, {size[0]}, 3) uint8')
     return frame
 
-# %% ../../nbs/film/compose.ipynb #8f78a0f4
+# %% ../../nbs/film/compose.ipynb #e363c309
 def with_captions(frames, cues, size, fps):
     "Frames with the cue of their time at the lower edge; the word that is spoken is another color."
     layers = {}
@@ -71,7 +71,7 @@ def with_captions(frames, cues, size, fps):
             frame = layers[k, spoken].over(frame)
         yield frame
 
-# %% ../../nbs/film/compose.ipynb #2e9043da
+# %% ../../nbs/film/compose.ipynb #39c5da28
 @dataclass(frozen=True)
 class Format:
     "How pictures and sound are coded."
@@ -93,6 +93,7 @@ class _Writer:
         self.video.width, self.video.height = format.size
         self.video.pix_fmt = 'yuv420p'
         self.video.options = dict(crf=str(format.crf), preset=format.preset)
+        self.video.codec_context.thread_count = 1            # with more, bits differ
         self.audio = out.add_stream('aac', rate=RATE, layout='mono')
         self.audio.bit_rate = format.bit_rate
         self.heard = 0
@@ -112,7 +113,7 @@ class _Writer:
         self.out.mux(self.video.encode())
         self.out.mux(self.audio.encode())
 
-# %% ../../nbs/film/compose.ipynb #161e24cd
+# %% ../../nbs/film/compose.ipynb #58ddf94e
 @patch
 def _hear(self: _Writer, until, block=1024):
     "Write the sound up to sample `until`."
@@ -126,7 +127,7 @@ def _hear(self: _Writer, until, block=1024):
         self.out.mux(self.audio.encode(frame))
         self.heard += len(part)
 
-# %% ../../nbs/film/compose.ipynb #f3bbc633
+# %% ../../nbs/film/compose.ipynb #2cd2b5e6
 def write_film(path, frames, sound, format, metadata=None, chapters=(), progress=None):
     """Write an MP4 file of `frames`, an iterator of (H, W, 3) uint8, and `sound` (N,) at RATE.
     Sound and pictures end together: the sound is cut, or followed by silence.

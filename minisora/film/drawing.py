@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WANTED', 'CLOSING', 'PALETTES', 'SPOKEN', 'own_font', 'letters_of', 'machine_fonts', 'font_for', 'missing_letters',
-           'drawable', 'is_wide', 'text_width', 'units_of', 'wrap_text', 'fit_text', 'draw_line', 'colors_of', 'slope',
-           'Layer', 'text_layer', 'caption_layer']
+           'drawable', 'is_wide', 'text_width', 'units_of', 'wrap_text', 'fit_text', 'colors_of', 'slope', 'Layer',
+           'text_layer', 'caption_layer']
 
-# %% ../../nbs/film/drawing.ipynb #1fee151e
+# %% ../../nbs/film/drawing.ipynb #6845654f
 import functools
 import unicodedata
 from pathlib import Path
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..core.files import short_hash
 
-# %% ../../nbs/film/drawing.ipynb #477f666c
+# %% ../../nbs/film/drawing.ipynb #70e9ea9d
 WANTED = ('NotoSansCJK', 'NotoSansSC', 'SourceHanSans', 'wqy', 'uming', 'PingFang', 'msyh',
           'simhei', 'DroidSansFallback', 'NotoSans', 'Arial Unicode')
 
@@ -58,7 +58,7 @@ def font_for(letter, bold=False):
             return font
     return None
 
-# %% ../../nbs/film/drawing.ipynb #2a617f75
+# %% ../../nbs/film/drawing.ipynb #5e6ff358
 def missing_letters(text):
     "The letters of a text that no font here has, each once."
     return ''.join(dict.fromkeys(c for c in text if _is_shown(c) and font_for(c) is None))
@@ -92,7 +92,7 @@ def _runs(text, bold):
             runs.append([font, letter])
     return runs
 
-# %% ../../nbs/film/drawing.ipynb #f3e63eac
+# %% ../../nbs/film/drawing.ipynb #4eabfef7
 @functools.lru_cache(256)
 def _font(file, size):
     return ImageFont.truetype(file, size)
@@ -103,7 +103,7 @@ def text_width(text, size, bold=False):
     "How wide a text is, in pixels, at a letter height of `size` pixels."
     return sum(_font(file, size).getlength(part) for file, part in _runs(text, bold))
 
-# %% ../../nbs/film/drawing.ipynb #78b06dda
+# %% ../../nbs/film/drawing.ipynb #a5a66111
 CLOSING = '。，、；：？！）】」』》”’…,.;:?!)]}%'
 
 
@@ -121,7 +121,7 @@ def units_of(text):
             units.append(letter)
     return units
 
-# %% ../../nbs/film/drawing.ipynb #ece9cd9c
+# %% ../../nbs/film/drawing.ipynb #a4a0b37a
 def wrap_text(text, width, size, bold=False):
     "The lines of a text that are at most `width` pixels wide."
     lines = ['']
@@ -140,7 +140,7 @@ def wrap_text(text, width, size, bold=False):
         lines[-1] += unit
     return [line.strip() for line in lines if line.strip()]
 
-# %% ../../nbs/film/drawing.ipynb #7882d763
+# %% ../../nbs/film/drawing.ipynb #9ce5bc87
 def fit_text(text, width, height, largest, smallest=12, bold=False, spacing=1.25):
     """(lines, letter height) of a text in a box of pixels, as large as it can be; at the smallest
     height the last line ends in … where it has to."""
@@ -148,7 +148,7 @@ def fit_text(text, width, height, largest, smallest=12, bold=False, spacing=1.25
     for size in range(int(largest), int(smallest) - 1, -2):
         lines = wrap_text(text, width, size, bold)
         if len(lines) * size * spacing <= height:
-            return lines, size
+            return _balanced(text, lines, width, size, bold), size
     size = int(smallest)
     most = max(1, int(height / (size * spacing)))
     lines = wrap_text(text, width, size, bold)
@@ -158,6 +158,17 @@ def fit_text(text, width, height, largest, smallest=12, bold=False, spacing=1.25
             last = last[:-1]
         lines = [*lines[:most - 1], last.rstrip() + '…']
     return lines, size
+
+# %% ../../nbs/film/drawing.ipynb #ce516c63
+def _balanced(text, lines, width, size, bold):
+    "A text in as many lines, about equally long."
+    best = lines
+    for share in range(95, 45, -5):
+        even = wrap_text(text, width * share / 100, size, bold)
+        if len(even) != len(lines):
+            break
+        best = even
+    return best
 
 
 def draw_line(draw, x, y, text, size, color, bold=False, stroke=0, stroke_fill=None):
@@ -169,7 +180,7 @@ def draw_line(draw, x, y, text, size, color, bold=False, stroke=0, stroke_fill=N
         x += font.getlength(part)
     return x
 
-# %% ../../nbs/film/drawing.ipynb #c69ae59c
+# %% ../../nbs/film/drawing.ipynb #623b755c
 PALETTES = (('#1f2a44', '#3d5a80'), ('#2d1e2f', '#6b4e71'), ('#12372a', '#436850'),
             ('#3b1c1c', '#7d4f50'), ('#0f2c33', '#2a6f77'), ('#2b2b2b', '#575757'))
 
@@ -190,7 +201,7 @@ def slope(size, seed, turn=0.):
     first, second = colors_of(seed)
     return (first * (1 - share) + second * share).clip(0, 255).round().astype(np.uint8)
 
-# %% ../../nbs/film/drawing.ipynb #7eb5cc04
+# %% ../../nbs/film/drawing.ipynb #0076638b
 class Layer:
     "A transparent picture (H, W) with a drawing on it: `over(frame, strength)` lays it on frames."
     def __init__(self, size):
@@ -219,7 +230,7 @@ class Layer:
             frame[rows, columns] = mixed + .5
         return frame
 
-# %% ../../nbs/film/drawing.ipynb #a1f81d0a
+# %% ../../nbs/film/drawing.ipynb #a6f6bb33
 def text_layer(size, text, box, largest, bold=False, color='white', spacing=1.25, align='center'):
     "A `Layer` with a text in a box (left, top, right, bottom) of pixels, centered or left."
     layer = Layer(size)
@@ -233,7 +244,7 @@ def text_layer(size, text, box, largest, bold=False, color='white', spacing=1.25
         y += height * spacing
     return layer
 
-# %% ../../nbs/film/drawing.ipynb #319901ad
+# %% ../../nbs/film/drawing.ipynb #8326b081
 SPOKEN = '#ffd866'
 
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ENDS', 'WIDE_ENDS', 'CLOSERS', 'ABBREVIATIONS', 'MAY_END', 'PICTURE', 'LINK', 'FENCE', 'MOST_WORDS', 'STOP',
            'WIDE_STOP', 'ORDER', 'split_sentences', 'split_long', 'language_of', 'Part', 'Script', 'count_words',
-           'plain_of_markdown', 'parts_of_markdown', 'parts_of_text', 'read_script', 'name_of', 'decode_text_file',
-           'key_phrase', 'scene_texts', 'steps_in', 'shot_for', 'storyboard_of', 'open_script']
+           'plain_of_markdown', 'parts_of_markdown', 'parts_of_text', 'read_script', 'decode_text_file', 'key_phrase',
+           'scene_texts', 'steps_in', 'shot_for', 'storyboard_of', 'open_script']
 
-# %% ../../nbs/film/script.ipynb #37ea7920
+# %% ../../nbs/film/script.ipynb #ad544c9c
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from .drawing import is_wide
 from .shots import Card, Diagram, Picture
 from .storyboard import MOST_LETTERS, Scene, Storyboard, load_storyboard
 
-# %% ../../nbs/film/script.ipynb #829a337b
+# %% ../../nbs/film/script.ipynb #4880ec84
 ENDS = '.!?…'
 WIDE_ENDS = '。！？'
 CLOSERS = '"\'”’»)]）】」』》'
@@ -60,7 +60,7 @@ def _ends_here(text, start, i):
     number = word.isdigit() and text[start:i].strip() == word     # "1. First"
     return not (word in ABBREVIATIONS or initial or number)
 
-# %% ../../nbs/film/script.ipynb #564d06d0
+# %% ../../nbs/film/script.ipynb #41c4778d
 def split_long(sentence, most=200):
     "A sentence in pieces of at most `most` letters, cut behind clauses or words where it can be."
     pieces = []
@@ -83,7 +83,7 @@ def language_of(text):
     latin = sum(c < '\u0250' for c in letters)
     return 'en' if 2 * latin >= len(letters) else 'other'
 
-# %% ../../nbs/film/script.ipynb #41569594
+# %% ../../nbs/film/script.ipynb #84561de2
 @dataclass(frozen=True)
 class Part:
     "A 'heading', a 'text' or a 'picture' (with its alternative text) of a script."
@@ -112,7 +112,7 @@ def count_words(text):
     narrow = ''.join(' ' if is_wide(c) else c for c in text)
     return len([w for w in narrow.split() if any(c.isalnum() for c in w)]) + (wide + 1) // 2
 
-# %% ../../nbs/film/script.ipynb #a6608275
+# %% ../../nbs/film/script.ipynb #42aa8920
 PICTURE = re.compile(r'!\[([^\]]*)\]\(<?([^)>\s]+)>?(?:\s+"[^"]*")?\)')
 LINK = re.compile(r'\[([^\]]+)\]\([^)]*\)')
 FENCE = re.compile(r'^(```|~~~).*?^\1[^\n]*$', re.M | re.S)
@@ -151,13 +151,13 @@ def parts_of_markdown(text):
         parts += [Part('text', joined)] if joined else []
     return [part for part in parts if part.text or part.file]
 
-# %% ../../nbs/film/script.ipynb #0bb4cba8
+# %% ../../nbs/film/script.ipynb #168f5490
 def parts_of_text(text):
     "The `Part`s of a plain text: its paragraphs."
     return [Part('text', ' '.join(block.split())) for block in re.split(r'\n\s*\n', text)
             if block.strip()]
 
-# %% ../../nbs/film/script.ipynb #2ab86eb6
+# %% ../../nbs/film/script.ipynb #f88d1a49
 MOST_WORDS = 5000                    # about half an hour
 
 
@@ -175,10 +175,9 @@ def read_script(source):
     parts = parts_of_markdown(text) if markdown else parts_of_text(text)
     if not any(any(c.isalnum() for c in part.text) or part.file for part in parts):
         raise ValueError(f'{name} has no words: there is nothing to tell')
-    title = next((p.text for p in parts if p.kind == 'heading'), None)
-    if title is not None and parts[0].text == title and len(parts) > 1:
+    title = next((p.text for p in parts if p.kind == 'heading'), '')
+    if title and parts[0].text == title and len(parts) > 1:
         parts = parts[1:]                                    # the title has a card of its own
-    title = title or (name_of(path) if path else '')
     folder = str(path.parent) if path else '.'
     script = Script(title, tuple(parts), language_of(text), folder)
     if script.words > MOST_WORDS:
@@ -186,12 +185,7 @@ def read_script(source):
                          'half an hour: make one of each chapter')
     return script
 
-# %% ../../nbs/film/script.ipynb #94546cfa
-def name_of(path):
-    "A title from a file's name."
-    return ' '.join(re.sub(r'[_\-]+', ' ', path.stem).split()).capitalize()
-
-
+# %% ../../nbs/film/script.ipynb #e257d233
 def decode_text_file(path):
     "The text of a file. ValueError where it is none."
     with open(path, 'rb') as file:
@@ -226,15 +220,15 @@ def _is_file(path):
     except OSError:
         return False
 
-# %% ../../nbs/film/script.ipynb #bce83f34
+# %% ../../nbs/film/script.ipynb #f6dc9bfe
 STOP = set('''a about after again all also am an and any are as at be because been before being
-below between both but by can could did do does doing down during each few for from further had has
-have having he her here hers him his how i if in into is it its itself just me more most my no nor
-not now of off on once only or other our out over own same she should so some such than that the
-their them then there these they this those through to too under until up very was we were what when
-where which while who whom why will with would you your yours may might must shall often even still
-yet one us many much another every like get gets got make makes made come comes go goes
-called'''.split())
+below between both but by can could did do does doing down during each few for from further had
+has have having he her here hers him his how i if in into is it its itself just me more most my no
+nor not now of off on once only or other our out over own same she should so some such than that
+the their them then there these they this those through to too under until up very was we were
+what when where which while who whom why will with would you your yours may might must shall often
+even still yet one us although though unless whether however many much another every like get gets
+got make makes made come comes go goes called'''.split())
 WIDE_STOP = re.compile('[的了是在和与也就都而及着或一个没有我们你们他们它们这那]+')
 
 
@@ -248,11 +242,11 @@ def key_phrase(text, most=4):
     phrase = ' '.join(word for word, _ in best[:most]).removesuffix(' of')
     return phrase[:1].upper() + phrase[1:] or text[:40]
 
-# %% ../../nbs/film/script.ipynb #199e53f9
+# %% ../../nbs/film/script.ipynb #28e2b89f
 def _runs_of(sentence):
     "Words that mean something, in a row, with an 'of' between them: [[(word, is it a name)]]."
     runs = [[]]
-    words = re.findall(r"[^\W_][\w'’%°.\-]*", sentence)
+    words = re.findall(r"[^\W_][\w'’%°.\-]*", re.sub(r'\S*(://|www\.)\S*', ' ', sentence))
     for i, word in enumerate(words):
         word = word.rstrip(".'’-")
         following = words[i + 1].lower() if i + 1 < len(words) else ''
@@ -270,7 +264,7 @@ def _weight(run):
     words = [word for word, _ in run if word != 'of']
     return len(words) + sum(named for _, named in run), sum(map(len, words))
 
-# %% ../../nbs/film/script.ipynb #0c9ef09f
+# %% ../../nbs/film/script.ipynb #90ae14b3
 def scene_texts(text, least=70):
     "The sentences of a paragraph, as they are spoken together: from `least` letters if it can be."
     found = []
@@ -290,10 +284,10 @@ ORDER = re.compile(r'\b(?:first|then|next|after that|finally|at last)\b,?\s*', r
 def steps_in(text):
     "The steps that a sentence tells in order ('first …, then …, finally …'), or None."
     pieces = [p.strip(' ,;.') for p in ORDER.split(text)]
-    if len(ORDER.findall(text)) < 2:
+    if len(ORDER.findall(text)) < 2 or not re.search(r'\bfirst\b', text, re.I):
         return None
     steps = [p.removesuffix(' and').strip(' ,;.') for p in pieces if len(p) > 2]
-    fits = 2 <= len(steps) <= 6 and all(len(step) <= 80 for step in steps)
+    fits = 2 <= len(steps) <= 6 and all(len(step) <= 50 for step in steps)
     return steps if fits else None
 
 
@@ -308,7 +302,7 @@ def shot_for(text, shows=()):
         return Diagram(steps), 'steps in order: a diagram'
     return Card(key_phrase(text)), 'no model shows this: a card'
 
-# %% ../../nbs/film/script.ipynb #6caa509a
+# %% ../../nbs/film/script.ipynb #e590e31c
 def storyboard_of(script, shows=(), **options):
     """A `Storyboard` of a `Script` by rules; `shows`: objects with `kind` and `match(text)`, which
     returns (score, shot) or None. `options`: fields of the storyboard.

@@ -6,7 +6,7 @@
 __all__ = ['SHOTS', 'Shot', 'shot_of', 'check_text', 'check_file', 'count_of', 'ease', 'Card', 'Diagram', 'Bars', 'cover',
            'in_front', 'blurred', 'is_like', 'Picture', 'shown_in_turn', 'Clip']
 
-# %% ../../nbs/film/shots.ipynb #8bb32b9a
+# %% ../../nbs/film/shots.ipynb #cd5297ba
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from ..core.files import sha256_file
 from ..core.hub import Registry
 from .drawing import Layer, colors_of, draw_line, fit_text, slope, text_layer
 
-# %% ../../nbs/film/shots.ipynb #1e69ff72
-SHOTS = Registry('kind', 'minisora.film.shots')
+# %% ../../nbs/film/shots.ipynb #3601343b
+SHOTS = Registry('kind', 'minisora.film.shots', 'minisora.story_shots')
 
 
 class Shot:
@@ -44,7 +44,7 @@ class Shot:
     def check(self):
         "ValueError or FileNotFoundError names the field that cannot be."
 
-# %% ../../nbs/film/shots.ipynb #0bb0cf10
+# %% ../../nbs/film/shots.ipynb #ac28a1a2
 def shot_of(values, folder='.', where='shot'):
     """A shot from its dict; files are looked for in `folder`. ValueError or FileNotFoundError, with
     `where` in front, names what is wrong."""
@@ -71,7 +71,7 @@ def shot_of(values, folder='.', where='shot'):
         raise type(e)(f'{where}.{e}') from None
     return shot
 
-# %% ../../nbs/film/shots.ipynb #031258ef
+# %% ../../nbs/film/shots.ipynb #fef092c3
 def check_text(name, value, most=500):
     "ValueError unless this is a text of at most `most` letters."
     if not isinstance(value, str):
@@ -98,7 +98,7 @@ def ease(share):
     share = min(1., max(0., share))
     return share * share * (3 - 2 * share)
 
-# %% ../../nbs/film/shots.ipynb #651efc92
+# %% ../../nbs/film/shots.ipynb #0e0cd03f
 class _Backdrop:
     "A slope that slides: `at(share)` is a new frame."
     def __init__(self, size, seed):
@@ -117,7 +117,7 @@ def _box(size, top, bottom):
     width, height = size
     return round(.1 * width), round(top * height), round(.9 * width), round(bottom * height)
 
-# %% ../../nbs/film/shots.ipynb #1231355b
+# %% ../../nbs/film/shots.ipynb #b8601272
 @SHOTS.register('card')
 @dataclass(frozen=True)
 class Card(Shot):
@@ -141,7 +141,7 @@ class Card(Shot):
             title.over(frame, ease(i / fps / .5))
             yield line.over(frame, ease((i / fps - .4) / .5))
 
-# %% ../../nbs/film/shots.ipynb #1b18e14e
+# %% ../../nbs/film/shots.ipynb #32887332
 @SHOTS.register('diagram')
 @dataclass(frozen=True)
 class Diagram(Shot):
@@ -168,7 +168,7 @@ class Diagram(Shot):
                 layer.over(frame, ease((i / fps - k * each) / .4))
             yield frame
 
-# %% ../../nbs/film/shots.ipynb #dbe7bd7e
+# %% ../../nbs/film/shots.ipynb #2b76650a
 def _step_layer(size, steps, k):
     "Box number k of a diagram, and the arrow that leads to it."
     width, height = size
@@ -206,7 +206,7 @@ def _arrow(layer, box, gap, down):
         layer.draw.line((left - gap * .9, y, left - gap * .2, y), 'white', 3)
         layer.draw.polygon([(left - head, y - head), (left - head, y + head), (left, y)], 'white')
 
-# %% ../../nbs/film/shots.ipynb #17d1894f
+# %% ../../nbs/film/shots.ipynb #a275288b
 @SHOTS.register('bars')
 @dataclass(frozen=True)
 class Bars(Shot):
@@ -236,7 +236,7 @@ class Bars(Shot):
             done = layer if share == 1 else None
             yield layer.over(title.over(backdrop.at(i / n)))
 
-# %% ../../nbs/film/shots.ipynb #7afa28a1
+# %% ../../nbs/film/shots.ipynb #7f6d21eb
 @patch
 def _layer(self: Bars, size, share):
     "The bars at a share of their length."
@@ -259,7 +259,7 @@ def _layer(self: Bars, size, share):
                   letters, 'white')
     return layer
 
-# %% ../../nbs/film/shots.ipynb #c8f4ca5c
+# %% ../../nbs/film/shots.ipynb #27df3661
 def cover(picture, size, share=0., zoom=1.):
     "A picture cut to a size; `share` from 0 to 1 of the way to `zoom`."
     width, height = picture.size
@@ -292,7 +292,7 @@ def is_like(picture, size):
     ratio = picture[0] / picture[1] / (size[0] / size[1])
     return .8 < ratio < 1.25
 
-# %% ../../nbs/film/shots.ipynb #64db3b22
+# %% ../../nbs/film/shots.ipynb #dc14397d
 @SHOTS.register('picture')
 @dataclass(frozen=True)
 class Picture(Shot):
@@ -325,7 +325,7 @@ class Picture(Shot):
             else:
                 yield in_front(picture, size, whole, share, self.zoom)
 
-# %% ../../nbs/film/shots.ipynb #ffbc6880
+# %% ../../nbs/film/shots.ipynb #5ffbbf3c
 def shown_in_turn(pictures, rate, seconds, size, fps):
     """Frames of `seconds` from pictures, a function that begins to yield PIL pictures at `rate` a
     second; it is called again whenever they end. ValueError where there are none."""
@@ -348,7 +348,7 @@ def shown_in_turn(pictures, rate, seconds, size, fps):
             frame = np.array(cover(picture, size)) if near else in_front(picture, size)
         yield frame.copy()
 
-# %% ../../nbs/film/shots.ipynb #9e84dabb
+# %% ../../nbs/film/shots.ipynb #8178a82e
 @SHOTS.register('clip')
 @dataclass(frozen=True)
 class Clip(Shot):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENDS', 'Cue', 'letters_of_line', 'cues_of', 'clock', 'as_srt', 'as_vtt', 'read_subtitles']
 
-# %% ../../nbs/film/subtitles.ipynb #b1f47b9c
+# %% ../../nbs/film/subtitles.ipynb #243c6072
 import html
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .drawing import is_wide
 
 ENDS = '.!?…。！？'
 
-# %% ../../nbs/film/subtitles.ipynb #931f17be
+# %% ../../nbs/film/subtitles.ipynb #6ec71608
 @dataclass(frozen=True)
 class Cue:
     "What is shown from `start` to `end`, in seconds: words by lines, and when each is spoken."
@@ -48,19 +48,12 @@ def _lines_of(words, most):
 def _ends_sentence(word):
     return word.rstrip(' "\'”’»)]）】」』》')[-1:] in tuple(ENDS)
 
-# %% ../../nbs/film/subtitles.ipynb #4e5c9cc5
+# %% ../../nbs/film/subtitles.ipynb #e886e6ff
 def cues_of(words, offset=0., longest=6., shortest=1.):
     """The `Cue`s of words [(word, start, end)], which begin at `offset` seconds in the film."""
     most = letters_of_line(''.join(word for word, _, _ in words))
-    groups = [[]]
-    for item in words:
-        group = groups[-1]
-        shown = [word for word, _, _ in group] + [item[0]]
-        full = len(_lines_of(shown, most)) > 2 or group and item[2] - group[0][1] > longest
-        if group and (full or _ends_sentence(group[-1][0]) and len(''.join(shown)) > most // 2):
-            groups.append([])
-        groups[-1].append(item)
-    groups = [group for group in groups if group]
+    groups = [group for sentence in _sentences(words, most // 2)
+              for group in _evenly(sentence, most, longest)]
     starts = [group[0][1] for group in groups[1:]] + [float('inf')]
     found = []
     for group, following in zip(groups, starts):
@@ -70,7 +63,42 @@ def cues_of(words, offset=0., longest=6., shortest=1.):
         found.append(Cue(offset + group[0][1], offset + end, lines, times))
     return found
 
-# %% ../../nbs/film/subtitles.ipynb #aecfce77
+# %% ../../nbs/film/subtitles.ipynb #3f43cdee
+def _sentences(words, least):
+    "Words by sentences; one of less than `least` letters joins the next."
+    found = [[]]
+    for item in words:
+        before = ''.join(word for word, _, _ in found[-1])
+        if found[-1] and _ends_sentence(found[-1][-1][0]) and len(before + item[0]) > least:
+            found.append([])
+        found[-1].append(item)
+    return [sentence for sentence in found if sentence]
+
+# %% ../../nbs/film/subtitles.ipynb #b51e1063
+def _groups(words, most, longest, room):
+    "Words in groups of two lines, at most `longest` seconds and about `room` letters."
+    groups = [[]]
+    for item in words:
+        group = groups[-1]
+        shown = [word for word, _, _ in group] + [item[0]]
+        full = len(_lines_of(shown, most)) > 2 or len(''.join(shown).rstrip()) > room
+        if group and (full or item[2] - group[0][1] > longest):
+            groups.append([])
+        groups[-1].append(item)
+    return [group for group in groups if group]
+
+
+def _evenly(words, most, longest):
+    "A sentence in as few groups as it needs, about equally long."
+    groups = _groups(words, most, longest, 10 ** 6)
+    for room in range(2 * most, most // 2, -2):
+        even = _groups(words, most, longest, room)
+        if len(even) != len(groups):
+            break
+        groups = even
+    return groups
+
+
 def _balanced(words, most):
     "Words in as few lines as `_lines_of` needs, about equally long."
     lines = _lines_of(words, most)
@@ -82,7 +110,7 @@ def _balanced(words, most):
             return even
     return lines
 
-# %% ../../nbs/film/subtitles.ipynb #c2f6a010
+# %% ../../nbs/film/subtitles.ipynb #929df37d
 def clock(seconds, mark):
     "Seconds as hours:minutes:seconds and thousandths behind a mark."
     total = round(1000 * seconds)
@@ -114,7 +142,7 @@ def as_vtt(cues):
         blocks.append(f'{clock(c.start, ".")} --> {clock(c.end, ".")}\n{text}\n')
     return '\n'.join(blocks)
 
-# %% ../../nbs/film/subtitles.ipynb #82c75d89
+# %% ../../nbs/film/subtitles.ipynb #110c5a87
 def read_subtitles(text):
     "The text of an SRT or VTT file -> [(start, end, text)]. ValueError where it is neither."
     stamp = r'(\d+):(\d\d):(\d\d)[.,](\d{3})'
