@@ -47,6 +47,7 @@ from .pipeline_output import save_sheet
 from .run_budget import budget_changes
 
 # %% ../nbs/96_cli.ipynb #cfb16b91
+from .film.planner import plan_by_chat
 from .film.script import open_script
 from .story import make_film, plan_film, save_storyboard
 from .story_shots import shows_for
@@ -325,6 +326,9 @@ def _story_command(args):
     board = open_script(args.source, shows_for(args.stock, not args.no_models))
     board = replace(board, **options, captions=board.captions and not args.no_captions)
     board.check()
+    problem = ''
+    if args.chat and not args.dry_run:
+        board, problem = plan_by_chat(board)
     for line in str(plan_film(board)).split('\n'):
         print(printable(line))
     if args.dry_run:
@@ -334,7 +338,7 @@ def _story_command(args):
         save_storyboard(board, out)
     with tqdm(disable=None, unit='frame') as bar:
         made = make_film(board, out, args.strict, lambda what, done, of: _tell(bar, what, done, of))
-    for problem in made.problems:
+    for problem in (*filter(None, [problem]), *made.problems):
         print(printable(f'note: {problem}'), file=sys.stderr)
     print(printable(f'watch {made.path}  ({made.seconds:.1f} s, spoken by '
                     f'{" and ".join(made.speakers) or "nobody"}; edit {out.with_suffix(".json")} '

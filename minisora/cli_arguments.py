@@ -192,7 +192,8 @@ def _story_arguments(p):
     p.add_argument('--size', type=_count, nargs=2, metavar=('WIDTH', 'HEIGHT'),
                    help='in pixels, even (854 480; 480 854 is upright)')
     p.add_argument('--fps', type=float, help='frames a second (25)')
-    p.add_argument('--speaker', help='piper, espeak or silent (piper for English, else espeak)')
+    p.add_argument('--speaker', help='piper, espeak or silent (piper for English, else espeak); '
+                   'openai or azure by a key from the environment')
     p.add_argument('--voice', help='of the speaker: a .onnx file, or a language of espeak')
     p.add_argument('--rate', type=float, help='of speech, 0.5 to 2 (1)')
     p.add_argument('--language', help='of the text (as its letters say)')
@@ -200,4 +201,6 @@ def _story_arguments(p):
     p.add_argument('--crossfade', type=float, help='seconds from shot to shot (0.4)')
     p.add_argument('--no-captions', action='store_true', help='no subtitles in the picture')
     p.add_argument('--stock', metavar='FOLDER', help='pictures and clips, found by their names')
+    p.add_argument('--chat', action='store_true', help='let a chat model choose cards and diagrams '
+                   '(OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_CHAT_MODEL)')
     p.add_argument('--no-models', action='store_true', help='no clips of the models of the course')

@@ -104,7 +104,8 @@ class Plan:
                  for i, row in enumerate(self.rows)]
         width, height = self.board.size
         total = (f'{len(self.rows)} scenes, about {self.seconds:.0f} s at {width} × {height}, '
-                 f'{self.memory / 1e6:.0f} MB of memory, {self.calls} calls of endpoints, no money')
+                 f'{self.memory / 1e6:.0f} MB of memory, {self.calls} calls of endpoints, '
+                 f'{"which may cost money" if self.calls else "no money"}')
         return '\n'.join([*lines, total])
 
 
@@ -117,7 +118,10 @@ def plan_film(board, words_per_second=3.2):
                          seconds=max(LEAST if scene.text else .1, LEAD + seconds + scene.pause)))
     total = sum(row['seconds'] for row in rows)
     width, height = board.size
-    return Plan(board, rows, 6e8 + 60 * width * height * 3 + 12 * 8 * RATE * total)
+    calls = sum(s.shot.kind == 'endpoint' for s in board.scenes)
+    if board.speaker in ('openai', 'azure'):
+        calls += sum(bool(s.text.strip()) for s in board.scenes)
+    return Plan(board, rows, 6e8 + 60 * width * height * 3 + 12 * 8 * RATE * total, calls)
 
 # %% ../nbs/17_story.ipynb #5d553faf
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'PICTURES', 'CLIPS', 'Frames', 'keep_frames', 'open_model', 'weights_of', 'SceneModel', 'Avatar',
            'content_words', 'ScenesShow', 'AvatarShow', 'StockShow', 'shows_for']
 
-# %% ../nbs/95_story_shots.ipynb #ffee655b
+# %% ../nbs/95_story_shots.ipynb #6f7983cd
 import functools
 import hashlib
 from dataclasses import dataclass
@@ -20,11 +20,12 @@ from .core.checks import check_int
 from .core.files import atomic_file, short_hash
 from .data.text import caption_from_path
 from .data.vocabulary import tokenize
+from .film import planner  # noqa: F401 - its kind of shot
 from .film.script import STOP
 from .film.shots import SHOTS, Clip, Picture, Shot, check_text, shown_in_turn
 from .pipeline import VideoPipeline
 
-# %% ../nbs/95_story_shots.ipynb #912aaae9
+# %% ../nbs/95_story_shots.ipynb #e7853f7f
 @SHOTS.register('frames')
 @dataclass(frozen=True)
 class Frames(Shot):
@@ -55,7 +56,7 @@ def keep_frames(path, frames, fps):
     with atomic_file(path) as part, open(part, 'wb') as file:
         np.savez(file, frames=frames, fps=fps)
 
-# %% ../nbs/95_story_shots.ipynb #0fb6e248
+# %% ../nbs/95_story_shots.ipynb #4043cfc9
 MODELS = {'scenes': 'first-video', 'avatar': 'avatar'}
 
 
@@ -74,7 +75,7 @@ def weights_of(name):
         digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()
 
-# %% ../nbs/95_story_shots.ipynb #69a8e624
+# %% ../nbs/95_story_shots.ipynb #66aa9004
 @dataclass(frozen=True)
 class _FromModel(Shot):
     "A clip that a model makes from a prompt."
@@ -105,7 +106,7 @@ class _FromModel(Shot):
             keep_frames(file, frames, pipe.fps)
         return Frames(str(file), self.prompt)
 
-# %% ../nbs/95_story_shots.ipynb #48e984f3
+# %% ../nbs/95_story_shots.ipynb #f7d11920
 @SHOTS.register('model')
 @dataclass(frozen=True)
 class SceneModel(_FromModel):
@@ -118,7 +119,7 @@ class Avatar(_FromModel):
     "A clip of the signing avatar, such as 'thank you'."
     model = 'avatar'
 
-# %% ../nbs/95_story_shots.ipynb #d7848d5c
+# %% ../nbs/95_story_shots.ipynb #35c02a04
 def content_words(text):
     "The words of a text that carry meaning, in order."
     return [word for word in tokenize(text) if word not in STOP and any(map(str.isalnum, word))]
@@ -156,7 +157,7 @@ class AvatarShow:
             return None
         return 1., Avatar(words)
 
-# %% ../nbs/95_story_shots.ipynb #445e20c6
+# %% ../nbs/95_story_shots.ipynb #113b5611
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif')
 CLIPS = ('.mp4', '.mov', '.mkv', '.webm', '.avi', '.m4v')
 
@@ -191,7 +192,7 @@ def _stem(word):
     "A word without the ending of a plural."
     return word.removesuffix('s') if len(word) > 3 else word
 
-# %% ../nbs/95_story_shots.ipynb #0ebab081
+# %% ../nbs/95_story_shots.ipynb #e30d0b65
 def shows_for(stock=None, models=True):
     "Who may offer shots: our models, where the course is at hand, and a folder of material."
     found = [StockShow(stock)] if stock else []

@@ -9,9 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from minisora.film import speech_endpoints
+from minisora.film import asking
+from minisora.film.asking import EndpointError, ask_endpoint
 from minisora.film.speech import SpeechError, speak
-from minisora.film.speech_endpoints import Azure, ask_endpoint, read_wav
+from minisora.film.speech_endpoints import Azure, read_wav
 
 KEY = "sk-not-a-real-key"
 
@@ -52,8 +53,8 @@ def server(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", url + "/v1/")
     monkeypatch.setenv("AZURE_SPEECH_KEY", KEY)
     monkeypatch.setenv("AZURE_SPEECH_URL", url + "/azure")
-    real = speech_endpoints.time.sleep
-    monkeypatch.setattr(speech_endpoints.time, "sleep", lambda s: real(min(s, 0.01)))
+    real = asking.time.sleep
+    monkeypatch.setattr(asking.time, "sleep", lambda s: real(min(s, 0.01)))
     yield answers, asked
     http.shutdown()
     http.server_close()
@@ -104,8 +105,8 @@ def test_a_busy_one_is_asked_again(server):
 
 
 def test_nobody_there(monkeypatch):
-    monkeypatch.setattr(speech_endpoints.time, "sleep", lambda s: None)
-    with pytest.raises(SpeechError, match="127.0.0.1:9 cannot be reached"):
+    monkeypatch.setattr(asking.time, "sleep", lambda s: None)
+    with pytest.raises(EndpointError, match="127.0.0.1:9 cannot be reached"):
         ask_endpoint("http://127.0.0.1:9/x", b"", {}, timeout=5)
 
 
@@ -117,6 +118,6 @@ def test_keys_come_from_the_environment(monkeypatch):
     with pytest.raises(SpeechError, match="no AZURE_SPEECH_REGION"):
         speak("hello", "azure", fallback=())
     monkeypatch.setenv("AZURE_SPEECH_REGION", "x.evil.org/?")
-    with pytest.raises(SpeechError, match="no AZURE_SPEECH_REGION"):
+    with pytest.raises(EndpointError, match="no AZURE_SPEECH_REGION"):
         Azure().request("hello", None, 1.0, "en")
     assert read_wav(wav(0.1))[1] == 24000
