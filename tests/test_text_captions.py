@@ -1,4 +1,4 @@
-"""Captions as people write them: all scenes, each a pure function, and a set apart for measuring."""
+"""Captions as people write them: each a pure function, and a set apart for measuring."""
 
 import re
 from collections import Counter
