@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['write_caption_embeddings', 'CaptionEmbeddings', 'CaptionedCache']
 
-# %% ../../nbs/latents/caption_embeddings.ipynb #6b77dd27
+# %% ../../nbs/latents/caption_embeddings.ipynb #4d639218
 import json
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ..core.tensors import load_tensors
 from .cache_format import read_manifest
 from .cache_reader import TextRows
 
-# %% ../../nbs/latents/caption_embeddings.ipynb #fa3ea94d
+# %% ../../nbs/latents/caption_embeddings.ipynb #782148ef
 FORMAT = 'minisora.captions'
 VERSION = '1'
 DTYPES = dict(float16=torch.float16, float32=torch.float32)
@@ -50,7 +50,7 @@ def captions_of_samples(captions, samples):
             raise ValueError(f'captions[{i}] has {len(texts)} texts, captions[0] {len(lists[0])}')
     return lists
 
-# %% ../../nbs/latents/caption_embeddings.ipynb #63605638
+# %% ../../nbs/latents/caption_embeddings.ipynb #1584c388
 def write_caption_embeddings(path, encoder, captions=None, tokens=0, name='captions',
                              dtype='float16', overwrite=False):
     """Encode the captions of the finished cache at `path` into a file of its folder; returns
@@ -81,7 +81,7 @@ def write_caption_embeddings(path, encoder, captions=None, tokens=0, name='capti
     write_tensors(file, dict(rows=rows, choices=choices), notes)
     return CaptionEmbeddings(path, name, encoder)
 
-# %% ../../nbs/latents/caption_embeddings.ipynb #d92296af
+# %% ../../nbs/latents/caption_embeddings.ipynb #c002ae4d
 def _check_about(file, found, wanted):
     "ValueError names the first thing in which a file is not what was wanted."
     check_encoder(file, found['encoder'], wanted['encoder'])
@@ -100,7 +100,7 @@ def check_encoder(file, found, wanted):
         names = [f'{e["name"]!r} ({e["dim"]} numbers, {e["fingerprint"]})' for e in (found, wanted)]
         raise ValueError(f'{file} holds embeddings of the encoder {names[0]}, not of {names[1]}')
 
-# %% ../../nbs/latents/caption_embeddings.ipynb #890988bb
+# %% ../../nbs/latents/caption_embeddings.ipynb #440606a4
 def _read_notes(file):
     "What a file says of itself: {about, texts}. ValueError names the file."
     if not file.is_file():
@@ -114,7 +114,7 @@ def _read_notes(file):
     except (SafetensorError, ValueError, KeyError, RecursionError) as e:
         raise ValueError(f'{file}: holds no embeddings of captions: {e}') from None
 
-# %% ../../nbs/latents/caption_embeddings.ipynb #5f546f3a
+# %% ../../nbs/latents/caption_embeddings.ipynb #ea2ca629
 class CaptionEmbeddings:
     """The embeddings that lie in a cache's folder. `rows` (U, 1 + tokens, dim), `texts` (U),
     `choices` (N, V): the rows that are sample i's captions.
@@ -154,7 +154,7 @@ class CaptionEmbeddings:
 
     __hash__ = None
 
-# %% ../../nbs/latents/caption_embeddings.ipynb #faec49bf
+# %% ../../nbs/latents/caption_embeddings.ipynb #5d300d7d
 @patch
 def encode(self: CaptionEmbeddings, caption):
     "One caption -> (1 + tokens, dim), float32. ValueError: it is not there, and no encoder is."
@@ -180,7 +180,7 @@ def choose(self: CaptionEmbeddings, index, epoch=0, seed=0):
     drawn = np.random.Generator(bits).integers(count, size=len(self))
     return self.choices[index, torch.from_numpy(drawn)[index]]
 
-# %% ../../nbs/latents/caption_embeddings.ipynb #1eb6fef8
+# %% ../../nbs/latents/caption_embeddings.ipynb #68a132b8
 class CaptionedCache(torch.utils.data.Dataset):
     """A latent cache with embeddings of captions as conditions, (B, 1 + tokens, dim) float32: of
     each sample's captions one, by (seed, epoch, index). What it does not have itself is the
@@ -212,19 +212,26 @@ class CaptionedCache(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.cache)
 
-    def __getitems__(self, indices):
-        batch = self.cache.__getitems__(indices)
-        return batch | dict(condition=self.vocabulary.rows[self.texts_of(batch['index'])].float())
+# %% ../../nbs/latents/caption_embeddings.ipynb #0e724607
+@patch
+def texts_of(self: CaptionedCache, index):
+    "Which texts samples `index` (B,) have in this epoch, numbers (B,)."
+    if self.first:
+        return self.vocabulary.choices[index, 0]
+    return self.vocabulary.choose(index, int(self.cache.epoch), self.cache.seed)
 
-    def __getitem__(self, i):
-        if isinstance(i, slice):
-            i = range(*i.indices(len(self)))
-        if hasattr(i, '__len__') and getattr(i, 'ndim', 1):
-            return self.__getitems__(i)
-        return {name: value[0] for name, value in self.__getitems__([i]).items()}
 
-    def texts_of(self, index):
-        "Which texts samples `index` (B,) have in this epoch, numbers (B,)."
-        if self.first:
-            return self.vocabulary.choices[index, 0]
-        return self.vocabulary.choose(index, int(self.cache.epoch), self.cache.seed)
+@patch
+def __getitems__(self: CaptionedCache, indices):
+    batch = self.cache.__getitems__(indices)
+    rows = self.vocabulary.rows[self.texts_of(batch['index'])]              # (B, 1 + tokens, dim)
+    return batch | dict(condition=rows.float())
+
+
+@patch
+def __getitem__(self: CaptionedCache, i):
+    if isinstance(i, slice):
+        i = range(*i.indices(len(self)))
+    if hasattr(i, '__len__') and getattr(i, 'ndim', 1):
+        return self.__getitems__(i)
+    return {name: value[0] for name, value in self.__getitems__([i]).items()}
