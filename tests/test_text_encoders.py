@@ -203,6 +203,18 @@ def test_the_fingerprint_sees_weights_tokenizer_and_settings(folders):
     assert len(seen) == 5
 
 
+def test_tokens_of_an_earlier_layer(folders):
+    for kind in KINDS:
+        last = open_text_encoder(folders[kind])
+        first = open_text_encoder(folders[kind], layer=0)
+        one, other = last.encode(CAPTIONS), first.encode(CAPTIONS)
+        assert torch.equal(one.pooled, other.pooled) and torch.equal(one.mask, other.mask)
+        assert not torch.allclose(one.tokens, other.tokens, atol=1e-3)
+        assert not other.tokens[~other.mask].any() and first.fingerprint != last.fingerprint
+        with pytest.raises(ValueError, match="layer must be a whole number from 0 to"):
+            open_text_encoder(folders[kind], layer=9)
+
+
 def test_a_long_caption_is_cut_with_a_word(folders):
     encoder = open_text_encoder(folders["bert"], max_tokens=6)
     with pytest.warns(UserWarning, match=r"'the red .*' has 12 tokens, the encoder reads 6"):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CAPTION_WORDS', 'CaptionWords', 'vary_caption', 'heldout_paraphrases']
 
-# %% ../../nbs/data/captions.ipynb #5853cce4
+# %% ../../nbs/data/captions.ipynb #848deac1
 import re
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from ..core.checks import check_int, check_number, did_you_mean
 
-# %% ../../nbs/data/captions.ipynb #fafb53f0
+# %% ../../nbs/data/captions.ipynb #0872d53b
 def _crossed(verbs, directions):
     "Verbs [(moves, moving)] × ['left', 'leftward'] -> [('moves left', 'moving left'), …]."
     return tuple((f'{says} {where}', f'{doing} {where}')
@@ -26,62 +26,133 @@ def _motions(verbs, directions, others):
     moved = {name: _crossed(verbs, ways) for name, ways in directions.items()}
     return moved | {name: tuple(forms) for name, forms in others.items()}
 
-# %% ../../nbs/data/captions.ipynb #1e20de8f
-_TRAIN_OBJECTS = dict(
-    ball=('ball', 'circle', 'sphere', 'orb'), square=('square', 'box', 'block'),
-    triangle=('triangle', 'pyramid', 'wedge'), ring=('ring', 'hoop', 'loop'),
-    cross=('cross', 'plus sign', 'plus'), star=('star', 'star shape', 'five-pointed star'))
-_TRAIN_COLORS = dict(
-    red=('red', 'scarlet', 'ruby'), green=('green', 'emerald', 'lime'),
-    blue=('blue', 'azure', 'cobalt'), yellow=('yellow', 'golden', 'lemon'),
-    purple=('purple', 'violet', 'lilac'), white=('white', 'snowy', 'ivory'))
+# %% ../../nbs/data/captions.ipynb #7dc72d8a
+_TRAIN_OBJECTS = {k: tuple(t.split(', ')) for k, t in dict(
+    ball='ball, circle, orb, round ball, dot, round shape, bubble, marble, balloon, pearl, '
+         'moon, planet, spot, pea, coin, filled circle, plate, wheel',
+    square='square, block, square shape, quadrilateral, rectangle, four-cornered shape, cube, '
+           'brick, panel, pixel, window, checker, slab, picture frame, stamp, pane',
+    triangle='triangle, wedge, triangular shape, three-cornered shape, cone, tent, tepee, slice of '
+             'pizza, three-cornered hat, pointed wedge, spearhead, mountain peak',
+    ring='ring, loop, circular band, hollow circle, bagel, ring shape, circlet, wreath, tire, '
+         'wedding ring, washer, halo, necklace, lifebuoy, onion ring, rubber band',
+    cross='cross, plus sign, plus, cross shape, plus symbol, x mark, crossing, plus mark, '
+          'crossed bars, intersection, two crossed lines, cross sign',
+    star='star, star shape, five-pointed star, little star, pointed star, asterisk, twinkling '
+         'star, north star, gold star sticker, shooting star, star symbol'
+).items()}
+
+# %% ../../nbs/data/captions.ipynb #5ae098b9
+_TRAIN_COLORS = {k: tuple(t.split(', ')) for k, t in dict(
+    red='red, ruby, cherry, maroon, reddish, bright red, blood red, tomato red, rose, '
+        'cardinal, brick red, wine red, fiery, strawberry, salmon red, rust red, coral red, '
+        'apple red, rouge, garnet, burgundy, poppy red, deep red, pale red, pinkish red, '
+        'orange-red, lipstick red, rosy, vermilion red',
+    green='green, olive, greenish, bright green, mint, moss, fern, forest green, jungle green, '
+          'pea green, sea green, shamrock, kiwi green, apple green, neon green, avocado, kelly '
+          'green, pine green, viridian, spring green, pickle green, deep green, pale green, '
+          'frog green, spinach, jade, grassy, leafy, verdant, olive green',
+    blue='blue, cobalt, indigo, bluish, bright blue, sky blue, denim, turquoise, ocean blue, '
+         'royal blue, cyan, cornflower blue, electric blue, steel blue, water blue, deep blue, '
+         'pale blue, blueberry, periwinkle, topaz, peacock blue, midnight blue, teal blue, '
+         'aqua, prussian blue, marine, ultramarine, sapphire, lapis blue, ink blue',
+    yellow='yellow, yellowish, bright yellow, banana, mustard, corn yellow, blond, honey, amber, '
+           'dandelion, canary, straw, sand yellow, custard, maize, pale yellow, deep yellow, '
+           'egg-yolk yellow, daffodil, cheddar, wheat, taxi yellow, sunny, buttery, saffron '
+           'yellow, sunshine yellow',
+    purple='purple, lilac, magenta, purplish, bright purple, grape, plum, orchid, royal purple, '
+           'amethyst, eggplant, fuchsia, wisteria, iris, pale purple, deep purple, reddish '
+           'purple, bluish purple, mulberry, thistle, periwinkle purple, heather, byzantium, '
+           'pansy, mauve, aubergine purple, plum purple',
+    white='white, ivory, pale, whitish, bright white, chalk white, cream, paper white, pearly, '
+          'ghostly, off-white, pure white, cotton white, bone white, eggshell, bleached, '
+          'frosty, vanilla, salt white, cloud white, very pale, clean white, milk white, '
+          'alabaster white, blank white'
+).items()}
+
+# %% ../../nbs/data/captions.ipynb #3df0ad1a
+_VERBS = [('moves', 'moving'), ('goes', 'going'), ('slides', 'sliding'), ('travels', 'traveling'),
+          ('heads', 'heading'), ('shifts', 'shifting'), ('runs', 'running'), ('flies', 'flying'),
+          ('rolls', 'rolling'), ('sails', 'sailing'), ('creeps', 'creeping'), ('swims', 'swimming')]
 _TRAIN_MOTIONS = _motions(
-    [('moves', 'moving'), ('goes', 'going'), ('slides', 'sliding'), ('travels', 'traveling')],
-    dict(left=('left', 'leftward', 'toward the left'),
-         right=('right', 'rightward', 'toward the right'),
-         up=('up', 'upward', 'toward the top'), down=('down', 'downward', 'toward the bottom')),
-    dict(grow=[('grows', 'growing'), ('gets bigger', 'getting bigger'), ('expands', 'expanding')],
+    _VERBS,
+    dict(left=('left', 'leftward', 'toward the left', 'from right to left', 'off left', 'leftwards',
+               'to our left'),
+         right=('right', 'rightward', 'toward the right', 'from left to right', 'off right',
+                'rightwards', 'to our right'),
+         up=('up', 'upward', 'toward the top', 'from the bottom to the top', 'higher',
+             'upwards', 'into the sky'),
+         down=('down', 'downward', 'toward the bottom', 'from the top to the bottom', 'lower',
+               'downwards', 'to the ground')),
+    dict(grow=[('grows', 'growing'), ('gets bigger', 'getting bigger'), 
+               ('becomes larger', 'becoming larger'), ('increases in size', 'increasing in size'),
+               ('inflates', 'inflating'), ('blows up', 'blowing up'), ('widens', 'widening'),
+               ('becomes huge', 'becoming huge'), ('balloons', 'ballooning'),
+               ('gains in size', 'gaining in size'), ('spreads out', 'spreading out'),
+               ('enlarges', 'enlarging')],
          shrink=[('shrinks', 'shrinking'), ('gets smaller', 'getting smaller'),
-                 ('contracts', 'contracting')],
+                 ('becomes small', 'becoming small'),
+                 ('decreases in size', 'decreasing in size'), ('deflates', 'deflating'),
+                 ('reduces in size', 'reducing in size'), ('narrows', 'narrowing'),
+                 ('becomes tiny', 'becoming tiny'), ('lessens', 'lessening'), ('dwindles', 'dwindling'), ('collapses', 'collapsing'), ('melts away', 'melting away')],
          orbit=[('orbits', 'orbiting'), ('goes round in a circle', 'going round in a circle'),
-                ('revolves', 'revolving')],
+                ('revolves', 'revolving'), ('spins around', 'spinning around'),
+                ('turns in circles', 'turning in circles')],
          bounce=[('bounces', 'bouncing'), ('hops', 'hopping'),
-                 ('jumps up and down', 'jumping up and down')],
+                 ('jumps up and down', 'jumping up and down'), ('leaps', 'leaping'),
+                 ('bounces up and down', 'bouncing up and down')],
          swing=[('swings', 'swinging'), ('sways', 'swaying'),
-                ('moves back and forth', 'moving back and forth')]))
+                ('moves back and forth', 'moving back and forth'),
+                ('goes from side to side', 'going from side to side')]))
+
+# %% ../../nbs/data/captions.ipynb #7376d03b
 _TRAIN_TEMPLATES = (
     'a {color} {object} {moves}', 'the {color} {object} {moves}', '{color} {object} {moves}',
     'a {color} {object} is {moving}', 'a {object} that is {color} {moves}',
     '{moving}: a {color} {object}', 'there is a {color} {object} that {moves}',
-    'a {object}, {color}, {moving}', 'a video of a {color} {object} {moving}')
+    'a {object}, {color}, {moving}', 'a video of a {color} {object} {moving}',
+    'a {object} of {color} color {moves}', 'the {object} {moves} and it is {color}',
+    'please show a {color} {object} {moving}', '{color} {object}, {moving}',
+    'a {moving} {object} in {color}', 'a clip with a {color} {object}, which {moves}')
 _TRAIN_PARTIAL = ('a {object} {moves}', 'a {color} {object}', 'something {color} {moves}',
                   'a {object} is {moving}', 'a video of something {moving}')
 
-# %% ../../nbs/data/captions.ipynb #cf5d919b
+# %% ../../nbs/data/captions.ipynb #c7ccf80e
 _HELD_OBJECTS = dict(
-    ball=('disc', 'globe'), square=('tile', 'cube'), triangle=('three-sided figure', 'trigon'),
-    ring=('annulus', 'donut'), cross=('crucifix', 'addition symbol'),
-    star=('pentagram', 'starburst'))
+    ball=('disc', 'sphere'), square=('tile', 'box'), triangle=('pyramid', 'three-sided figure'),
+    ring=('hoop', 'donut'), cross=('addition symbol', 'crosshair'),
+    star=('starfish', 'starburst'))
 _HELD_COLORS = dict(
-    red=('crimson', 'vermilion'), green=('jade', 'grassy'), blue=('sapphire', 'ultramarine'),
-    yellow=('canary', 'sunny'), purple=('mauve', 'plum'), white=('alabaster', 'milky'))
-_HELD_MOTIONS = _motions(
-    [('drifts', 'drifting'), ('glides', 'gliding'), ('floats', 'floating')],
-    dict(left=('to the left', 'to the left side'), right=('to the right', 'to the right side'),
-         up=('up high', 'up and up'), down=('down low', 'down and down')),
-    dict(grow=[('swells', 'swelling'), ('enlarges', 'enlarging')],
-         shrink=[('dwindles', 'dwindling'), ('diminishes', 'diminishing')],
-         orbit=[('whirls around a point', 'whirling around a point'),
-                ('traces a circular path', 'tracing a circular path')],
-         bounce=[('rebounds off the floor', 'rebounding off the floor'),
-                 ('springs repeatedly', 'springing repeatedly')],
-         swing=[('oscillates', 'oscillating'), ('rocks to and fro', 'rocking to and fro')]))
+    red=('crimson', 'scarlet'), green=('emerald', 'lime'), blue=('azure', 'navy'),
+    yellow=('golden', 'lemon'), purple=('violet', 'lavender'), white=('snowy', 'milky'))
+_HELD_VERBS = [('drifts', 'drifting'), ('glides', 'gliding'), ('floats', 'floating')]
+_HELD_DIRECTIONS = dict(
+    left=('to the left', 'to the left side'), right=('to the right', 'to the right side'),
+    up=('up high', 'up to the ceiling'), down=('down low', 'down to the floor'))
+_HELD_OTHERS = dict(
+    grow=[('swells', 'swelling'), ('expands', 'expanding')],
+    shrink=[('diminishes', 'diminishing'), ('contracts', 'contracting')],
+    orbit=[('whirls about a point', 'whirling about a point'),
+           ('traces a circular path', 'tracing a circular path')],
+    bounce=[('rebounds again and again', 'rebounding again and again'),
+            ('springs repeatedly', 'springing repeatedly')],
+    swing=[('oscillates', 'oscillating'), ('wobbles sideways', 'wobbling sideways')])
+_HELD_MOTIONS = _motions(_HELD_VERBS, _HELD_DIRECTIONS, _HELD_OTHERS)
 _HELD_TEMPLATES = (
     'one {color} {object} {moves} on a dark background', 'watch this {color} {object} as it {moves}',
     'an animation of some {color} {object} {moving}', 'it {moves}, this {object} in {color}',
-    'my {object}, which looks {color}, {moves}', 'see how {moving} changes one {color} {object}')
+    'my {object}, which looks {color}, {moves}', 'see how one {color} {object} {moves}')
 
-# %% ../../nbs/data/captions.ipynb #048f9e98
+# %% ../../nbs/data/captions.ipynb #24ef5d73
+_RARE_OBJECTS = dict(
+    ball=('spheroid', 'pellet'), square=('parallelogram', 'die'), triangle=('trigon', 'delta'),
+    ring=('annulus', 'torus'), cross=('crucifix', 'saltire'), star=('pentagram', 'estoile'))
+_RARE_COLORS = dict(
+    red=('carmine', 'cochineal'), green=('celadon', 'malachite'), blue=('cerulean', 'woad'),
+    yellow=('citrine', 'ochre'), purple=('heliotrope', 'puce'),
+    white=('porcelain', 'blanched'))
+
+# %% ../../nbs/data/captions.ipynb #0dca16e6
 @dataclass(frozen=True)
 class CaptionWords:
     """Templates and synonyms by which a scene is written. A template has {color}, {object} and
@@ -104,9 +175,10 @@ class CaptionWords:
 CAPTION_WORDS = dict(
     train=CaptionWords(_TRAIN_TEMPLATES, _TRAIN_PARTIAL, _TRAIN_OBJECTS, _TRAIN_COLORS,
                        _TRAIN_MOTIONS),
-    heldout=CaptionWords(_HELD_TEMPLATES, (), _HELD_OBJECTS, _HELD_COLORS, _HELD_MOTIONS))
+    heldout=CaptionWords(_HELD_TEMPLATES, (), _HELD_OBJECTS, _HELD_COLORS, _HELD_MOTIONS),
+    rare=CaptionWords(_HELD_TEMPLATES, (), _RARE_OBJECTS, _RARE_COLORS, _HELD_MOTIONS))
 
-# %% ../../nbs/data/captions.ipynb #9fd0ebb8
+# %% ../../nbs/data/captions.ipynb #c215f37b
 def _with_articles(text):
     return re.sub(r'\b([aA]) (?=[aeiou])', r'\1n ', text)
 
@@ -122,7 +194,7 @@ def _texts_of(what, table, name):
                          f'{did_you_mean(str(name), table)}')
     return table[name]
 
-# %% ../../nbs/data/captions.ipynb #fcd16d46
+# %% ../../nbs/data/captions.ipynb #77a00bd6
 @patch
 def write(self: CaptionWords, combination, seed=0, index=0, leave_out=.1):
     """A caption of an (object, color, motion), a pure function of its arguments; a share
@@ -139,7 +211,7 @@ def write(self: CaptionWords, combination, seed=0, index=0, leave_out=.1):
     words = dict(object=_choose(rng, objects), color=_choose(rng, colors))
     return _with_articles(template.format(moves=moves, moving=moving, **words))
 
-# %% ../../nbs/data/captions.ipynb #a9689ffb
+# %% ../../nbs/data/captions.ipynb #9a402a02
 def vary_caption(combination, seed=0, index=0, leave_out=.1):
     """(object, color, motion) -> a training caption: 'a scarlet hoop is sliding left'. A pure
     function of its arguments; see `CaptionWords.write`."""

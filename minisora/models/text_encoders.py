@@ -6,7 +6,7 @@
 __all__ = ['POOLINGS', 'TextEmbedding', 'unpack_text', 'TextEncoder', 'checked_texts', 'HashedWords', 'pool_tokens',
            'PretrainedText', 'open_text_encoder']
 
-# %% ../../nbs/models/text_encoders.ipynb #82ea9298
+# %% ../../nbs/models/text_encoders.ipynb #d7287e5f
 import hashlib
 import importlib.util
 import warnings
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..core.checks import check_choice, check_int, first_line
 from ..core.files import read_json, short_hash, tensors_digest
 
-# %% ../../nbs/models/text_encoders.ipynb #31640d17
+# %% ../../nbs/models/text_encoders.ipynb #74ceebe3
 class TextEmbedding(NamedTuple):
     "Captions as numbers: pooled (B, D), tokens (B, L, D), mask (B, L), True where a token is."
     pooled: torch.Tensor
@@ -45,7 +45,7 @@ def unpack_text(packed):
     tokens = packed[:, 1:]
     return TextEmbedding(packed[:, 0], tokens, (tokens != 0).any(-1))
 
-# %% ../../nbs/models/text_encoders.ipynb #32381c8d
+# %% ../../nbs/models/text_encoders.ipynb #084ee956
 class TextEncoder:
     """`encode(captions)` -> `TextEmbedding`. A kind of encoder has `dim` (D), `max_tokens` (L),
     `fingerprint`, and `encode_batch(captions)`."""
@@ -84,7 +84,7 @@ def checked_texts(captions):
         raise ValueError('captions: the list is empty')
     return captions
 
-# %% ../../nbs/models/text_encoders.ipynb #0ae19953
+# %% ../../nbs/models/text_encoders.ipynb #3a9e7006
 class HashedWords(TextEncoder):
     "A fixed random vector for each word; pooled: their mean, of length 1. Knows no meaning."
     name = 'hashed-words'
@@ -109,7 +109,7 @@ class HashedWords(TextEncoder):
                 mask[i, j] = True
         return TextEmbedding(F.normalize(tokens.sum(1), dim=-1), tokens, mask)
 
-# %% ../../nbs/models/text_encoders.ipynb #321a1498
+# %% ../../nbs/models/text_encoders.ipynb #53ce1360
 POOLINGS = ('mean', 'cls', 'max', 'own')
 
 
@@ -122,7 +122,7 @@ def pool_tokens(tokens, mask, pooling):
     weights = mask[..., None].to(tokens.dtype)
     return (tokens * weights).sum(1) / weights.sum(1).clamp_min(1)
 
-# %% ../../nbs/models/text_encoders.ipynb #f859d3be
+# %% ../../nbs/models/text_encoders.ipynb #6f012a60
 _PROBES = ('A Red ball moves LEFT.', 'naïve café — 3.5% of it’s', '红色的球 向左', '', 'x' * 40)
 
 
@@ -137,15 +137,18 @@ def own_weights(model, missing=()):
     "The tensors of a model that came from its files, float32."
     return {k: v.float() for k, v in model.state_dict().items() if k not in missing}
 
-# %% ../../nbs/models/text_encoders.ipynb #03434f48
+# %% ../../nbs/models/text_encoders.ipynb #8dd759c9
 class PretrainedText(TextEncoder):
     """A network and a tokenizer of `transformers`. `pooling`: 'mean', 'cls', 'max', or 'own', the
-    network's `pooler_output`; `normalize`: pooled vectors have length 1. `unused`: names of
-    weights that its files do not have, and that no output depends on."""
+    network's `pooler_output`; `normalize`: pooled vectors have length 1. `layer`: the block whose
+    output the tokens are, 0: what goes into the first one; None: the network's own output.
+    `unused`: names of weights that its files do not have, and that no output depends on."""
 
     def __init__(self, model, tokenizer, pooling='mean', normalize=False, max_tokens=32,
-                 name='transformers', unused=()):
+                 layer=None, name='transformers', unused=()):
         check_choice('pooling', pooling, POOLINGS)
+        blocks = model.config.num_hidden_layers
+        self.layer = layer if layer is None else check_int('layer', layer, 0, blocks)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.pooling = pooling
@@ -160,10 +163,10 @@ class PretrainedText(TextEncoder):
     def fingerprint(self):
         "16 hex digits of weights, tokenizer and settings."
         weights = tensors_digest(own_weights(self.model, self.unused))
-        settings = [self.pooling, self.normalize, self.max_tokens]
+        settings = [self.pooling, self.normalize, self.max_tokens, self.layer]
         return short_hash([weights, tokenizer_fingerprint(self.tokenizer), settings])
 
-# %% ../../nbs/models/text_encoders.ipynb #b9b60c6a
+# %% ../../nbs/models/text_encoders.ipynb #5c62dfd5
 @patch
 def encode_batch(self: PretrainedText, captions):
     device = next(self.model.parameters()).device
@@ -172,7 +175,8 @@ def encode_batch(self: PretrainedText, captions):
                          max_length=self.max_tokens, return_tensors='pt')
     self.model.eval()
     out = self.model(input_ids=ids['input_ids'].to(device),
-                     attention_mask=ids['attention_mask'].to(device))
+                     attention_mask=ids['attention_mask'].to(device),
+                     output_hidden_states=self.layer is not None)
     tokens = out.last_hidden_state.float().cpu()                            # (B, L, D)
     mask = ids['attention_mask'].bool()                                     # (B, L)
     if self.pooling == 'own':
@@ -180,6 +184,8 @@ def encode_batch(self: PretrainedText, captions):
     else:
         pooled = pool_tokens(tokens, mask, self.pooling)
     pooled = F.normalize(pooled, dim=-1) if self.normalize else pooled
+    if self.layer is not None:
+        tokens = out.hidden_states[self.layer].float().cpu()
     behind = self.max_tokens - mask.shape[1]
     tokens = F.pad(tokens * mask[..., None], (0, 0, 0, behind))
     return TextEmbedding(pooled, tokens, F.pad(mask, (0, behind)))
@@ -197,7 +203,7 @@ def _warn_of_cuts(self: PretrainedText, captions):
         warnings.warn(f'caption {captions[longest][:60]!r} has {lengths[longest]} tokens, the '
                       f'encoder reads {self.max_tokens}: the rest is cut', stacklevel=4)
 
-# %% ../../nbs/models/text_encoders.ipynb #e02d818e
+# %% ../../nbs/models/text_encoders.ipynb #084e34d1
 _EXTRA = 'pip install "minisora[text]"'
 _CLASSES = dict(t5='T5EncoderModel', mt5='MT5EncoderModel', umt5='UMT5EncoderModel',
                 clip='CLIPTextModel', clip_text_model='CLIPTextModel')
@@ -234,7 +240,7 @@ def folders_of(folder):
                          'sentence-transformers')
     return folder, folder
 
-# %% ../../nbs/models/text_encoders.ipynb #98a4ef13
+# %% ../../nbs/models/text_encoders.ipynb #2f16bc43
 _POOLING_FIELDS = dict(pooling_mode_mean_tokens='mean', pooling_mode_cls_token='cls',
                        pooling_mode_max_tokens='max')
 
@@ -268,7 +274,7 @@ def sentence_settings(folder):
                              'Pooling and Normalize are')
     return settings, inside
 
-# %% ../../nbs/models/text_encoders.ipynb #34a72ce7
+# %% ../../nbs/models/text_encoders.ipynb #056e03ba
 @contextmanager
 def no_progress_bar(transformers):
     "No bar for weights that are read in a second."
@@ -281,7 +287,7 @@ def no_progress_bar(transformers):
         if shown:
             logging.enable_progress_bar()
 
-# %% ../../nbs/models/text_encoders.ipynb #8dd0f594
+# %% ../../nbs/models/text_encoders.ipynb #763b65d5
 def load_network(folder):
     """The network in a folder of transformers, float32, and the names of weights that it does not
     need. ValueError names the folder and what is wrong."""
@@ -307,7 +313,7 @@ def load_network(folder):
                          'encoder')
     return model, missing
 
-# %% ../../nbs/models/text_encoders.ipynb #33f4448c
+# %% ../../nbs/models/text_encoders.ipynb #f7a51eaa
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.txt', 'vocab.json', 'spiece.model',
                     'sentencepiece.bpe.model', 'tokenizer.model')
 
@@ -336,14 +342,15 @@ def check_vocabulary(folder, model, tokenizer):
         raise ValueError(f'{folder}: the tokenizer has ids up to {ids}, the network {rows} rows: '
                          'they do not belong together')
 
-# %% ../../nbs/models/text_encoders.ipynb #a323df3b
-def open_text_encoder(source='minilm', max_tokens=32, device='cpu'):
+# %% ../../nbs/models/text_encoders.ipynb #d0bfd08c
+def open_text_encoder(source='minilm', max_tokens=32, layer=None, device='cpu'):
     """A `TextEncoder`: 'minilm' (all-MiniLM-L6-v2, 384 numbers, from its package), 'hashed-words',
     or a local folder of `transformers` (BERT and its kin, T5, CLIP), `sentence-transformers`, or
     a `diffusers` pipeline. Nothing is fetched.
 
-    `max_tokens`: rows of a caption, or fewer where the network reads fewer. ModuleNotFoundError:
-    the extra `minisora[text]` is needed; FileNotFoundError, ValueError name folder and file."""
+    `max_tokens`: rows of a caption, or fewer where the network reads fewer; `layer`: tokens from
+    another block than the last, which is often nearer to the words. ModuleNotFoundError: the
+    extra `minisora[text]` is needed; FileNotFoundError, ValueError name folder and file."""
     max_tokens = check_int('max_tokens', max_tokens, 2)
     if source == 'hashed-words':
         return HashedWords(max_tokens=max_tokens)
@@ -360,5 +367,5 @@ def open_text_encoder(source='minilm', max_tokens=32, device='cpu'):
     check_vocabulary(words, model, tokenizer)
     positions = getattr(model.config, 'max_position_embeddings', None) or max_tokens
     most = min(max_tokens, positions, tokenizer.model_max_length)
-    return PretrainedText(model.to(device), tokenizer, max_tokens=most, name=name,
+    return PretrainedText(model.to(device), tokenizer, max_tokens=most, layer=layer, name=name,
                           unused=missing, **settings)
