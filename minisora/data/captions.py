@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CAPTION_WORDS', 'CaptionWords', 'vary_caption', 'heldout_paraphrases']
 
-# %% ../../nbs/data/captions.ipynb #848deac1
+# %% ../../nbs/data/captions.ipynb #9b126bb7
 import re
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from ..core.checks import check_int, check_number, did_you_mean
 
-# %% ../../nbs/data/captions.ipynb #0872d53b
+# %% ../../nbs/data/captions.ipynb #a122adf1
 def _crossed(verbs, directions):
     "Verbs [(moves, moving)] × ['left', 'leftward'] -> [('moves left', 'moving left'), …]."
     return tuple((f'{says} {where}', f'{doing} {where}')
@@ -26,7 +26,7 @@ def _motions(verbs, directions, others):
     moved = {name: _crossed(verbs, ways) for name, ways in directions.items()}
     return moved | {name: tuple(forms) for name, forms in others.items()}
 
-# %% ../../nbs/data/captions.ipynb #7dc72d8a
+# %% ../../nbs/data/captions.ipynb #a6acb0fa
 _TRAIN_OBJECTS = {k: tuple(t.split(', ')) for k, t in dict(
     ball='ball, circle, orb, round ball, dot, round shape, bubble, marble, balloon, pearl, '
          'moon, planet, spot, pea, coin, filled circle, plate, wheel',
@@ -42,7 +42,7 @@ _TRAIN_OBJECTS = {k: tuple(t.split(', ')) for k, t in dict(
          'star, north star, gold star sticker, shooting star, star symbol'
 ).items()}
 
-# %% ../../nbs/data/captions.ipynb #5ae098b9
+# %% ../../nbs/data/captions.ipynb #ba9a3eea
 _TRAIN_COLORS = {k: tuple(t.split(', ')) for k, t in dict(
     red='red, ruby, cherry, maroon, reddish, bright red, blood red, tomato red, rose, '
         'cardinal, brick red, wine red, fiery, strawberry, salmon red, rust red, coral red, '
@@ -70,7 +70,7 @@ _TRAIN_COLORS = {k: tuple(t.split(', ')) for k, t in dict(
           'alabaster white, blank white'
 ).items()}
 
-# %% ../../nbs/data/captions.ipynb #3df0ad1a
+# %% ../../nbs/data/captions.ipynb #46d4c671
 _VERBS = [('moves', 'moving'), ('goes', 'going'), ('slides', 'sliding'), ('travels', 'traveling'),
           ('heads', 'heading'), ('shifts', 'shifting'), ('runs', 'running'), ('flies', 'flying'),
           ('rolls', 'rolling'), ('sails', 'sailing'), ('creeps', 'creeping'), ('swims', 'swimming')]
@@ -105,7 +105,7 @@ _TRAIN_MOTIONS = _motions(
                 ('moves back and forth', 'moving back and forth'),
                 ('goes from side to side', 'going from side to side')]))
 
-# %% ../../nbs/data/captions.ipynb #7376d03b
+# %% ../../nbs/data/captions.ipynb #2e3e9898
 _TRAIN_TEMPLATES = (
     'a {color} {object} {moves}', 'the {color} {object} {moves}', '{color} {object} {moves}',
     'a {color} {object} is {moving}', 'a {object} that is {color} {moves}',
@@ -117,7 +117,7 @@ _TRAIN_TEMPLATES = (
 _TRAIN_PARTIAL = ('a {object} {moves}', 'a {color} {object}', 'something {color} {moves}',
                   'a {object} is {moving}', 'a video of something {moving}')
 
-# %% ../../nbs/data/captions.ipynb #c7ccf80e
+# %% ../../nbs/data/captions.ipynb #07ba5fa9
 _HELD_OBJECTS = dict(
     ball=('disc', 'sphere'), square=('tile', 'box'), triangle=('pyramid', 'three-sided figure'),
     ring=('hoop', 'donut'), cross=('addition symbol', 'crosshair'),
@@ -143,7 +143,7 @@ _HELD_TEMPLATES = (
     'an animation of some {color} {object} {moving}', 'it {moves}, this {object} in {color}',
     'my {object}, which looks {color}, {moves}', 'see how one {color} {object} {moves}')
 
-# %% ../../nbs/data/captions.ipynb #24ef5d73
+# %% ../../nbs/data/captions.ipynb #e9c2b1f1
 _RARE_OBJECTS = dict(
     ball=('spheroid', 'pellet'), square=('parallelogram', 'die'), triangle=('trigon', 'delta'),
     ring=('annulus', 'torus'), cross=('crucifix', 'saltire'), star=('pentagram', 'estoile'))
@@ -152,7 +152,7 @@ _RARE_COLORS = dict(
     yellow=('citrine', 'ochre'), purple=('heliotrope', 'puce'),
     white=('porcelain', 'blanched'))
 
-# %% ../../nbs/data/captions.ipynb #0dca16e6
+# %% ../../nbs/data/captions.ipynb #ec28ea33
 @dataclass(frozen=True)
 class CaptionWords:
     """Templates and synonyms by which a scene is written. A template has {color}, {object} and
@@ -178,7 +178,7 @@ CAPTION_WORDS = dict(
     heldout=CaptionWords(_HELD_TEMPLATES, (), _HELD_OBJECTS, _HELD_COLORS, _HELD_MOTIONS),
     rare=CaptionWords(_HELD_TEMPLATES, (), _RARE_OBJECTS, _RARE_COLORS, _HELD_MOTIONS))
 
-# %% ../../nbs/data/captions.ipynb #c215f37b
+# %% ../../nbs/data/captions.ipynb #1d4390fc
 def _with_articles(text):
     return re.sub(r'\b([aA]) (?=[aeiou])', r'\1n ', text)
 
@@ -194,7 +194,7 @@ def _texts_of(what, table, name):
                          f'{did_you_mean(str(name), table)}')
     return table[name]
 
-# %% ../../nbs/data/captions.ipynb #77a00bd6
+# %% ../../nbs/data/captions.ipynb #34cf9112
 @patch
 def write(self: CaptionWords, combination, seed=0, index=0, leave_out=.1):
     """A caption of an (object, color, motion), a pure function of its arguments; a share
@@ -211,7 +211,7 @@ def write(self: CaptionWords, combination, seed=0, index=0, leave_out=.1):
     words = dict(object=_choose(rng, objects), color=_choose(rng, colors))
     return _with_articles(template.format(moves=moves, moving=moving, **words))
 
-# %% ../../nbs/data/captions.ipynb #9a402a02
+# %% ../../nbs/data/captions.ipynb #85dbefbf
 def vary_caption(combination, seed=0, index=0, leave_out=.1):
     """(object, color, motion) -> a training caption: 'a scarlet hoop is sliding left'. A pure
     function of its arguments; see `CaptionWords.write`."""
