@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PooledText', 'TextInContext', 'CrossAttention', 'TextCrossAttention', 'word_maps']
 
-# %% ../../nbs/models/text_conditions.ipynb #20d0175f
+# %% ../../nbs/models/text_conditions.ipynb #c99fd65b
 import functools
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..core.checks import check_fields
 from .conditions import CONDITIONS, Unconditional, steer_frames
 
-# %% ../../nbs/models/text_conditions.ipynb #4ad27f64
+# %% ../../nbs/models/text_conditions.ipynb #75261839
 class CaptionRows(NamedTuple):
     """Captions as a model reads them: rows (B, K, 1 + tokens, dim), normalized, the pooled one
     first; `none` (B, K), True where there is no caption; mask (B, K, tokens)."""
@@ -29,8 +29,8 @@ class CaptionRows(NamedTuple):
 
 def read_text(y, time, captions, rows, dim):
     """A condition y, (B, R, dim), (B, dim) or, with several `captions` of a sample, (B, captions,
-    R, dim) -> `CaptionRows` of the first `rows` of R. None: no caption. ValueError for another shape,
-    or for ids."""
+    R, dim) -> `CaptionRows` of the first `rows` of R. None: no caption. ValueError for another
+    shape, or for ids."""
     shape = (len(time), captions, rows, dim)
     if y is None:
         y = time.new_zeros(shape)
@@ -49,7 +49,7 @@ def read_text(y, time, captions, rows, dim):
     there = (y != 0).any(-1)                                                # (B, K, 1 + tokens)
     return CaptionRows(F.layer_norm(y, (dim,)), ~there.any(-1), there[:, :, 1:])
 
-# %% ../../nbs/models/text_conditions.ipynb #9cd7d128
+# %% ../../nbs/models/text_conditions.ipynb #2e3d46b4
 @CONDITIONS.register('text')
 @dataclass(frozen=True)
 class PooledText(Unconditional):
@@ -77,7 +77,7 @@ class PooledText(Unconditional):
         pooled = torch.where(text.none[..., None], model.text_null.to(pooled.dtype), pooled)
         return steer_frames(time, pooled, model.grid[0]), None
 
-# %% ../../nbs/models/text_conditions.ipynb #bc8511ae
+# %% ../../nbs/models/text_conditions.ipynb #b9ace1d2
 @CONDITIONS.register('text-in-context')
 @dataclass(frozen=True)
 class TextInContext(PooledText):
@@ -109,7 +109,7 @@ class TextInContext(PooledText):
         tokens = torch.where(text.none[..., None, None], null, tokens)
         return steering, (tokens + model.text_slots).flatten(1, 2)
 
-# %% ../../nbs/models/text_conditions.ipynb #6fb8bf39
+# %% ../../nbs/models/text_conditions.ipynb #388fb58c
 class CrossAttention(nn.Module):
     """Tokens h (B, …, D) read a text (B, L, D) where its mask (B, L) is True: what to add to h. Its
     exit starts at zero."""
@@ -148,7 +148,7 @@ class CrossAttention(nn.Module):
         out = rearrange(out, 'b heads n d -> b n (heads d)')
         return self.proj(out).view(h.shape)
 
-# %% ../../nbs/models/text_conditions.ipynb #d95254d6
+# %% ../../nbs/models/text_conditions.ipynb #3d84f92f
 def with_text(steering, text, mask):
     "Steering (B, S), text (B, L, D), mask (B, L) -> side by side (B, S + L · D + L)."
     return torch.cat([steering, text.flatten(1), mask.to(steering.dtype)], 1)
@@ -174,7 +174,7 @@ def reading_class(block_class):
     "A class of blocks, with cross-attention in front."
     return type(f'TextReading{block_class.__name__}', (ReadsText, block_class), {})
 
-# %% ../../nbs/models/text_conditions.ipynb #ccd9b5ff
+# %% ../../nbs/models/text_conditions.ipynb #4a26b92e
 @CONDITIONS.register('text-cross-attention')
 @dataclass(frozen=True)
 class TextCrossAttention(PooledText):
@@ -211,7 +211,7 @@ class TextCrossAttention(PooledText):
     def add_context(self, model, blocks, time, y):
         return with_text(blocks, *self.context(model, time, y))
 
-# %% ../../nbs/models/text_conditions.ipynb #50b9d38c
+# %% ../../nbs/models/text_conditions.ipynb #6cdbaadc
 @torch.no_grad()
 def word_maps(model, x, t, y):
     """How much each place of a clip looks at each token of its caption: (B, tokens, t, h, w), over
