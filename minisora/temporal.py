@@ -170,6 +170,7 @@ def forward(self: VideoDiT, x, t, y=None):
     steering, tokens = c.condition(self, time, y, images)                   # (B or B · F, D)
     h = self.layout.arrange(h, tokens, grid)                                # (B, …, slots + N, D)
     blocks = c.modulation.steer(self, steering)                             # (B or B · F, …)
+    blocks = c.condition.add_context(self, blocks, time, y)
     h = self.layout.forward_blocks(self, h, blocks, grid, x)
     h = h[..., 0 if tokens is None else tokens.shape[1]:, :]                # without the words
     steering = c.condition.for_head(time, steering)

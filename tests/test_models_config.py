@@ -30,6 +30,7 @@ from minisora.models.positions import (
 )
 from minisora.models.modulation import MODULATIONS, AdaLN, AdaLNLoRA
 from minisora.models.preconditioning import OUTPUTS, DataOutput, DirectOutput, EDMOutput
+from minisora.models.text_conditions import PooledText, TextCrossAttention, TextInContext
 from minisora.models.windows import Windows
 from minisora.temporal import VIDEO_PRESETS, VideoDiT, VideoDiTConfig, inflate
 
@@ -44,7 +45,14 @@ PARTS = dict(
         LattePositions(learned_time=True),
         LearnedPositions((8, 4, 6)),
     ],
-    condition=[Unconditional(), WordCondition(7, 2, True, 0.5), CaptionCondition(6)],
+    condition=[
+        Unconditional(),
+        WordCondition(7, 2, True, 0.5),
+        CaptionCondition(6),
+        PooledText(6),
+        TextInContext(6, 2),
+        TextCrossAttention(6, 2),
+    ],
     output=[DirectOutput(), DirectOutput(learn_sigma=True), EDMOutput(), DataOutput(0.1)],
 )
 FAMILIES = dict(

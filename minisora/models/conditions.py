@@ -42,7 +42,8 @@ class LabelEmbedder(nn.Module):
                              f'(null id: {self.null_id})')
 
 # %% ../../nbs/models/conditions.ipynb #fadfa4a9
-CONDITIONS = Registry('condition', 'minisora.models.conditions')
+CONDITIONS = Registry('condition', 'minisora.models.conditions',
+                      'minisora.models.text_conditions')
 
 # %% ../../nbs/models/conditions.ipynb #9c468185
 @CONDITIONS.register('none')
@@ -70,6 +71,10 @@ class Unconditional:
         With `images` single images behind a clip's frames: (B · F, D), one row for each frame and
         image, and tokens (B, (1 + images) · slots, D)."""
         return time, None
+
+    def add_context(self, model, blocks, time, y):
+        "What steers the blocks (B, …), with what they read besides, where they do."
+        return blocks
 
     def for_head(self, time, steering):
         "What steers the last layer, of the time's embeddings and of what steered the blocks."

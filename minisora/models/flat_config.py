@@ -107,7 +107,7 @@ def flat_fields(config):
         learned_time=getattr(config.positions, 'learned_time', False),
         vocab=getattr(words, 'vocab', 0), slots=getattr(words, 'slots', 1),
         context=bool(words.num_tokens), label_std=words.init_std,
-        caption=getattr(condition, 'dim', 0), time=config.time_convention,
+        caption=condition.dim if condition.kind == 'caption' else 0, time=config.time_convention,
         precondition=precondition, t_clip=getattr(output, 't_clip', .05),
         learn_sigma=getattr(output, 'learn_sigma', False), smaller=config.variable_size)
 
@@ -123,6 +123,8 @@ def nest_mixed(config_class, values):
     for name, registry in families.items():
         parts[name] = as_part(registry, parts[name], f'{config_class.__name__}.')
     nested = nest(flat_fields(SimpleNamespace(**parts)) | flat)
+    if parts['condition'].kind not in ('none', 'words', 'caption'):         # of a later version
+        del nested['condition']
     return given | {k: v for k, v in nested.items() if k not in SIZES}
 
 # %% ../../nbs/models/flat_config.ipynb #7cd30d48
