@@ -20,6 +20,7 @@ from .core.checks import check_choice
 from .core.files import atomic_file, folder_lock, short_hash
 from .film import speech_endpoints  # noqa: F401 - its speakers
 from .film.compose import Format, pictures, spans_of, with_captions, write_film
+from .film.drawing import missing_letters
 from .film.script import count_words, key_phrase
 from .film.shots import Card
 from .film.sound import RATE, mix_down, music_bed, read_sound, resample
@@ -168,6 +169,18 @@ def note(self: _Maker, i, words):
         raise RuntimeError(f'scenes[{i}]: {words[0]}')
     self.problems += [f'scenes[{i}]: {w}' for w in words]
 
+
+@patch
+def check_letters(self: _Maker):
+    "A problem where no font of this machine has letters that are spoken or shown."
+    for i, scene in enumerate(self.board.scenes):
+        shown = scene.text + getattr(scene.shot, 'title', '')
+        missing = ''.join(c for c in missing_letters(shown) if c.isalpha())
+        if missing:
+            self.note(i, [f'no font here has {missing[:8]!r}, which is left out of the picture: '
+                          'install one, such as Noto Sans CJK for Chinese'])
+            return
+
 # %% ../nbs/17_story.ipynb #0217cff4
 @patch
 def shots(self: _Maker):
@@ -220,6 +233,7 @@ def chapters(self: _Maker, timed):
 def make(self: _Maker):
     "All of it; a `FilmResult`."
     board = self.board
+    self.check_letters()
     shots = self.shots()
     said = self.speeches()
     timed = timed_scenes(board, said)

@@ -42,11 +42,12 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("box", [(60, 40), (300, 90), (120, 400)])
 def test_text_fits_its_box(text, box):
+    text = drawable(text)  # without a Chinese font little is left of some
     lines, size = fit_text(text, *box, 60)
     assert all(drawing.text_width(line, size) <= box[0] for line in lines)
     assert len(lines) * size * 1.25 <= box[1] or len(lines) == 1
-    if not lines[-1].endswith("…"):
-        assert "".join("".join(lines).split()) == "".join(drawable(text).split())
+    if not (lines and lines[-1].endswith("…")):
+        assert "".join("".join(lines).split()) == "".join(text.split())
 
 
 def test_lines_never_begin_with_a_closing_mark():

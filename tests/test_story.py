@@ -93,6 +93,15 @@ def test_what_fails_is_named_and_replaced(tmp_path, monkeypatch):
     assert not list((tmp_path / "c.items").glob("speech-*"))  # asked again next time
 
 
+def test_letters_without_a_font_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(story, "missing_letters", lambda text: "水" if "水" in text else "☂")
+    board = Storyboard("T", (Scene("A.", Card("a")), Scene("水。", Card("b"))), **SMALL)
+    (problem,) = make_film(board, tmp_path / "a.mp4").problems
+    assert problem.startswith("scenes[1]: no font here has '水'") and "Noto Sans CJK" in problem
+    with pytest.raises(RuntimeError, match="no font here has"):
+        make_film(board, tmp_path / "b.mp4", strict=True)
+
+
 @pytest.mark.parametrize(
     "path, error, message",
     [
