@@ -321,8 +321,9 @@ def _story_command(args):
     options = {name: value for name, value in given.items() if value is not None}
     if 'size' in options:
         options['size'] = tuple(options['size'])
-    if options.get('music') == 'none':
-        options['music'] = None
+    if options.get('music') not in (None, 'bed'):
+        none = options['music'] == 'none'
+        options['music'] = None if none else str(Path(options['music']).expanduser().absolute())
     board = open_script(args.source, shows_for(args.stock, not args.no_models))
     board = replace(board, **options, captions=board.captions and not args.no_captions)
     board.check()
@@ -334,7 +335,7 @@ def _story_command(args):
     if args.dry_run:
         return
     out = Path(args.out)
-    if Path(args.source).suffix != '.json' or Path(args.source) != out.with_suffix('.json'):
+    if args.source != str(out.with_suffix('.json')) and not _same_file(args.source, out):
         save_storyboard(board, out)
     with tqdm(disable=None, unit='frame') as bar:
         made = make_film(board, out, args.strict, lambda what, done, of: _tell(bar, what, done, of))
@@ -343,6 +344,12 @@ def _story_command(args):
     print(printable(f'watch {made.path}  ({made.seconds:.1f} s, spoken by '
                     f'{" and ".join(made.speakers) or "nobody"}; edit {out.with_suffix(".json")} '
                     'and tell that one again)'))
+
+# %% ../nbs/96_cli.ipynb #c667d001
+def _same_file(source, out):
+    "Is the source the storyboard that lies beside the film?"
+    board = out.with_suffix('.json')
+    return len(source) < 1000 and board.exists() and Path(source).absolute() == board.absolute()
 
 
 def _tell(bar, what, done, of):

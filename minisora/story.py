@@ -122,7 +122,7 @@ def plan_film(board, words_per_second=3.2):
     calls = sum(s.shot.kind == 'endpoint' for s in board.scenes)
     if board.speaker in ('openai', 'azure'):
         calls += sum(bool(s.text.strip()) for s in board.scenes)
-    return Plan(board, rows, 6e8 + 60 * width * height * 3 + 12 * 8 * RATE * total, calls)
+    return Plan(board, rows, 8e8 + 60 * width * height * 3 + 32 * RATE * total, calls)
 
 # %% ../nbs/17_story.ipynb #5d553faf
 @dataclass(frozen=True)

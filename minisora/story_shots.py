@@ -167,7 +167,7 @@ class StockShow:
     kind = 'stock'
 
     def __init__(self, folder):
-        folder = Path(folder).expanduser()
+        folder = Path(folder).expanduser().absolute()
         if not folder.is_dir():
             raise FileNotFoundError(f'there is no folder {folder}')
         files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in PICTURES + CLIPS)

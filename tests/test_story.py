@@ -191,7 +191,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         (["story", "none.md"], "there is no file none.md"),
         (["story", "x", "--size", "99", "64"], "size must be an even"),
         (["story", "x", "--speaker", "bob"], "speaker must be one of"),
-        (["story", "x", "--music", "none.mp3"], "music: there is no file none.mp3"),
+        (["story", "x", "--music", "none.mp3"], "none.mp3"),
         (["story", "x", "--stock", "none"], "there is no folder none"),
         (["story", "x", "--out", "x.gif"], "a film must be an .mp4 file"),
     ):
@@ -199,6 +199,21 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         shown = capsys.readouterr().err
         assert words in shown and "Traceback" not in shown, (call, shown)
     assert not (tmp_path / "film.mp4").exists()
+
+
+def test_a_storyboard_finds_its_files_from_anywhere(tmp_path, capsys, monkeypatch):
+    "Made in one folder with material of another, told again from a third."
+    (tmp_path / "stock").mkdir()
+    (tmp_path / "out").mkdir()
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "stock" / "big cat.png")
+    monkeypatch.chdir(tmp_path)
+    small = ["--size", "96", "64", "--fps", "5", "--speaker", "silent", "--music", "none"]
+    more = ["--stock", "stock", "--out", "out/a.mp4"]
+    assert cli.main(["story", "A big cat.", *more, *small]) == 0
+    monkeypatch.chdir("/")
+    again = ["story", str(tmp_path / "out" / "a.json"), "--out", str(tmp_path / "out" / "a.mp4")]
+    assert cli.main(again) == 0, capsys.readouterr().err
+    assert frames_of(tmp_path / "out" / "a.mp4")[3][32, 48, 2] > 150  # the blue picture
 
 
 def test_no_socket_is_opened(tmp_path, monkeypatch):

@@ -315,7 +315,7 @@ def storyboard_of(script, shows=(), **options):
         if part.kind == 'heading':
             scenes.append(Scene(part.text[:MOST_LETTERS], Card(part.text[:200]), .6, 'a heading'))
         elif part.kind == 'picture':
-            shot = Picture(str(Path(script.folder, part.file)))
+            shot = Picture(str(Path(script.folder, part.file).absolute()))
             shot.check()
             waiting = shot                                   # for what is said next
         else:

@@ -61,7 +61,7 @@ def shot_of(values, folder='.', where='shot'):
             raise ValueError(f'{where}: a {cls.kind!r} has no field {name!r}'
                              f'{did_you_mean(name, known)}')
     if isinstance(given.get('file'), str):
-        given['file'] = str(Path(folder, given['file']).expanduser())
+        given['file'] = str(Path(folder, Path(given['file']).expanduser()).absolute())
     try:
         shot = cls(**given)
         shot.check()

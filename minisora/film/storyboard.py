@@ -126,7 +126,7 @@ def from_dict(cls: Storyboard, values, folder='.'):
     if isinstance(made.get('size'), list):
         made['size'] = tuple(made['size'])
     if isinstance(made.get('music'), str) and made['music'] != 'bed':
-        made['music'] = str(Path(folder, made['music']).expanduser())
+        made['music'] = str(Path(folder, Path(made['music']).expanduser()).absolute())
     storyboard = cls(**made)
     storyboard.check()
     return storyboard
