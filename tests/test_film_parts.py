@@ -157,6 +157,25 @@ def test_speech_is_as_loud_as_it_should_be(level, clicks):
     assert np.abs(finer).max() <= 10 ** (-1 / 20)
 
 
+def test_long_sounds_are_measured_in_parts(monkeypatch):
+    "Loudness and gain do not depend on how much is looked at once."
+    from minisora.film import sound
+
+    rate = 8000
+    noise = np.random.default_rng(2).normal(0, 0.2, 47 * rate).astype(np.float32)
+    noise *= 1.5 + np.sin(np.arange(len(noise)) / rate)
+    noise[20 * rate - 30 : 20 * rate + 30] = 3.0  # across a border
+    found = []
+    for seconds in (60, 10, 1):
+        monkeypatch.setattr(sound, "SECONDS_AT_ONCE", seconds)
+        found.append((loudness(noise, rate), limit(noise, rate=rate)))
+    for level, made in found[1:]:
+        assert level == pytest.approx(found[0][0], abs=0.01)
+        assert np.abs(made - found[0][1]).max() < 0.02
+        assert np.abs(made).max() <= 10 ** (CEILING / 20) + 1e-3
+    assert len(limit(np.zeros(0, np.float32))) == 0
+
+
 def test_limiting_leaves_what_is_quiet():
     quiet = 0.1 * np.sin(np.arange(RATE) * 0.05)
     assert np.abs(limit(quiet) - quiet).max() < 1e-6

@@ -192,7 +192,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         (["story", "x", "--size", "99", "64"], "size must be an even"),
         (["story", "x", "--speaker", "bob"], "speaker must be one of"),
         (["story", "x", "--music", "none.mp3"], "none.mp3"),
-        (["story", "x", "--stock", "none"], "there is no folder none"),
+        (["story", "x", "--stock", "none"], "there is no folder"),
         (["story", "x", "--out", "x.gif"], "a film must be an .mp4 file"),
     ):
         assert cli.main(call) != 0, call
