@@ -137,6 +137,8 @@ def test_loudness_is_that_of_the_standard():
     t = np.arange(5 * RATE) / RATE
     assert loudness(np.sin(2 * np.pi * 997 * t)) == pytest.approx(-3.01, abs=0.05)
     assert loudness(np.zeros(RATE)) == -np.inf
+    quiet = np.where(t < 2, 1, 0.1) * np.sin(2 * np.pi * 997 * t)  # 20 dB below: not speech
+    assert loudness(quiet) == pytest.approx(-3.01, abs=0.5)
     stereo = np.stack([0.1 * np.sin(2 * np.pi * 997 * t)] * 2, 1)
     assert loudness(stereo) == pytest.approx(-20.0, abs=0.05)
     other = pytest.importorskip("pyloudnorm")
@@ -299,6 +301,12 @@ def test_cues_can_be_read():
     wide = cues_of([(c, 0.2 * i, 0.2 * i + 0.2) for i, c in enumerate("水" * 50)])
     assert all(len(line) <= 16 for c in wide for line in c.lines)
     assert cues_of([("Hi.", 0.0, 0.1)])[0].end == 1.0
+    words = [
+        ("A sentence that is not so short. ", 0.0, 0.3),
+        ("And another one of these.", 0.3, 0.6),
+    ]
+    first, second = cues_of(words)
+    assert first.end == 0.3 == second.start and second.end == 1.3  # none over another
 
 
 def test_subtitles_come_back():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -61,6 +62,18 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
     other = open_script("One sentence stands here alone, as it is long enough.\n\nTwo!", **SMALL)
     make_film(other, tmp_path / "a.mp4")
     assert asked[2:] == ["Two!"]
+
+
+def test_what_is_kept_is_named_by_all_that_it_depends_on():
+    board = Storyboard("T", (Scene("A.", Card("a")),))
+    scene = board.scenes[0]
+    key = story.speech_key(scene, board)
+    changes = dict(speaker="espeak", voice="x", rate=1.5, language="zh")
+    keys = {story.speech_key(scene, replace(board, **{k: v})) for k, v in changes.items()}
+    keys |= {key, story.speech_key(replace(scene, text="B."), board)}
+    assert len(keys) == 6
+    other = replace(board, size=(64, 64), music=None, title="U")
+    assert story.speech_key(replace(scene, pause=2.0, shot=Card("b")), other) == key
 
 
 class Broken:
