@@ -157,7 +157,7 @@ def speeches(self: _Maker):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter('always')
                 said = spoken_scene(scene, self.board, self.folder, self.timeout)
-            self.note(i, [str(w.message) for w in caught])
+            self.note(i, [str(w.message) for w in caught if w.category is UserWarning])
         found.append(said if said is not None and said.seconds else None)
     return found
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from dataclasses import replace
 
 import av
@@ -17,7 +18,7 @@ from PIL import Image
 from minisora import cli, story
 from minisora.film.script import open_script
 from minisora.film.shots import Card
-from minisora.film.speech import SPEAKERS, SpeechError
+from minisora.film.speech import SPEAKERS, SpeechError, speak
 from minisora.film.storyboard import Scene, Storyboard
 from minisora.film.subtitles import read_subtitles
 from minisora.story import make_film, plan_film, save_storyboard
@@ -113,6 +114,18 @@ def test_letters_without_a_font_are_named(tmp_path, monkeypatch):
     assert problem.startswith("scenes[1]: no font here has '水'") and "Noto Sans CJK" in problem
     with pytest.raises(RuntimeError, match="no font here has"):
         make_film(board, tmp_path / "b.mp4", strict=True)
+
+
+def test_only_what_a_speaker_says_is_a_problem(tmp_path, monkeypatch):
+    def noisy(*_):
+        warnings.warn("an open file", ResourceWarning, stacklevel=1)
+        warnings.warn("piper: no; silent speaks instead", stacklevel=1)
+        return speak("A.", "silent")
+
+    monkeypatch.setattr(story, "speak", noisy)
+    board = Storyboard("T", (Scene("A.", Card("a")),), **SMALL)
+    problems = make_film(board, tmp_path / "a.mp4").problems
+    assert problems == ("scenes[0]: piper: no; silent speaks instead",)
 
 
 @pytest.mark.parametrize(

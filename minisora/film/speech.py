@@ -17,6 +17,7 @@ import tempfile
 import threading
 import unicodedata
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,8 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env=dict(os.environ, PYTHONPATH=paths, PYTHONIOENCODING='utf-8', OMP_NUM_THREADS='1'))
         self.lines = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self):
         for line in self.process.stdout:
@@ -79,7 +81,10 @@ class Worker:
         "End the process."
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
+        self.reader.join()
+        self.process.stdout.close()
+        with suppress(BrokenPipeError):                      # it never read the last line
+            self.process.stdin.close()
 
 # %% ../../nbs/film/speech.ipynb #e23d4262
 class Local:
@@ -98,12 +103,12 @@ class Local:
 
     def say(self, text, voice, rate, language, timeout):
         "A `Speech`; SpeechError says why not."
+        voice = self.voice(voice, language, text)
         with tempfile.TemporaryDirectory() as folder:
             out = os.path.join(folder, 'speech.npy')
             self.worker = self.worker or Worker(self.command)
             try:
-                answer = self.worker.ask(dict(text=text, voice=self.voice(voice, language, text),
-                                              rate=rate, out=out), timeout)
+                answer = self.worker.ask(dict(text=text, voice=voice, rate=rate, out=out), timeout)
                 samples = np.load(out)
             except (SpeechError, OSError, ValueError, json.JSONDecodeError) as e:
                 self.close()
