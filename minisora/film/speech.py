@@ -47,17 +47,17 @@ class SpeechError(RuntimeError):
 class Worker:
     "A process of [synthesizers](speaking.ipynb) that answers lines of JSON."
     def __init__(self, command):
-        paths = os.pathsep.join(path for path in sys.path if path)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=dict(os.environ, PYTHONPATH=paths, PYTHONIOENCODING='utf-8', OMP_NUM_THREADS='1'))
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
+                     PYTHONIOENCODING='utf-8', OMP_NUM_THREADS='1'))
         self.lines = queue.Queue()
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
+        threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self):
-        for line in self.process.stdout:
-            self.lines.put(line)
+        with self.process.stdout as said:
+            for line in said:
+                self.lines.put(line)
         self.lines.put(None)
 
     def ask(self, request, timeout):
@@ -81,8 +81,6 @@ class Worker:
         "End the process."
         self.process.kill()
         self.process.wait()
-        self.reader.join()
-        self.process.stdout.close()
         with suppress(BrokenPipeError):                      # it never read the last line
             self.process.stdin.close()
 
